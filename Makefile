@@ -1,0 +1,45 @@
+# Each target calls `setup`, which makes .venv with everything the others use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# our own tree first: a virtual environment may be shared between checkouts
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.PHONY: setup demo test test-arm test-camera test-nvidia bench check fuzz clean
+
+setup: $(VENV)/.stamp
+
+$(VENV)/.stamp: constraints.txt pyproject.toml setup.py $(shell find edgekit/kernels -name '*.cpp' -o -name '*.h')
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel pybind11 torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,sign,torch,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+test: setup
+	$(BIN)/python -m pytest tests
+
+test-arm: setup
+	PYTHON=$(BIN)/python bash tools/arm/test.sh
+
+test-camera: setup
+	@echo "test-camera: nothing yet (live cameras come with the streaming runtime)"
+
+test-nvidia: setup
+	PYTHON=$(BIN)/python bash tools/nvidia/test.sh
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+fuzz: setup
+	$(BIN)/python tools/fuzz.py
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist runs

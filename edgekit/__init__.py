@@ -1,0 +1,60 @@
+"""edgekit puts trained vision models on edge devices.
+
+    bundle = edgekit.build("model.onnx", "jetson-orin")     # workstation: pip install edgekit[build]
+    engine = edgekit.load("model.jetson-orin.edge")         # device
+    detections = engine.predict(image)
+
+Names load on first use, so that `import edgekit` costs nothing and the device never imports the toolchain.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build": "edgekit.toolchain.api",
+    "load": "edgekit.runtime.engine",
+    "open_source": "edgekit.runtime.sources",
+    "Bundle": "edgekit.bundle",
+    "Detections": "edgekit.tasks.detect.detections",
+    "EdgekitError": "edgekit.errors",
+    "Engine": "edgekit.runtime.engine",
+    "Session": "edgekit.runtime.engine",
+    "Target": "edgekit.target",
+}
+
+__all__ = [
+    "Bundle",
+    "Detections",
+    "EdgekitError",
+    "Engine",
+    "Session",
+    "Target",
+    "build",
+    "load",
+    "open_source",
+]
+
+if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
+    from edgekit.errors import EdgekitError
+    from edgekit.runtime.engine import Engine, Session, load
+    from edgekit.runtime.sources import open_source
+    from edgekit.target import Target
+    from edgekit.tasks.detect.detections import Detections
+    from edgekit.toolchain.api import build
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'edgekit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

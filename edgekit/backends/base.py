@@ -1,0 +1,82 @@
+"""What every backend provides: a toolchain half (`lower.py`) and a device half (`engine.py`).
+
+    edgekit/backends/<name>/lower.py    lower(model: onnx_ir.Model, target, precision) -> tuple[Payload, ...]
+    edgekit/backends/<name>/engine.py   load(data, variant, options) -> Executable
+
+The device half imports numpy and its own library only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgekit.errors import UsageError, did_you_mean
+from edgekit.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BACKENDS = ("onnxruntime", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One lowered network, ready to go into a bundle: the toolchain's side of a `bundle.Variant`."""
+
+    backend: str
+    precision: str
+    format: str
+    """File format and suffix, e.g. `onnx`, `tflite`."""
+    data: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the device half needs to know (JSON values), e.g. TensorRT's build plan."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load on this machine. `threads` 0 = the backend's choice; `progress(done, text)` with done in 0..1."""
+
+    threads: int = 0
+    cache_dir: Path | None = None
+    cache_key: str = ""
+    """Digest of the payload; backends that compile on the device key their cache by it."""
+    progress: Callable[[float, str], None] | None = None
+
+
+class Binding(Protocol):
+    """Preallocated I/O of one session. Write `inputs`, call `run`, read `outputs` (C-contiguous, reused)."""
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+    def run(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Executable(Protocol):
+    """A loaded, immutable payload, shared by sessions. `bind` gives one session its own buffers."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def bind(self) -> Binding: ...
+
+    def close(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Library, version, providers and threads actually used (JSON values)."""
+        ...
+
+
+def half(backend: str, part: str) -> Any:
+    """The module `lower` or `engine` of a backend. Raises: UsageError for an unknown backend."""
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r}: unknown. {did_you_mean(backend, BACKENDS)}")
+    return importlib.import_module(f"edgekit.backends.{backend}.{part}")

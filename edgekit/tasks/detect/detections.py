@@ -1,0 +1,86 @@
+"""Boxes of one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Detections:
+    """n boxes, best score first.
+
+    boxes: [n, 4] float32, x1 y1 x2 y2 in pixels of the original picture.
+    scores: [n] float32 in 0..1.  classes: [n] int32.  labels: name of every class.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        if self.boxes.shape != (n, 4) or self.scores.shape != (n,) or self.classes.shape != (n,):
+            raise ValueError(
+                f"expected boxes [n, 4], scores [n], classes [n], got {self.boxes.shape}, "
+                f"{self.scores.shape}, {self.classes.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, float, int, str]]:
+        """(box, score, class, label) per detection."""
+        for box, score, cls in zip(self.boxes, self.scores, self.classes, strict=True):
+            yield box, float(score), int(cls), self.label(int(cls))
+
+    def label(self, cls: int) -> str:
+        return self.labels[cls] if 0 <= cls < len(self.labels) else str(cls)
+
+    def above(self, score: float) -> Detections:
+        """Those with at least this score."""
+        keep = self.scores >= score
+        return Detections(self.boxes[keep], self.scores[keep], self.classes[keep], self.labels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Lists of plain numbers: boxes, scores, classes, labels (one name per box)."""
+        return {
+            "boxes": [[round(float(v), 3) for v in box] for box in self.boxes],
+            "scores": [round(float(s), 6) for s in self.scores],
+            "classes": [int(c) for c in self.classes],
+            "labels": [self.label(int(c)) for c in self.classes],
+        }
+
+    def to_supervision(self) -> Any:
+        """As `supervision.Detections`. Raises: MissingExtraError without that package."""
+        try:
+            import supervision
+        except ImportError:
+            raise MissingExtraError("supervision", "supervision", "convert detections") from None
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.classes.astype(int),
+            data={"class_name": np.array([self.label(int(c)) for c in self.classes])},
+        )
+
+    @staticmethod
+    def from_supervision(detections: Any, labels: tuple[str, ...] = ()) -> Detections:
+        """From `supervision.Detections` (missing scores become 1, missing classes 0)."""
+        n = len(detections.xyxy)
+        scores = detections.confidence if detections.confidence is not None else np.ones(n)
+        classes = detections.class_id if detections.class_id is not None else np.zeros(n)
+        return Detections(
+            np.asarray(detections.xyxy, np.float32).reshape(n, 4),
+            np.asarray(scores, np.float32),
+            np.asarray(classes, np.int32),
+            labels,
+        )

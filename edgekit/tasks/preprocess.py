@@ -1,0 +1,70 @@
+"""From camera picture to network input: the rule that a bundle carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgekit.spec import DType
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """Resize, pad, reorder and normalise one 8-bit picture.
+
+    resize: `letterbox` keeps the aspect ratio and pastes at the top left (YOLOX);
+        `letterbox-center` keeps it and centres (YOLOv5/v8, both pads rounded as Ultralytics
+        does); `stretch` fills the input without keeping it (FastestDet, NanoDet).
+    pad_value: level of the padding, before normalisation.
+    color: channel order of the network's input.
+    mean, std: per channel in the order of `color`, in 8-bit levels: x = (pixel - mean) / std.
+        `std = 255` is the usual "/255".
+    """
+
+    width: int
+    height: int
+    resize: Literal["letterbox", "letterbox-center", "stretch"] = "letterbox"
+    pad_value: int = 114
+    color: Literal["bgr", "rgb"] = "bgr"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: DType = DType.float32
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.width <= 16384 and 1 <= self.height <= 16384):
+            raise ValueError(f"input size {self.width}x{self.height} must be between 1 and 16384")
+        if not 0 <= self.pad_value <= 255:
+            raise ValueError(f"pad_value {self.pad_value} must be between 0 and 255")
+        if any(s == 0 for s in self.std):
+            raise ValueError("std must not be 0")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the picture lies in the network input: x_in = x * scale_x + left (pixels)."""
+
+    scale_x: float
+    scale_y: float
+    left: int
+    top: int
+    width: int
+    """Resized picture, pixels of the network input."""
+    height: int
+
+
+def place(spec: ImagePreprocess, width: int, height: int) -> Placement:
+    """Placement of a picture of `width` x `height` pixels under the resize rule of `spec`.
+
+    Letterbox: r = min(W/w, H/h), size truncated to int (YOLOX `preproc`); centred letterbox:
+    size rounded, left/top = round(pad / 2 - 0.1) (Ultralytics `LetterBox`).
+    """
+    if spec.resize == "stretch":
+        return Placement(spec.width / width, spec.height / height, 0, 0, spec.width, spec.height)
+    ratio = min(spec.width / width, spec.height / height)
+    if spec.resize == "letterbox":
+        return Placement(ratio, ratio, 0, 0, max(1, int(width * ratio)), max(1, int(height * ratio)))
+    w, h = max(1, round(width * ratio)), max(1, round(height * ratio))
+    left = round((spec.width - w) / 2 - 0.1)
+    top = round((spec.height - h) / 2 - 0.1)
+    return Placement(ratio, ratio, left, top, w, h)
