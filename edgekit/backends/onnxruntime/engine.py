@@ -1,0 +1,132 @@
+"""Device half: runs an ONNX payload with ONNX Runtime on the CPU.
+
+The weights are used where they lie in the mapped bundle (no copy of the file); inputs and
+outputs are preallocated and bound once, so a run neither allocates nor copies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgekit.backends.base import LoadOptions
+from edgekit.backends.onnxruntime.wire import detach_weights
+from edgekit.errors import BundleError, MissingExtraError, StreamError
+from edgekit.manifest import Variant
+from edgekit.spec import DType, TensorSpec
+
+SPIN_VARIABLE = "EDGEKIT_ORT_SPIN"
+"""Set to 0 where other threads need the cores: idle workers then sleep instead of spinning."""
+
+_ORT_TYPES = {
+    "tensor(float)": DType.float32,
+    "tensor(float16)": DType.float16,
+    "tensor(int8)": DType.int8,
+    "tensor(uint8)": DType.uint8,
+    "tensor(int32)": DType.int32,
+    "tensor(int64)": DType.int64,
+    "tensor(bool)": DType.bool,
+}
+
+
+def load(data: memoryview, variant: Variant, options: LoadOptions) -> OrtExecutable:
+    """Load the ONNX bytes `data`; `data` must stay valid for the life of the result.
+
+    Raises: MissingExtraError without onnxruntime; BundleError when it refuses the payload.
+    """
+    return OrtExecutable(data, variant, options.threads)
+
+
+class OrtExecutable:
+    """One InferenceSession. Runs are thread-safe; each `bind` has its own buffers."""
+
+    def __init__(self, data: memoryview, variant: Variant, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("onnxruntime", "onnxruntime", "run this bundle") from None
+        self._ort = onnxruntime
+        config = onnxruntime.SessionOptions()
+        config.intra_op_num_threads = threads
+        config.log_severity_level = 3
+        if SPIN_VARIABLE in os.environ:
+            config.add_session_config_entry("session.intra_op.allow_spinning", os.environ[SPIN_VARIABLE])
+        graph, weights = detach_weights(data)
+        # the bound values are views of `data`: keep both alive as long as the session
+        self._weights = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()
+        }
+        self._keep = (data, weights)
+        config.add_external_initializers(list(self._weights), list(self._weights.values()))
+        try:
+            self._session = onnxruntime.InferenceSession(graph, config, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated types
+            first = str(error).strip().splitlines()[0][:300]
+            raise BundleError(
+                f"payload {variant.name}: onnxruntime {onnxruntime.__version__} refuses it: {first}"
+            ) from error
+        self.inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
+        self.outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
+        self._threads = threads
+
+    def bind(self) -> OrtBinding:
+        return OrtBinding(self._ort, self._session, self.inputs, self.outputs)
+
+    def close(self) -> None:
+        self._weights = {}
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "library": "onnxruntime",
+            "version": self._ort.__version__,
+            "providers": self._session.get_providers(),
+            "threads": self._threads or (os.cpu_count() or 1),
+            "mapped_weight_bytes": sum(w.nbytes for w in self._keep[1].values()),
+        }
+
+
+class OrtBinding:
+    """Buffers of one session, bound by address."""
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+    def __init__(
+        self, ort: Any, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        self._binding = session.io_binding()
+        self.inputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in inputs}
+        self.outputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in outputs}
+        self._values = []
+        for arrays, bind in (
+            (self.inputs, self._binding.bind_ortvalue_input),
+            (self.outputs, self._binding.bind_ortvalue_output),
+        ):
+            for name, array in arrays.items():
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+                self._values.append(value)
+                bind(name, value)
+        self._run = session.run_with_iobinding
+
+    def run(self) -> None:
+        """One inference. Raises: StreamError when the library fails."""
+        try:
+            self._run(self._binding)
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated types
+            first = str(error).strip().splitlines()[0][:300]
+            raise StreamError(f"engine: onnxruntime failed while running: {first}") from error
+
+    def close(self) -> None:
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
+
+
+def _spec(arg: Any) -> TensorSpec:
+    if arg.type not in _ORT_TYPES or not all(isinstance(d, int) for d in arg.shape):
+        raise BundleError(
+            f"payload tensor {arg.name}: expected a static tensor of a known type, got {arg.type} {arg.shape}"
+        )
+    return TensorSpec(arg.name, _ORT_TYPES[arg.type], tuple(arg.shape))

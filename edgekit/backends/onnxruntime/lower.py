@@ -1,0 +1,75 @@
+"""Toolchain half: an ONNX file for ONNX Runtime's CPU provider.
+
+float32: the graph as it is. float16: weights stored in half precision and widened by a Cast that
+ONNX Runtime folds when it loads the file: half the bytes, float32 arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.backends.base import Payload
+from edgekit.backends.onnxruntime.wire import align_weights
+from edgekit.errors import LoweringError, UsageError
+from edgekit.passes.compact import compact
+from edgekit.spec import DType, TensorSpec
+from edgekit.target import Target
+
+PRECISIONS = ("float32", "float16")
+MIN_HALF_ELEMENTS = 64
+"""Smaller initialisers (biases of a few channels, shapes, scales) are not worth a Cast node."""
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...]:
+    """One ONNX payload. Raises: UsageError for a precision this backend cannot store;
+    LoweringError when a weight does not fit in float16."""
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"precision {precision}: onnxruntime payloads are built in {' or '.join(PRECISIONS)}. "
+            f"Choose one of these for {target.name}"
+        )
+    model = model.clone()
+    if precision == "float16":
+        _halve_weights(model)
+    compact(model)
+    inputs = tuple(tensor_spec(value) for value in model.graph.inputs)
+    outputs = tuple(tensor_spec(value) for value in model.graph.outputs)
+    data = ir.to_proto(model).SerializeToString(deterministic=True)
+    return (Payload("onnxruntime", precision, "onnx", align_weights(data), inputs, outputs),)
+
+
+def _halve_weights(model: ir.Model) -> None:
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or math.prod(tensor.shape.numpy()) < MIN_HALF_ELEMENTS:
+            continue
+        array = tensor.numpy()
+        if float(np.abs(array).max()) > HALF_MAX:
+            raise LoweringError(
+                f"initialiser {value.name}: {np.abs(array).max():.3g} does not fit in float16 "
+                f"(at most {HALF_MAX:.0f}). Build with --precision float32"
+            )
+        half = ir.Value(
+            name=f"{value.name}.half",
+            type=ir.TensorType(ir.DataType.FLOAT16),
+            shape=value.shape,
+            const_value=ir.tensor(array.astype(np.float16), name=f"{value.name}.half"),
+        )
+        cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)})
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[str(value.name)]
+        graph.register_initializer(half)
+        graph.insert_before(graph[0], cast)
+
+
+def tensor_spec(value: ir.Value) -> TensorSpec:
+    """TensorSpec of a graph input or output with static shape."""
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    shape = tuple(int(d) for d in value.shape.numpy())
+    layout = "NCHW" if len(shape) == 4 else ""
+    return TensorSpec(value.name, DType(value.dtype.numpy().name), shape, layout)

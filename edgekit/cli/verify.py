@@ -1,0 +1,109 @@
+"""Check a bundle: digests, signature, self-test, and with labelled pictures its accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import BundleError, EdgekitError, MissingExtraError, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--key", type=Path, metavar="PUB", help="public key (PEM) that must have signed the bundle")
+    parser.add_argument("--data", type=Path, metavar="INSTANCES.json", help="COCO annotations to measure on")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the annotated pictures")
+    parser.add_argument("--limit", type=int, help="use only the first N pictures")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--variant", help="payload to use when the bundle has several")
+    parser.add_argument("--json", action="store_true")
+
+
+def main(args: argparse.Namespace) -> int:
+    from edgekit.bundle import Bundle
+
+    if (args.data is None) != (args.images is None):
+        raise UsageError("verify: --data and --images go together")
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit}: expected at least 1")
+    with Bundle.open(args.bundle) as bundle:
+        bundle.verify_files()
+        if args.key is not None:
+            bundle.check_signature(args.key)
+        result: dict[str, Any] = {
+            "bundle": str(args.bundle),
+            "payload_digest": bundle.payload_digest,
+            "files": len(bundle.manifest.files),
+            "signature": "valid" if args.key else ("present, not checked" if bundle.signed else "none"),
+        }
+        result.update(_run(bundle, args))
+    if args.json:
+        print(json.dumps(result))
+    else:
+        _print(result)
+    return 0
+
+
+def _run(bundle: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Self-test and metric, or why they cannot be run on this machine."""
+    from edgekit.runtime.engine import load
+
+    try:
+        engine = load(bundle, threads=args.threads, variant=args.variant)
+    except (MissingExtraError, BundleError) as error:
+        # another board's payload: the digests still stand, but say plainly what was not tested
+        if args.data is not None or not _foreign(bundle):
+            raise
+        return {"self_test": f"not run: {error}", "metric": None, "images": 0, "reference": None}
+    with engine:
+        result: dict[str, Any] = {"self_test": "passed", "runs": engine.describe(), "metric": None, "images": 0, "reference": None}
+        if args.data is None:
+            return result
+        from edgekit.tasks.detect.dataset import read_coco
+        from edgekit.tasks.detect.evaluate import evaluate_pipeline
+
+        data = read_coco(args.data, args.images, limit=args.limit)
+        metric, _ = evaluate_pipeline(engine.pipeline(), data, progress=_progress)
+        result.update(metric=metric, images=len(data.images), reference=_reference(bundle, data))
+        return result
+
+
+def _foreign(bundle: Any) -> bool:
+    from edgekit.host import matches
+    from edgekit.target import Target
+
+    if bundle.manifest.target not in Target.names():
+        return True
+    return not matches(Target.load(bundle.manifest.target))[0]
+
+
+def _reference(bundle: Any, data: Any) -> dict[str, Any] | None:
+    """The float network's metric from the evidence, if it was measured on these very pictures."""
+    metric = bundle.evidence.get("metric") or {}
+    if metric.get("data_digest") == data.digest and isinstance(metric.get("reference"), dict):
+        return dict(metric["reference"])
+    return None
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total} pictures", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"{result['bundle']}: {result['files']} files, all digests match")
+    print(f"  payload    {result['payload_digest']}")
+    print(f"  signature  {result['signature']}")
+    print(f"  self-test  {result['self_test']}")
+    if result["metric"]:
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in result["metric"].items() if isinstance(v, float))
+        print(f"  metric     {shown} on {result['images']} pictures")
+        if result["reference"]:
+            shown = ", ".join(f"{k} {v:.4f}" for k, v in result["reference"].items() if isinstance(v, float))
+            print(f"  float      {shown}")
+
+
+__all__ = ["EdgekitError", "add_arguments", "main"]

@@ -1,0 +1,87 @@
+"""Picture in, boxes out: the task's preprocessing and decoding around a session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from edgekit.errors import BundleError, UsageError
+from edgekit.kernels.letterbox import letterbox
+from edgekit.manifest import Manifest
+from edgekit.schema import SchemaError, from_json
+from edgekit.tasks.detect.decode import Postprocess
+from edgekit.tasks.detect.detections import Detections
+from edgekit.tasks.detect.spec import DetectSpec
+
+
+class Runnable(Protocol):
+    """The part of a session (or of one backend's binding) used here."""
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+    def run(self) -> None: ...
+
+
+def read_spec(manifest: Manifest) -> DetectSpec:
+    """The detector's spec in a manifest. Raises: BundleError when it is not one."""
+    try:
+        return from_json(DetectSpec, manifest.pipeline, "manifest pipeline")
+    except SchemaError as error:
+        raise BundleError(f"bundle: {error}") from None
+
+
+class DetectPipeline:
+    """One thread's detector. Calling it with a picture gives Detections; nothing else is kept per call.
+
+    stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
+    """
+
+    def __init__(self, spec: DetectSpec, session: Runnable) -> None:
+        if len(session.inputs) != 1:
+            raise BundleError(f"bundle: a detector has one input, got {len(session.inputs)}")
+        self.spec = spec
+        self.session = session
+        (self._input,) = session.inputs.values()
+        self._postprocess = Postprocess(spec)
+        self.stage_ns = (0, 0, 0)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections:
+        """Detect on a picture, uint8 [H, W, 3] in BGR order, any size; boxes in its pixels.
+
+        Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
+        """
+        check_image(image)
+        start = time.perf_counter_ns()
+        placement = letterbox(image, self.spec.preprocess, self._input)
+        placed = time.perf_counter_ns()
+        self.session.run()
+        ran = time.perf_counter_ns()
+        detections = self._postprocess(
+            self.session.outputs,
+            placement,
+            (image.shape[0], image.shape[1]),
+            score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            max_detections=max_detections,
+        )
+        self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
+        return detections
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raises: UsageError unless `image` is uint8 [H, W, 3] with at least one pixel."""
+    shape = getattr(image, "shape", None)
+    if shape is None or image.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        found = f"{getattr(image, 'dtype', type(image).__name__)} {list(shape) if shape is not None else ''}"
+        raise UsageError(f"image: expected uint8 [height, width, 3] in BGR order, got {found.strip()}")
