@@ -42,9 +42,16 @@ def _parser(verb: str) -> Parser:
 
 
 def _help() -> str:
-    lines = [f"edgekit {__version__}: puts trained vision models on edge devices", "", "usage: edgekit VERB ..."]
+    lines = [
+        f"edgekit {__version__}: puts trained vision models on edge devices",
+        "",
+        "usage: edgekit VERB ...",
+    ]
     lines += ["", *(f"  {verb:<9}{text}" for verb, text in VERBS.items())]
-    lines += ["", "edgekit VERB --help shows the options of a verb; start with: edgekit build --target jetson-orin"]
+    lines += [
+        "",
+        "edgekit VERB --help shows the options of a verb; start with: edgekit build --target jetson-orin",
+    ]
     return "\n".join(lines)
 
 

@@ -15,8 +15,19 @@ from edgekit.errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--source", required=True, metavar="URI", help="picture, folder, video or synthetic://street?seed=0&frames=100")
-    parser.add_argument("--sink", action="append", default=[], metavar="FILE", help=".jsonl, .png, .jpg, .mp4 or a folder; may be given several times")
+    parser.add_argument(
+        "--source",
+        required=True,
+        metavar="URI",
+        help="picture, folder, video or synthetic://street?seed=0&frames=100",
+    )
+    parser.add_argument(
+        "--sink",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=".jsonl, .png, .jpg, .mp4 or a folder; may be given several times",
+    )
     parser.add_argument("--score", type=float, help="lowest score to keep (default: the bundle's)")
     parser.add_argument("--limit", type=int, help="stop after this many frames")
     parser.add_argument("--threads", type=int, default=0)
@@ -57,10 +68,19 @@ def main(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     for path, reason in skipped:
         print(f"edgekit: warning: {path}: skipped: {reason}", file=sys.stderr)
-    summary = {"frames": frames, "boxes": boxes, "seconds": round(seconds, 3), "skipped": skipped, "sinks": args.sink}
+    summary = {
+        "frames": frames,
+        "boxes": boxes,
+        "seconds": round(seconds, 3),
+        "skipped": skipped,
+        "sinks": args.sink,
+    }
     if args.json:
         print(json.dumps(summary))
     else:
         rate = f"{frames / seconds:.1f} frames/s, all included" if seconds > 0 else ""
-        print(f"{frames} frames, {boxes} boxes in {seconds:.1f} s ({rate})" + "".join(f"\n  {s}" for s in args.sink))
+        print(
+            f"{frames} frames, {boxes} boxes in {seconds:.1f} s ({rate})"
+            + "".join(f"\n  {s}" for s in args.sink)
+        )
     return 0

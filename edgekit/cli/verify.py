@@ -13,7 +13,9 @@ from edgekit.errors import BundleError, EdgekitError, MissingExtraError, UsageEr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--key", type=Path, metavar="PUB", help="public key (PEM) that must have signed the bundle")
+    parser.add_argument(
+        "--key", type=Path, metavar="PUB", help="public key (PEM) that must have signed the bundle"
+    )
     parser.add_argument("--data", type=Path, metavar="INSTANCES.json", help="COCO annotations to measure on")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the annotated pictures")
     parser.add_argument("--limit", type=int, help="use only the first N pictures")
@@ -59,7 +61,13 @@ def _run(bundle: Any, args: argparse.Namespace) -> dict[str, Any]:
             raise
         return {"self_test": f"not run: {error}", "metric": None, "images": 0, "reference": None}
     with engine:
-        result: dict[str, Any] = {"self_test": "passed", "runs": engine.describe(), "metric": None, "images": 0, "reference": None}
+        result: dict[str, Any] = {
+            "self_test": "passed",
+            "runs": engine.describe(),
+            "metric": None,
+            "images": 0,
+            "reference": None,
+        }
         if args.data is None:
             return result
         from edgekit.tasks.detect.dataset import read_coco

@@ -239,7 +239,9 @@ class Session:
         self.outputs = {name: produced[name] for name in manifest.outputs}
         self.bytes_copied_per_run = sum(dst.nbytes for moves in copies for dst, _ in moves)
         """Copies between the steps of the plan, made by the CPU."""
-        self._steps = [(binding.run, tuple(moves)) for binding, moves in zip(self._bindings, copies, strict=True)]
+        self._steps = [
+            (binding.run, tuple(moves)) for binding, moves in zip(self._bindings, copies, strict=True)
+        ]
         if len(self._steps) == 1 and not copies[0]:
             self.run = self._bindings[0].run  # type: ignore[method-assign]  # no hop for the common case
 

@@ -46,7 +46,11 @@ def _halve_weights(model: ir.Model) -> None:
     graph = model.graph
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or math.prod(tensor.shape.numpy()) < MIN_HALF_ELEMENTS:
+        if (
+            tensor is None
+            or tensor.dtype != ir.DataType.FLOAT
+            or math.prod(tensor.shape.numpy()) < MIN_HALF_ELEMENTS
+        ):
             continue
         array = tensor.numpy()
         if float(np.abs(array).max()) > HALF_MAX:

@@ -72,7 +72,9 @@ def fields(data: memoryview, start: int, end: int) -> Iterator[Field]:
             elif wire in (1, 5):
                 length = 8 if wire == 1 else 4
             else:
-                raise BundleError(f"payload: not a valid ONNX file (wire type {wire}). Build the bundle again")
+                raise BundleError(
+                    f"payload: not a valid ONNX file (wire type {wire}). Build the bundle again"
+                )
             stop = value + length
             if stop > end:
                 raise BundleError("payload: not a valid ONNX file (cut off). Build the bundle again")

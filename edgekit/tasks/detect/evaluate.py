@@ -29,7 +29,9 @@ def evaluate_pipeline(
     for i, item in enumerate(data.images):
         image = cv2.imread(str(item.path), cv2.IMREAD_COLOR)
         if image is None:
-            raise UsageError(f"picture {item.path}: cannot be read. Replace it or remove it from the annotations")
+            raise UsageError(
+                f"picture {item.path}: cannot be read. Replace it or remove it from the annotations"
+            )
         detections = pipeline(image, score_threshold=EVAL_SCORE, max_detections=EVAL_DETECTIONS)
         results.append((item.id, detections))
         if progress is not None:

@@ -1,0 +1,70 @@
+"""`edgekit.build`: the command's work as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgekit.bundle import Bundle
+from edgekit.errors import MissingExtraError, UsageError
+from edgekit.target import Target
+
+Progress = Callable[[str, int, int], None]
+
+
+def build(
+    model: str | Path,
+    target: str | Target | Sequence[str | Target] = "host",
+    *,
+    precision: str = "auto",
+    out: str | Path = "dist",
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
+    instances: str | Path | None = None,
+    images: str | Path | None = None,
+    sign_key: str | Path | None = None,
+    allow_drop: bool = False,
+    progress: Progress | None = None,
+) -> list[Bundle]:
+    """Build a model for one or several targets.
+
+    model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
+    precision: float32, float16 or auto (each target's default).
+    head: detector family when it is not found by structure; classes: their names in order.
+    instances, images: COCO annotations and their pictures, to prove the accuracy on.
+    Returns: the bundles, open, in the order of models and targets.
+    Raises: ModelError, LoweringError, UsageError (bad input); EvidenceError (accuracy budget missed);
+    OutputError (cannot write).
+    """
+    require_extras()
+    from edgekit.project import bare_project, load_project
+    from edgekit.toolchain import build as main_path
+
+    path = Path(model)
+    if path.suffix.lower() == ".onnx":
+        project = bare_project(path, head=head, classes=classes, instances=instances, images=images)
+    else:
+        project = load_project(path)
+    names = [target] if isinstance(target, (str, Target)) else list(target)
+    targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
+    options = main_path.Options(Path(out), precision, Path(sign_key) if sign_key else None, allow_drop)
+    quiet: Progress = progress or (lambda what, done, of: None)
+    built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]
+    return [Bundle.open(b.path) for b in built]
+
+
+def require_extras() -> None:
+    """Raises: MissingExtraError when the toolchain's packages are not installed."""
+    from importlib.util import find_spec
+
+    for module, package in (
+        ("onnx", "onnx"),
+        ("onnx_ir", "onnx-ir"),
+        ("onnxruntime", "onnxruntime"),
+        ("cv2", "opencv-python-headless"),
+    ):
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "build", "build models")
+
+
+__all__ = ["UsageError", "build", "require_extras"]
