@@ -33,7 +33,9 @@ class OptionalBuildExt(build_ext):
         print(f"warning: native kernels not built ({error}); the numpy kernels run instead", file=sys.stderr)
 
     def copy_extensions_to_source(self):
-        built = [e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists() or not self.inplace]
+        built = [
+            e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists() or not self.inplace
+        ]
         self.extensions = built
         super().copy_extensions_to_source()
 

@@ -57,15 +57,29 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError("--target: expected at least one name. See 'edgekit targets'")
     if len({t.name for t in targets}) != len(targets):
         raise UsageError(f"--target {args.target}: a target is given twice")
-    if (args.data is None) != (args.images is None):
-        raise UsageError("build: --data and --images go together")
     require_extras()
-    from edgekit.toolchain.build import Options, build, plan
+    from edgekit.project import open_project, with_options
+    from edgekit.toolchain.build import Options, build
 
-    project = resolve_project(args)
+    project = with_options(
+        open_project(args.model),
+        head=args.head,
+        columns=tuple(c.strip() for c in args.columns.split(",")) if args.columns else (),
+        classes=args.classes,
+        calibration=args.calibration,
+        data=args.data,
+        images=args.images,
+    )
     if args.dry_run:
         return dry_run(project, targets, args)
-    options = Options(args.out, args.precision, args.sign, args.allow_drop)
+    options = Options(
+        args.out,
+        args.precision,
+        args.sign,
+        args.allow_drop,
+        dict(parse_shape(text) for text in args.shape),
+        args.limit,
+    )
     with progress_bar() as progress:
         built = [b for entry in project.models for b in build(entry, targets, options, progress)]
     if args.json:
@@ -81,33 +95,9 @@ def main(args: argparse.Namespace) -> int:
         ]
         print(json.dumps({"bundles": rows}))
         return 0
-    assert plan is not None
     for b in built:
         print(f"{b.path}  {b.bytes / 2**20:.2f} MiB  {summary(b.evidence)}")
     return 0
-
-
-def resolve_project(args: argparse.Namespace) -> Any:
-    """The project that the arguments mean: a bare ONNX file, a project file, or the shipped app."""
-    from edgekit.project import bare_project, default_app, load_project
-
-    if args.model is not None and args.model.suffix.lower() != ".toml" and not args.model.is_dir():
-        return bare_project(
-            args.model,
-            head=args.head,
-            columns=tuple(c.strip() for c in args.columns.split(",")) if args.columns else (),
-            classes=args.classes,
-            shapes=dict(parse_shape(text) for text in args.shape),
-            instances=args.data,
-            images=args.images,
-            limit=args.limit,
-        )
-    for option in ("head", "columns", "classes", "shape"):
-        if getattr(args, option):
-            raise UsageError(f"--{option}: only with a bare ONNX file; set it in the project file instead")
-    path = args.model or (Path() if Path("edgekit.toml").is_file() else default_app())
-    project = load_project(path)
-    return project.with_evaluation(args.data, args.images, args.limit) if args.data else project
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgekit.bundle import Bundle
-from edgekit.errors import MissingExtraError, UsageError
+from edgekit.errors import MissingExtraError
 from edgekit.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -19,7 +19,7 @@ def build(
     precision: str = "auto",
     out: str | Path = "dist",
     head: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: str | Path | None = None,
     instances: str | Path | None = None,
     images: str | Path | None = None,
     sign_key: str | Path | None = None,
@@ -30,21 +30,24 @@ def build(
 
     model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
     precision: float32, float16 or auto (each target's default).
-    head: detector family when it is not found by structure; classes: their names in order.
+    head: detector family when it is not found by structure; classes: file of their names,
+        one a line.
     instances, images: COCO annotations and their pictures, to prove the accuracy on.
     Returns: the bundles, open, in the order of models and targets.
     Raises: ModelError, LoweringError, UsageError (bad input); EvidenceError (accuracy budget missed);
     OutputError (cannot write).
     """
     require_extras()
-    from edgekit.project import bare_project, load_project
+    from edgekit.project import open_project, with_options
     from edgekit.toolchain import build as main_path
 
-    path = Path(model)
-    if path.suffix.lower() == ".onnx":
-        project = bare_project(path, head=head, classes=classes, instances=instances, images=images)
-    else:
-        project = load_project(path)
+    project = with_options(
+        open_project(Path(model)),
+        head=head,
+        classes=Path(classes) if classes else None,
+        data=Path(instances) if instances else None,
+        images=Path(images) if images else None,
+    )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
     options = main_path.Options(Path(out), precision, Path(sign_key) if sign_key else None, allow_drop)
@@ -65,6 +68,3 @@ def require_extras() -> None:
     ):
         if find_spec(module) is None:
             raise MissingExtraError(package, "build", "build models")
-
-
-__all__ = ["UsageError", "build", "require_extras"]

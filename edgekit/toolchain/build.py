@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from edgekit import __version__, frontends
-from edgekit.backends.base import LoadOptions, Payload, half
+from edgekit.backends.base import Payload, half
 from edgekit.bundle import write_bundle
-from edgekit.errors import EdgekitError, LoweringError, UsageError
+from edgekit.errors import UsageError
 from edgekit.manifest import SCHEMA_VERSION, Manifest, Segment, Variant
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.find_input_rule import find_input_rule
@@ -40,13 +39,17 @@ class Options:
     """What the caller of a build may choose beyond the model entry.
 
     precision: `auto` takes the target's default. sign_key: PEM file of an Ed25519 private key.
+    allow_drop: write the bundle, marked, even when it misses its accuracy budget.
     """
 
     out: Path
     precision: str = "auto"
     sign_key: Path | None = None
     allow_drop: bool = False
-    check_passes: bool = True
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Sizes for inputs that the file leaves open, by input name."""
+    limit: int | None = None
+    """Prove on at most this many labelled pictures."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     """Build one bundle per target. Raises: ModelError, LoweringError, UsageError, EvidenceError, OutputError."""
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     source = read(entry, options, progress)
-    data = pictures(entry, source.spec, progress)
+    data = pictures(entry, source.spec, options.limit, progress)
     built = []
     for number, (target, (backend, precision)) in enumerate(zip(targets, plans, strict=True)):
         progress(f"{target.name}: lower to {backend} {precision}", number, len(targets))
@@ -90,9 +93,9 @@ def plan(entry: ModelEntry, target: Target, precision: str) -> tuple[str, str]:
 
     Raises: UsageError for a precision that the board's backends cannot run.
     """
-    override = entry.for_target(target.name)
+    override = entry.on(target.name)
     backends = override.backends or target.backends
-    wanted = precision if precision != "auto" else (override.precision or "auto")
+    wanted: str = precision if precision != "auto" else (override.precision or "auto")
     for backend in backends:
         able = target.precisions.get(backend, ())
         if wanted == "auto" and able:
@@ -108,32 +111,22 @@ def plan(entry: ModelEntry, target: Target, precision: str) -> tuple[str, str]:
 def read(entry: ModelEntry, options: Options, progress: Progress) -> Source:
     """Load the model, run the prepare passes, split the head, settle labels and input rule."""
     progress(f"{entry.name}: read and prepare", 0, 1)
-    data = read_bytes(entry.source)
-    model = frontends.load(entry.source, shapes=entry.shapes)
-    head = entry.head
+    model = frontends.load(entry.source, shapes=options.shapes)
+    hint = entry.head
     prepared = prepare(
         model,
         task=entry.task,
-        head=None if head.family == "auto" else head.family,
-        num_classes=len(entry.classes) if entry.classes else None,
-        columns=head.columns or None,
-        check=options.check_passes,
+        head=None if hint.family == "auto" else hint.family,
+        num_classes=len(entry.classes) or None,
+        columns=hint.columns or None,
     )
-    if prepared.head is None:
-        raise EdgekitError(f"model {entry.name}: task {entry.task} has no head")
+    assert prepared.head is not None, "the task detect has a head"
     rule, why = find_input_rule(prepared.model, prepared.head)
-    rule = replace(rule, **entry.preprocess)
-    labels = entry.labels(prepared.head.num_classes)
-    spec = DetectSpec(rule, prepared.head, labels, **entry.thresholds.given())
+    labels, note = entry.labels(prepared.head.num_classes)
+    spec = entry.thresholds.apply(DetectSpec(entry.preprocess.apply(rule), prepared.head, labels))
     progress(f"{entry.name}: read and prepare", 1, 1)
-    return Source(entry, prepared, spec, why, hashlib.sha256(data).hexdigest(), facts(prepared.model))
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"model {path}: cannot be read: {error.strerror}") from None
+    digest = hashlib.sha256(entry.source.read_bytes()).hexdigest()
+    return Source(entry, prepared, spec, "; ".join(filter(None, (why, note))), digest, facts(prepared.model))
 
 
 def bundle(
@@ -145,7 +138,8 @@ def bundle(
     progress: Progress,
 ) -> Built:
     """Prove the payloads and write the bundle."""
-    entry, spec = source.entry, source.spec
+    entry = source.entry
+    spec = entry.on(target.name).thresholds.apply(source.spec)
     (reference_payload,) = half("onnxruntime", "lower").lower(source.prepared.model, target, "float32")
     subject = evidence.Subject(
         spec,
@@ -164,7 +158,7 @@ def bundle(
     else:
         key = cache.digest(source.sha256, to_json(spec), data.labelled.digest, versions())
         found = evidence.metric(subject, data.labelled, key, progress)
-    verdict = evidence.check_accept(found, entry.accept.max_drop, entry.accept.min_metric)
+    verdict = evidence.check_accept(found, agreement, entry.accept)
     if not options.allow_drop:
         evidence.require(verdict, entry.name, target.name)
     golden, files = evidence.golden(subject, images[0])
@@ -277,6 +271,3 @@ def versions() -> dict[str, str]:
 
     names = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxslim", "onnxruntime", "opencv-python-headless")
     return {"edgekit": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
-
-
-__all__ = ["Built", "LoadOptions", "LoweringError", "Options", "build", "plan", "read"]

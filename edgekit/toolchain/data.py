@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from edgekit.project import DataSet, ModelEntry
 from edgekit.runtime.sources import open_source
 from edgekit.tasks.detect.dataset import CocoSet, read_coco
 from edgekit.tasks.detect.spec import DetectSpec
-from edgekit.toolchain import cache
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,31 +42,32 @@ class Pictures:
             return [np.array(frame.image) for frame in source]
 
 
-def pictures(entry: ModelEntry, spec: DetectSpec, progress: Progress) -> Pictures:
+def pictures(entry: ModelEntry, spec: DetectSpec, limit: int | None, progress: Progress) -> Pictures:
     """Resolve the entry's evaluation set. Raises: UsageError when it cannot be used with the model."""
-    data = entry.evaluation
-    if data is None:
+    if entry.evaluation is None:
         return Pictures(
             None,
             f"{DEFAULT_SOURCE} (no pictures were given)",
             DEFAULT_SOURCE,
             "no labelled pictures were given (--data instances.json --images DIR)",
         )
-    labelled = resolve(data, spec, progress)
-    return Pictures(
-        labelled, labelled.name, "", provenance={"evaluation": labelled.name, "digest": labelled.digest}
-    )
+    labelled = labelled_set(entry.evaluation, spec, limit, progress)
+    provenance = {"evaluation": labelled.name, "digest": labelled.digest, "pictures": len(labelled.images)}
+    return Pictures(labelled, labelled.name, "", provenance=provenance)
 
 
-def resolve(data: DataSet, spec: DetectSpec, progress: Progress) -> CocoSet:
+def labelled_set(data: DataSet, spec: DetectSpec, limit: int | None, progress: Progress) -> CocoSet:
     """Annotated pictures of a data set; synthetic ones are rendered once into the cache."""
-    if data.instances is not None:
-        assert data.images is not None, "checked by the project reader"
-        return read_coco(data.instances, data.images, limit=data.count, labels=spec.labels)
-    if data.source is None or not data.source.startswith("synthetic://"):
-        raise UsageError(f"evaluation {data}: expected instances and images, or a synthetic:// source")
-    return render(data.source, spec, progress)
+    counts = [n for n in (data.count, limit) if n is not None]
+    count = min(counts) if counts else None
+    if data.source:
+        instances, images = render(data, progress)
+    else:
+        assert data.data is not None and data.images is not None, "checked by the project reader"
+        instances, images = data.data, data.images
+    return read_coco(instances, images, limit=count, labels=spec.labels)
 
 
-def render(uri: str, spec: DetectSpec, progress: Progress) -> CocoSet:
-    raise UsageError(f"evaluation {uri}: rendering is not wired yet")
+def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:
+    """Pictures and annotations of a synthetic set, rendered into the cache: (instances.json, folder)."""
+    raise UsageError(f"evaluation {data.source}: rendering is not wired yet")

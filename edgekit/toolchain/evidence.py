@@ -14,16 +14,17 @@ import numpy as np
 
 from edgekit.backends.base import Binding, LoadOptions, Payload, half
 from edgekit.errors import EvidenceError
+from edgekit.kernels.letterbox import letterbox
 from edgekit.manifest import Golden, GoldenTensor, Variant
+from edgekit.project import Accept
+from edgekit.target import Target
 from edgekit.tasks.detect.dataset import CocoSet
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.draw import draw
-from edgekit.tasks.detect.metric import bootstrap_interval
 from edgekit.tasks.detect.evaluate import evaluate_pipeline
+from edgekit.tasks.detect.metric import bootstrap_interval
 from edgekit.tasks.detect.pipeline import DetectPipeline
 from edgekit.tasks.detect.spec import DetectSpec
-from edgekit.kernels.letterbox import letterbox
-from edgekit.target import Target
 from edgekit.toolchain import cache
 
 Progress = Callable[[str, int, int], None]
@@ -156,22 +157,29 @@ def metric(subject: Subject, data: CocoSet, reference_key: str, progress: Progre
     }
 
 
-def check_accept(found: Mapping[str, Any], max_drop: float, min_metric: float | None) -> dict[str, Any]:
-    """The verdict on the metric evidence; never raises, see `require`."""
-    if "not_measured" in found:
-        return {"max_drop": max_drop, "passed": None, "reason": f"not measured: {found['not_measured']}"}
-    if found["drop"] is None:
-        return {
-            "max_drop": max_drop,
-            "passed": None,
-            "reason": "the labelled pictures hold no object to score",
-        }
+def check_accept(found: Mapping[str, Any], agreed: Mapping[str, Any], accept: Accept) -> dict[str, Any]:
+    """The verdict on the evidence: passed is True, False, or None where nothing could be measured."""
     problems = []
-    if found["drop"] > max_drop:
-        problems.append(f"AP dropped by {found['drop']:.4f}, at most {max_drop} accepted")
-    if min_metric is not None and found["payload"]["AP"] < min_metric:
-        problems.append(f"AP is {found['payload']['AP']:.4f}, at least {min_metric} required")
-    return {"max_drop": max_drop, "passed": not problems, "reason": "; ".join(problems) or "within limits"}
+    shift = agreed["score_shift_max"]
+    if accept.max_score_shift is not None and shift is not None and shift > accept.max_score_shift:
+        problems.append(f"scores shift by up to {shift:.4f}, at most {accept.max_score_shift} accepted")
+    unknown = ""
+    if "not_measured" in found:
+        unknown = f"not measured: {found['not_measured']}"
+    elif found["drop"] is None:
+        unknown = "the labelled pictures hold no object to score"
+    else:
+        if found["drop"] > accept.max_drop:
+            problems.append(f"AP dropped by {found['drop']:.4f}, at most {accept.max_drop} accepted")
+        if accept.min_metric is not None and found["payload"]["AP"] < accept.min_metric:
+            problems.append(f"AP is {found['payload']['AP']:.4f}, at least {accept.min_metric} required")
+    if problems:
+        return {"max_drop": accept.max_drop, "passed": False, "reason": "; ".join(problems)}
+    return {
+        "max_drop": accept.max_drop,
+        "passed": None if unknown else True,
+        "reason": unknown or "within limits",
+    }
 
 
 def require(verdict: Mapping[str, Any], model: str, target: str) -> None:

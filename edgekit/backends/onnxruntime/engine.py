@@ -63,7 +63,7 @@ class OrtExecutable:
         config.add_external_initializers(list(self._weights), list(self._weights.values()))
         try:
             self._session = onnxruntime.InferenceSession(graph, config, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated types
+        except Exception as error:
             first = str(error).strip().splitlines()[0][:300]
             raise BundleError(
                 f"payload {variant.name}: onnxruntime {onnxruntime.__version__} refuses it: {first}"
@@ -115,7 +115,7 @@ class OrtBinding:
         """One inference. Raises: StreamError when the library fails."""
         try:
             self._run(self._binding)
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated types
+        except Exception as error:
             first = str(error).strip().splitlines()[0][:300]
             raise StreamError(f"engine: onnxruntime failed while running: {first}") from error
 

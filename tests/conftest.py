@@ -1,0 +1,35 @@
+"""Fixtures: small real bundles, built once per test session by the real toolchain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests never read or fill the user's cache."""
+    import os
+
+    os.environ["EDGEKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def app_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped detector, built for a host, an ARM board and a Jetson."""
+    import edgekit
+
+    out = tmp_path_factory.mktemp("bundles")
+    bundles = edgekit.build(ROOT / "apps" / "detect", ["host", "rpi5", "jetson-orin"], out=out, limit=8)
+    paths = {b.manifest.target: b.path for b in bundles}
+    for bundle in bundles:
+        bundle.close()
+    return paths
+
+
+@pytest.fixture(scope="session")
+def host_bundle(app_bundles: dict[str, Path]) -> str:
+    return str(app_bundles["host"])
