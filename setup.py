@@ -18,13 +18,13 @@ class OptionalBuildExt(build_ext):
     def run(self):
         try:
             super().run()
-        except Exception as error:  # any compiler trouble: the reference kernels serve instead
+        except Exception as error:  # noqa: BLE001 - any compiler trouble: the reference kernels serve instead
             self.warn_native(error)
 
     def build_extension(self, ext):
         try:
             super().build_extension(ext)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.warn_native(error)
 
     def warn_native(self, error):

@@ -144,7 +144,7 @@ def summary(evidence: dict[str, Any]) -> str:
     metric = evidence["metric"]
     if "not_measured" in metric:
         agreement = evidence["agreement"]
-        return f"{agreement['boxes_matched']} of {agreement['boxes_reference']} boxes as in float; accuracy not measured (no labelled pictures)"
+        return f"{agreement['boxes_matched']} of {agreement['boxes_reference']} boxes as in float; accuracy not measured"
     shown = metric["payload"]["AP"]
     if shown is None:
         return "accuracy not measured (the pictures hold no labelled object)"
