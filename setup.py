@@ -33,10 +33,9 @@ class OptionalBuildExt(build_ext):
         print(f"warning: native kernels not built ({error}); the numpy kernels run instead", file=sys.stderr)
 
     def copy_extensions_to_source(self):
-        built = [
-            e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists() or not self.inplace
-        ]
-        self.extensions = built
+        # self.inplace is set by now, so the freshly built file is looked up in build_lib
+        built = Path(self.build_lib)
+        self.extensions = [e for e in self.extensions if (built / self.get_ext_filename(e.name)).exists()]
         super().copy_extensions_to_source()
 
 

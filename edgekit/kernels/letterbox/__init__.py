@@ -1,0 +1,132 @@
+"""Letterbox: resize, pad, reorder, normalise and lay out one picture, in one pass into the engine's input."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import numpy as np
+
+from edgekit import kernels
+from edgekit.errors import UsageError
+from edgekit.kernels.letterbox import reference
+from edgekit.tasks.preprocess import ImagePreprocess, Placement, place
+
+MAX_SIDE = 65536
+_DTYPES = ("float32", "float16", "uint8")
+
+
+class LetterboxPlan:
+    """The tables of one (picture size, rule) pair: made once, shared by threads, nothing allocated per call.
+
+    `height`, `width`: picture, pixels. `channels`: 1 grey, 3, or 4 with alpha, which is ignored.
+    `color`: channel order of the picture. `isa`: code path of the native kernel, for tests.
+    Raises: UsageError for a size, dtype or colour order that cannot be used.
+    """
+
+    def __init__(
+        self,
+        spec: ImagePreprocess,
+        height: int,
+        width: int,
+        channels: int = 3,
+        color: str = "bgr",
+        isa: str = "auto",
+    ) -> None:
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise UsageError(
+                f"picture {width}x{height}: unusable size, expected sides of 1..{MAX_SIDE} pixels, "
+                f"got {width}x{height}. Pass a picture of [H, W, 3]."
+            )
+        if color not in ("bgr", "rgb"):
+            raise UsageError(f"argument color: unknown order, expected 'bgr' or 'rgb', got {color!r}.")
+        if spec.dtype.value not in _DTYPES:
+            raise UsageError(
+                f"network input: unusable dtype, expected one of {', '.join(_DTYPES)}, got {spec.dtype.value}. "
+                f"Quantize inside the graph."
+            )
+        if spec.dtype.value == "uint8" and (any(spec.mean) or any(s != 1 for s in spec.std)):
+            raise UsageError(
+                f"network input: uint8 cannot be normalised, expected mean 0 and std 1, "
+                f"got mean {spec.mean} and std {spec.std}. Put the normalisation into the graph."
+            )
+        self.spec = spec
+        self.placement = place(spec, width, height)
+        self.in_shape = (height, width, channels)
+        self.nhwc = spec.layout == "NHWC"
+        self.out_shape = (1, spec.height, spec.width, 3) if self.nhwc else (1, 3, spec.height, spec.width)
+        self.out_dtype = np.dtype(spec.dtype.value)
+        self._tables = reference.tables(spec, self.placement, (height, width), channels, color)
+        module = kernels.native()
+        self._kernel = None if module is None else self._compile(module, isa)
+
+    def _compile(self, module: ModuleType, isa: str) -> object:
+        t, p = self._tables, self.placement
+        return module.Letterbox(
+            in_shape=self.in_shape,
+            out_size=(self.spec.height, self.spec.width),
+            corner=(p.top, p.left),
+            nhwc=self.nhwc,
+            dtype=self.out_dtype.name,
+            x_index=t.x_index,
+            x_weight=t.x_weight,
+            y_index=t.y_index,
+            y_weight=t.y_weight,
+            order=t.order,
+            mean=t.mean,
+            std=t.std,
+            pad=t.pad.view(np.uint8),
+            isa=isa,
+        )
+
+    def run(self, image: np.ndarray, out: np.ndarray) -> Placement:
+        """Write uint8 `image` [H, W, C] into `out`, all of it, padding included."""
+        assert image.dtype == np.uint8 and image.shape == self.in_shape, "the plan is for another picture"
+        if out.shape != self.out_shape or out.dtype != self.out_dtype:
+            raise UsageError(
+                f"argument out: wrong tensor, expected {self.out_dtype.name} {list(self.out_shape)}, "
+                f"got {out.dtype} {list(out.shape)}. Pass the engine's own input."
+            )
+        if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
+            raise UsageError("argument out: expected a writable C-contiguous array, got a view or a read-only one.")
+        height, width, channels = self.in_shape
+        # rows may lie apart or upside down, the pixels of a row may not (a mirrored or RGB-flipped view)
+        if image.strides[2] != 1 or (image.strides[1] != channels and width > 1):
+            image = np.ascontiguousarray(image)
+        if self._kernel is None:
+            reference.letterbox(image, self._tables, self.placement, out, self.nhwc)
+        else:
+            self._kernel.run(image, out)  # type: ignore[attr-defined]
+        return self.placement
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(
+    spec: ImagePreprocess, shape: tuple[int, int, int], color: str, module: ModuleType | None
+) -> LetterboxPlan:
+    return LetterboxPlan(spec, shape[0], shape[1], shape[2], color)
+
+
+def letterbox(image: np.ndarray, spec: ImagePreprocess, out: np.ndarray, *, color: str = "bgr") -> Placement:
+    """Picture -> network input in one pass: bilinear resize, padding, channel order, (x - mean) / std, layout.
+
+    image: uint8 [H, W, 3], [H, W, 4] (alpha ignored) or [H, W] grey; rows may be padded (any row
+        stride). `color` is its channel order, "bgr" or "rgb"; for 4 channels BGRA or RGBA.
+    out: the engine's input, [1, 3, h, w] or [1, h, w, 3] as `spec.layout` says, of `spec.dtype`
+        (float32, float16, uint8), C-contiguous; overwritten whole.
+    Returns where the picture lies in the input. Tables are cached by (size, rule).
+    The arithmetic (reference.py) gives the same bits on every CPU, within one level of
+    `cv2.resize(INTER_LINEAR)`.
+    Raises: UsageError for an array of another shape or dtype.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise UsageError(f"picture: wrong type, expected a uint8 array, got {got}.")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise UsageError(
+            f"picture: wrong shape, expected [H, W], [H, W, 3] or [H, W, 4] with at least one pixel, "
+            f"got {list(image.shape)}."
+        )
+    return _plan(spec, image.shape, color, kernels.native()).run(image, out)
