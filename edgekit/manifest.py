@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgekit.spec import StateSpec, TensorSpec
+from edgekit.errors import did_you_mean
+from edgekit.schema import SchemaError, canonical_json
+from edgekit.spec import QuantParams, StateSpec, TensorSpec
 
 SCHEMA_VERSION = 1
 
@@ -106,3 +110,271 @@ class Manifest:
             if isinstance(step, Segment):
                 for variant in step.variants:
                     yield step, variant
+
+
+# --- names -------------------------------------------------------------------------------------
+
+MANIFEST = "manifest.json"
+CHECKSUM = "manifest.sha256"
+SIGNATURE = "signature.json"
+EVIDENCE = "evidence.json"
+OUTSIDE = (MANIFEST, CHECKSUM, SIGNATURE)
+"""Files that the table `files` does not list: each of them says something about the manifest."""
+
+MAX_FILES = 10_000
+MAX_PATH = 240
+MAX_PARTS = 4
+MAX_TENSOR_BYTES = 1 << 32
+MAX_RANK = 8
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_path(path: str) -> None:
+    """Raises: SchemaError unless `path` is safe and relative, its parts `[A-Za-z0-9._-]`, no leading dot."""
+    if path.startswith("/"):
+        raise SchemaError(f"file name {path!r}: absolute path, expected one inside the bundle")
+    parts = path.split("/")
+    if ".." in parts:
+        raise SchemaError(f"file name {path!r}: leads out of the bundle ('..')")
+    if len(path) > MAX_PATH or len(parts) > MAX_PARTS:
+        raise SchemaError(f"file name {path!r}: longer than {MAX_PATH} characters or {MAX_PARTS} parts")
+    if not all(_NAME.fullmatch(part) for part in parts):
+        raise SchemaError(
+            f"file name {path!r}: expected parts of letters, digits, '.', '_' and '-' that begin with no dot"
+        )
+
+
+def check_paths(paths: Collection[str]) -> None:
+    """Raises: SchemaError for an unsafe path, or paths that collide on some file system."""
+    if len(paths) > MAX_FILES:
+        raise SchemaError(f"{len(paths)} files, expected at most {MAX_FILES}")
+    folded: set[str] = set()
+    for path in paths:
+        check_path(path)
+        if path.lower() in folded:
+            raise SchemaError(f"file name {path!r}: there twice (upper and lower case count as equal)")
+        folded.add(path.lower())
+    for path in paths:
+        parts = path.lower().split("/")
+        for end in range(1, len(parts)):
+            if "/".join(parts[:end]) in folded:
+                raise SchemaError(f"file name {path!r}: lies below a file, expected a folder")
+
+
+def payload_path(segment: str, variant: str, format: str) -> str:
+    """Where a bundle keeps the payload: `segments/<segment>/<variant>.<format>`."""
+    return f"segments/{segment}/{variant}.{format}"
+
+
+# --- digests -----------------------------------------------------------------------------------
+
+DECIDING = ("task", "target", "model", "inputs", "outputs", "tensors", "states", "plan", "pipeline")
+
+
+def payload_digest(manifest: Mapping[str, Any]) -> str:
+    """ "sha256:<hex>" over the canonical JSON of the keys `DECIDING` of a manifest in JSON form.
+
+    They decide what the bundle computes; the payload bytes take part through the digests in
+    `plan`. Evidence, golden values and provenance do not.
+    """
+    picked = {key: manifest[key] for key in DECIDING if key in manifest}
+    return digest(canonical_json(picked, MANIFEST))
+
+
+def digest(data: bytes | memoryview) -> str:
+    """ "sha256:<hex>", the form that manifests use for payloads."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+# --- consistency -------------------------------------------------------------------------------
+
+
+def check(manifest: Manifest) -> None:
+    """All that a manifest promises about itself, files' bytes aside (docs/bundle.md, "Rules").
+
+    Raises: SchemaError, one line, for the first rule that does not hold.
+    """
+    check_paths(manifest.files.keys() | set(OUTSIDE))
+    for path, entry in manifest.files.items():
+        if entry.bytes < 0 or not _HEX64.fullmatch(entry.sha256):
+            raise SchemaError(f"file {path!r}: entry is malformed, expected bytes >= 0 and 64 hex digits")
+    if manifest.files.keys() & set(OUTSIDE):
+        raise SchemaError(f"file table: must not list {', '.join(OUTSIDE)}")
+    if EVIDENCE not in manifest.files:
+        raise SchemaError(f"file table: {EVIDENCE} is missing")
+    for label, name in (("model", manifest.model), ("task", manifest.task), ("target", manifest.target)):
+        _check_name(label, name)
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", manifest.payload_digest):
+        raise SchemaError(
+            f"payload_digest: expected 'sha256:' and 64 hex digits, got {manifest.payload_digest!r}"
+        )
+    tensors = _check_tensors(manifest)
+    _check_states(manifest, tensors)
+    _check_plan(manifest, tensors)
+    referenced = _check_payloads(manifest) | _check_golden(manifest, tensors)
+    for path in manifest.files:
+        if path not in referenced and path != EVIDENCE and not path.startswith("evidence/"):
+            raise SchemaError(f"file {path!r}: nothing in the manifest refers to it")
+
+
+def _check_name(label: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SchemaError(
+            f"{label} {name!r}: expected 1 to 80 letters, digits, '.', '_' or '-', the first one no dot"
+        )
+
+
+def _unique(label: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise SchemaError(f"{label} {name!r}: there twice")
+        seen.add(name)
+
+
+def _known(label: str, names: Sequence[str], tensors: Mapping[str, TensorSpec]) -> None:
+    _unique(label, names)
+    for name in names:
+        if name not in tensors:
+            raise SchemaError(
+                f"{label} {name!r}: no such tensor. {did_you_mean(name[:80], list(tensors)[:200])}"
+            )
+
+
+def _check_tensors(manifest: Manifest) -> dict[str, TensorSpec]:
+    _unique("tensor", [t.name for t in manifest.tensors])
+    for tensor in manifest.tensors:
+        if not 1 <= len(tensor.name) <= 200 or not tensor.name.isprintable():
+            raise SchemaError(f"tensor {tensor.name!r}: expected a printable name of 1 to 200 characters")
+        if len(tensor.shape) > MAX_RANK or tensor.nbytes > MAX_TENSOR_BYTES:
+            raise SchemaError(
+                f"tensor {tensor.name!r}: shape {tensor.shape} is too large, "
+                f"expected at most {MAX_RANK} axes and {MAX_TENSOR_BYTES} bytes"
+            )
+        _check_quant(f"tensor {tensor.name!r}", tensor.shape, tensor.quant)
+    return {t.name: t for t in manifest.tensors}
+
+
+def _check_quant(label: str, shape: tuple[int, ...], quant: QuantParams | None) -> None:
+    if quant is None:
+        return
+    if quant.axis is None:
+        wanted = 1
+    elif 0 <= quant.axis < len(shape):
+        wanted = shape[quant.axis]
+    else:
+        raise SchemaError(f"{label}: quantization axis {quant.axis} is not an axis of shape {shape}")
+    if len(quant.scale) != wanted:
+        raise SchemaError(f"{label}: expected {wanted} scales, got {len(quant.scale)}")
+
+
+def _check_states(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
+    _unique("state", [s.name for s in manifest.states])
+    _known("state input", [s.input for s in manifest.states], tensors)
+    _known("state output", [s.output for s in manifest.states], tensors)
+    for state in manifest.states:
+        _check_name("state", state.name)
+        if state.input in manifest.inputs:
+            raise SchemaError(f"state {state.name!r}: {state.input!r} is also an input of the plan")
+        for name in (state.input, state.output):
+            tensor = tensors[name]
+            if (tensor.dtype, tensor.shape) != (state.dtype, state.shape):
+                raise SchemaError(
+                    f"state {state.name!r}: tensor {name!r} is {tensor.dtype.value} {tensor.shape}, "
+                    f"expected {state.dtype.value} {state.shape}"
+                )
+        _check_quant(f"state {state.name!r}", state.shape, state.quant)
+        for label, seconds in (("nominal_dt_s", state.nominal_dt_s), ("reset_after_s", state.reset_after_s)):
+            if seconds is not None and seconds <= 0:
+                raise SchemaError(f"state {state.name!r}: {label} must be positive, got {seconds}")
+
+
+def _check_plan(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
+    """Steps in order can run: each reads what is there before it, and nothing is written twice."""
+    _known("plan input", manifest.inputs, tensors)
+    _known("plan output", manifest.outputs, tensors)
+    if not manifest.inputs or not manifest.outputs or not manifest.plan:
+        raise SchemaError("plan: expected at least one input, one output and one step")
+    _unique("step", [step.name for step in manifest.plan])
+    ready = set(manifest.inputs) | {s.input for s in manifest.states}
+    produced: set[str] = set()
+    for step in manifest.plan:
+        _check_name("step", step.name)
+        _known(f"input of step {step.name!r}", step.inputs, tensors)
+        _known(f"output of step {step.name!r}", step.outputs, tensors)
+        if not step.outputs:
+            raise SchemaError(f"step {step.name!r}: has no output")
+        for name in step.inputs:
+            if name not in ready:
+                raise SchemaError(f"step {step.name!r}: input {name!r} is not produced before it")
+        for name in step.outputs:
+            if name in ready:
+                raise SchemaError(f"step {step.name!r}: output {name!r} is written twice")
+        ready |= set(step.outputs)
+        produced |= set(step.outputs)
+    for name in (*manifest.outputs, *(s.output for s in manifest.states)):
+        if name not in produced:
+            raise SchemaError(f"plan: no step produces {name!r}")
+
+
+def _check_payloads(manifest: Manifest) -> set[str]:
+    for step in manifest.plan:
+        if isinstance(step, Segment):
+            if not step.variants:
+                raise SchemaError(f"segment {step.name!r}: has no variant")
+            _unique(f"variant of segment {step.name!r}", [v.name for v in step.variants])
+    paths: set[str] = set()
+    for segment, variant in manifest.variants():
+        where = f"variant {segment.name}/{variant.name}"
+        for label, name in (("name", variant.name), ("format", variant.format), ("backend", variant.backend)):
+            _check_name(f"{where}: {label}", name)
+        path = payload_path(segment.name, variant.name, variant.format)
+        if variant.path != path:
+            raise SchemaError(f"{where}: path {variant.path!r}, expected {path!r}")
+        entry = manifest.files.get(path)
+        if entry is None:
+            raise SchemaError(f"{where}: file {path!r} is missing from the file table")
+        if variant.bytes != entry.bytes or variant.bytes < 1:
+            raise SchemaError(f"{where}: {variant.bytes} bytes, but the file table says {entry.bytes}")
+        if variant.digest != "sha256:" + entry.sha256:
+            raise SchemaError(f"{where}: its digest differs from the file table's")
+        paths.add(path)
+    return paths
+
+
+def _check_golden(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> set[str]:
+    """Every plan input and output has golden values; states may have (else they start at `initial`)."""
+    sides = (
+        ("input", manifest.golden.inputs, manifest.inputs, [s.input for s in manifest.states]),
+        ("output", manifest.golden.outputs, manifest.outputs, [s.output for s in manifest.states]),
+    )
+    paths: set[str] = set()
+    for side, golden, needed, possible in sides:
+        names = [g.tensor for g in golden]
+        _known(f"golden {side}", names, tensors)
+        for name in names:
+            if name not in needed and name not in possible:
+                raise SchemaError(f"golden {side} {name!r}: not an {side} of the plan")
+        for name in needed:
+            if name not in names:
+                raise SchemaError(f"golden {side} {name!r}: missing, the bundle could not test itself")
+        for g in golden:
+            entry = manifest.files.get(g.path)
+            if entry is None or not g.path.startswith("golden/"):
+                raise SchemaError(
+                    f"golden {side} {g.tensor!r}: file {g.path!r} is not in the file table below golden/"
+                )
+            tensor = tensors[g.tensor]
+            if entry.bytes != tensor.nbytes:
+                raise SchemaError(
+                    f"golden {side} {g.tensor!r}: file has {entry.bytes} bytes, "
+                    f"expected {tensor.nbytes} for {tensor.dtype.value} {tensor.shape}"
+                )
+            if g.atol < 0 or g.rtol < 0 or not 0 <= g.allow < 1:
+                raise SchemaError(f"golden {side} {g.tensor!r}: expected atol, rtol >= 0 and 0 <= allow < 1")
+            if g.path in paths:
+                raise SchemaError(f"golden {side} {g.tensor!r}: file {g.path!r} serves two tensors")
+            paths.add(g.path)
+    return paths

@@ -4,6 +4,9 @@ One reader for the bundle manifest, `edgekit.toml` and `target.toml`: unknown ke
 keys and wrong types are errors that name the place. No coercion except int -> float.
 Supported annotations: str, int, float, bool, None, Any, Enum, Literal, dataclass,
 `tuple[T, ...]`, `tuple[A, B]`, `dict[str, T]` (or Mapping) and unions of these.
+
+The values may come from a stranger: whatever they are, the only exception is SchemaError, its
+message is one printable line of bounded length, and reading takes bounded time and memory.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import json
 import math
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -21,11 +27,111 @@ from edgekit.errors import EdgekitError, did_you_mean
 
 T = TypeVar("T")
 
+MAX_JSON_BYTES = 16 << 20
+MAX_JSON_VALUES = 1_000_000
+MAX_JSON_DEPTH = 64
+MAX_INTEGER_DIGITS = 19
+"""Integers fit 64 bits, so that readers in other languages agree."""
+
 
 class SchemaError(EdgekitError):
     """A value that does not fit its schema; callers re-raise it as their own error."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, 400))
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """`text` on one line of at most `limit` characters, control characters and lone surrogates escaped."""
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+# --- JSON text ---------------------------------------------------------------------------------
+
+
+def canonical_json(value: Any, where: str) -> bytes:
+    """The one byte form of a JSON value: keys sorted by code point, no spaces, UTF-8, no NaN.
+
+    Numbers print as Python prints them: integers in full, floats as the shortest decimal that
+    reads back equal, with exponent when it is below -4 or above 15.
+    Raises: SchemaError for NaN, infinity, lone surrogates and values that JSON does not have.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SchemaError(f"{where}: cannot be written as JSON: {error}") from None
+
+
+def parse_json(data: bytes | memoryview, where: str, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """JSON from an untrusted source. Bounded in bytes, values, depth and digits; no duplicate keys, no NaN.
+
+    Raises: SchemaError, one line, that begins with `where`.
+    """
+    if len(data) > max_bytes:
+        raise SchemaError(f"{where}: too large, expected at most {max_bytes} bytes, got {len(data)}")
+    raw = bytes(data)
+    # every value but the first is preceded by one of these; strings only make the bound safer
+    if sum(map(raw.count, (b",", b"[", b"{"))) >= MAX_JSON_VALUES:
+        raise SchemaError(f"{where}: too many values, expected at most {MAX_JSON_VALUES}")
+    try:
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_bounded_int,
+            parse_float=_finite_float,
+        )
+    except RecursionError:
+        raise SchemaError(f"{where}: nested too deep, expected at most {MAX_JSON_DEPTH} levels") from None
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{where}: not UTF-8 text at byte {error.start}") from None
+    except ValueError as error:
+        raise SchemaError(f"{where}: not valid JSON: {error}") from None
+    level, depth = [value], 0
+    while level:
+        level = [
+            child
+            for node in level
+            if isinstance(node, (dict, list))
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise SchemaError(f"{where}: nested too deep, expected at most {MAX_JSON_DEPTH} levels")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {_show(twice)} is there twice")
+    return table
+
+
+def _no_constant(name: str) -> typing.NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits, expected at most {MAX_INTEGER_DIGITS}")
+    return int(digits)
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"number {_show(digits)} is out of range")
+    return value
+
+
+# --- dataclasses -------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -57,10 +163,35 @@ def from_json(cls: type[T], data: Any, where: str) -> T:
     return result
 
 
+_short = reprlib.Repr()
+_short.maxlevel = 2
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
+def _show(value: Any) -> str:
+    """repr of bounded length and depth; an integer too long to print is described."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >> 256:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (dict, list, tuple)) and not value:
+        return repr(value)
+    if isinstance(value, (dict, list, tuple)):
+        # items may hold integers that repr refuses: say what it is, not what is in it
+        noun = "table" if isinstance(value, dict) else "list"
+        return f"a {noun} of {len(value)}"
+    return printable(_short.repr(value))
+
+
+def _key(where: str, key: Any) -> str:
+    """The path of `key` below `where`, plain for bare keys, quoted and cut for others."""
+    return f"{where}.{key}" if re.fullmatch(r"[\w-]{1,64}", str(key)) else f"{where}.{_show(key)}"
+
+
 def _fail(where: str, expected: str, value: Any) -> typing.NoReturn:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    raise SchemaError(f"{where}: expected {expected}, got {shown}")
+    raise SchemaError(f"{where}: expected {expected}, got {_show(value)}")
+
+
+def _same(value: Any, choice: Any) -> bool:
+    return type(value) is type(choice) and value == choice  # 1, 1.0 and True are three values
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
@@ -71,7 +202,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _convert_union(kind, value, where)
     if origin is typing.Literal:
         choices = typing.get_args(kind)
-        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+        if not any(_same(value, choice) for choice in choices):
             _fail(where, "one of " + ", ".join(map(repr, choices)), value)
         return value
     if origin is tuple:
@@ -80,7 +211,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
             _fail(where, "a table", value)
         item = typing.get_args(kind)[1]
-        return {k: _convert(item, v, f"{where}.{k}") for k, v in value.items()}
+        return {k: _convert(item, v, _key(where, k)) for k, v in value.items()}
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(typing.cast(type, kind), value, where)
     if kind is None or kind is type(None):
@@ -88,7 +219,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             _fail(where, "nothing", value)
         return None
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        if value not in [member.value for member in kind]:
+        if not any(_same(value, member.value) for member in kind):
             _fail(where, "one of " + ", ".join(repr(m.value) for m in kind), value)
         return kind(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -105,16 +236,34 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _convert_union(kind: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(kind)
+    if value is None and type(None) in options:
+        return None
+    # a table that says its kind (a Literal field) is judged as that kind alone: one clear error
+    options = tuple(o for o in options if o is not type(None))
+    options = tuple(o for o in options if _tag_fits(o, value)) or options
     first: SchemaError | None = None
-    for option in typing.get_args(kind):
+    for option in options:
         try:
             return _convert(option, value, where)
         except SchemaError as error:
             # the message of the option that got furthest (longest path) helps most
-            if option is not type(None) and (first is None or len(str(error)) > len(str(first))):
+            if first is None or len(str(error)) > len(str(first)):
                 first = error
     assert first is not None
     raise first
+
+
+def _tag_fits(option: Any, value: Any) -> bool:
+    if not dataclasses.is_dataclass(option) or not isinstance(value, dict):
+        return False
+    tags = {
+        n: h for n, h in _hints(typing.cast(type, option)).items() if typing.get_origin(h) is typing.Literal
+    }
+    return any(
+        name in value and any(_same(value[name], choice) for choice in typing.get_args(hint))
+        for name, hint in tags.items()
+    )
 
 
 def _convert_tuple(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
@@ -135,9 +284,11 @@ def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
         _fail(where, "a table", value)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = _hints(cls)
-    unknown = [str(k) for k in value if k not in fields]
-    if unknown:
-        raise SchemaError(f"{where}: unknown key {unknown[0]!r}. {did_you_mean(unknown[0], fields)}")
+    unknown = next((str(k) for k in value if k not in fields), None)
+    if unknown is not None:
+        # difflib takes quadratic time: a long key is not a typing mistake
+        hint = did_you_mean(unknown, fields) if len(unknown) <= 64 else did_you_mean("", fields)
+        raise SchemaError(f"{where}: unknown key {_show(unknown)}. {hint}")
     kwargs = {}
     for name, field in fields.items():
         if name in value:
@@ -146,5 +297,5 @@ def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
             raise SchemaError(f"{where}: key {name!r} is missing")
     try:
         return cls(**kwargs)
-    except ValueError as error:  # a dataclass checks its own invariants in __post_init__
+    except (ValueError, ArithmeticError) as error:  # a dataclass checks its own invariants in __post_init__
         raise SchemaError(f"{where}: {error}") from None

@@ -1,0 +1,198 @@
+"""`edgekit inspect X`: what a bundle holds, without loading it into an engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from edgekit.bundle import Bundle
+from edgekit.manifest import KernelStep
+from edgekit.schema import printable, to_json
+from edgekit.spec import StateSpec, TensorSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show what a bundle holds; every byte of it is checked on the way."
+    parser.add_argument("bundle", type=Path, help="bundle file (*.edge) or folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--extract", type=Path, metavar="DIR", help="write the payload files below DIR")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the verb. Raises: BundleError, OutputError."""
+    with Bundle.open(args.bundle) as bundle:
+        if args.extract is not None:
+            written = bundle.extract(args.extract)
+            for path in written:
+                print(f"wrote {path}", file=sys.stderr)
+        if args.json:
+            print(json.dumps(describe(bundle), indent=2))
+        elif args.extract is None:
+            print_human(bundle)
+    return 0
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """The bundle as JSON values; the keys are a contract (docs/bundle.md, "inspect --json")."""
+    manifest = bundle.manifest
+    return {
+        "schema_version": manifest.schema_version,
+        "model": manifest.model,
+        "task": manifest.task,
+        "target": manifest.target,
+        "payload_digest": manifest.payload_digest,
+        "inputs": [_tensor(manifest.tensor(name)) for name in manifest.inputs],
+        "outputs": [_tensor(manifest.tensor(name)) for name in manifest.outputs],
+        "states": [_state(state) for state in manifest.states],
+        "payloads": [
+            {
+                "name": f"{segment.name}/{variant.name}",
+                "segment": segment.name,
+                "variant": variant.name,
+                "backend": variant.backend,
+                "precision": variant.precision,
+                "format": variant.format,
+                "path": variant.path,
+                "bytes": variant.bytes,
+                "digest": variant.digest,
+                "options": to_json(variant.options),
+            }
+            for segment, variant in manifest.variants()
+        ],
+        "plan": [
+            {
+                "name": step.name,
+                "kind": step.kind,
+                **({"kernel": step.kernel} if isinstance(step, KernelStep) else {}),
+                "inputs": list(step.inputs),
+                "outputs": list(step.outputs),
+            }
+            for step in manifest.plan
+        ],
+        "pipeline": manifest.pipeline,
+        "labels": list(_labels(manifest.pipeline)),
+        "evidence": bundle.evidence,
+        "provenance": manifest.provenance,
+        "signature": None if bundle.signature is None else {"signed_by": bundle.signed_by, "checked": False},
+        "files": {name: to_json(entry) for name, entry in manifest.files.items()},
+        "bytes": bundle.nbytes,
+    }
+
+
+def _tensor(tensor: TensorSpec) -> dict[str, Any]:
+    known = to_json(tensor)
+    assert isinstance(known, dict)
+    return {**known, "elements": tensor.elements}
+
+
+def _state(state: StateSpec) -> dict[str, Any]:
+    known = to_json(state)
+    assert isinstance(known, dict)
+    return {**known, "elements": state.elements}
+
+
+def _labels(pipeline: dict[str, Any]) -> tuple[str, ...]:
+    labels = pipeline.get("labels", ())
+    return tuple(str(label) for label in labels) if isinstance(labels, list) else ()
+
+
+def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
+    """A page of text for people, to `file` (default: stdout)."""
+    out = file or sys.stdout
+    manifest = bundle.manifest
+
+    def section(title: str, rows: Sequence[tuple[str, ...]]) -> None:
+        if not rows:
+            return
+        print(f"\n{title}", file=out)
+        widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            print("  " + "  ".join(cells).rstrip(), file=out)
+
+    name, size = printable(bundle.path.name, 200), _size(bundle.nbytes)
+    print(f"{name}: {manifest.model} ({manifest.task}) for {manifest.target}, {size}", file=out)
+    signed = (
+        f"claims key {bundle.signed_by}, check with: edgekit verify --key PUB" if bundle.signed_by else "none"
+    )
+    section(
+        "Identity",
+        [
+            ("payload digest", manifest.payload_digest),
+            ("schema", str(manifest.schema_version)),
+            ("signature", signed),
+        ],
+    )
+    section("Inputs", [_row(manifest.tensor(name)) for name in manifest.inputs])
+    section("Outputs", [_row(manifest.tensor(name)) for name in manifest.outputs])
+    states = [(s.name, s.dtype.value, _shape(s.shape), f"{s.elements} elements") for s in manifest.states]
+    section("States", states)
+    section("Plan", [_step(i, step.name, step) for i, step in enumerate(manifest.plan, start=1)])
+    section(
+        "Payloads",
+        [
+            (variant.path, variant.backend, variant.precision, _size(variant.bytes), variant.digest[:19])
+            for _, variant in manifest.variants()
+        ],
+    )
+    labels = _labels(manifest.pipeline)
+    if labels:
+        more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
+        section("Labels", [(str(len(labels)), ", ".join(printable(name, 40) for name in labels[:8]) + more)])
+    section("Evidence", _flat(bundle.evidence))
+    section("Provenance", _flat(manifest.provenance))
+
+
+def _step(number: int, name: str, step: Any) -> tuple[str, ...]:
+    what = (
+        f"kernel {printable(step.kernel)}"
+        if isinstance(step, KernelStep)
+        else f"network, {len(step.variants)} payload(s)"
+    )
+    names = [", ".join(printable(n, 40) for n in side) for side in (step.inputs, step.outputs)]
+    return (f"{number}. {name}", what, f"{names[0]} -> {names[1]}")
+
+
+def _row(tensor: TensorSpec) -> tuple[str, ...]:
+    row = (printable(tensor.name), tensor.dtype.value, _shape(tensor.shape), printable(tensor.layout))
+    if tensor.quant is None:
+        return row
+    q = tensor.quant
+    scales = (
+        f"scale {q.scale[0]:.6g}, zero point {q.zero_point[0]}"
+        if len(q.scale) == 1
+        else f"{len(q.scale)} scales"
+    )
+    return (*row, f"quantized: {scales}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} bytes"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "", limit: int = 40) -> list[tuple[str, ...]]:
+    """Scalars of a table as (dotted key, value) rows; lists by their length."""
+    rows: list[tuple[str, ...]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{printable(str(key), 40)}"
+        if isinstance(value, dict):
+            rows += _flat(value, name + ".", limit)
+        elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+            rows.append((name, f"{len(value)} entries (--json shows them)"))
+        else:
+            shown = f"{value:.6g}" if isinstance(value, float) else printable(str(value), 90)
+            rows.append((name, shown))
+    if len(rows) > limit:
+        rows = [*rows[:limit], ("...", f"{len(rows) - limit} more (--json shows them)")]
+    return rows
