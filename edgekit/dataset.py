@@ -149,10 +149,10 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
         raise UsageError(f"{where}.count: expected 1 to {MAX_PICTURES}, got {table.count}")
     assert table.images is not None
     images = root / table.images
-    if not images.is_dir():
+    if not os.path.isdir(images):
         raise UsageError(f"{where}.images: no such folder {str(images)!r}")
     data = None if table.data is None else root / table.data
-    if data is not None and not data.is_file():
+    if data is not None and not os.path.isfile(data):
         raise UsageError(f"{where}.data: no such file {str(data)!r}")
     if data is None and purpose == "evaluation":
         raise UsageError(
@@ -164,7 +164,7 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
 def from_option(text: str) -> DataSet:
     """`--calibration FOLDER|SET`. Raises: UsageError."""
     what = f"option --calibration {text}"
-    if Path(text).is_dir():
+    if os.path.isdir(Path(text)):
         return resolve(DataTable(images=text), Path(), "calibration", what)
     if text in named_sets():
         return resolve(DataTable(set=text), Path(), "calibration", what)

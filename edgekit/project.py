@@ -11,6 +11,7 @@ strict: an unknown key, a wrong type or a missing file is a one-line UsageError.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from edgekit import content
 from edgekit.backends.base import BACKENDS
-from edgekit.dataset import DataSet, DataTable, check_disjoint, from_option, resolve
+from edgekit.dataset import DataSet, DataTable, Purpose, check_disjoint, from_option, resolve
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
 from edgekit.schema import SchemaError, from_json
@@ -34,6 +35,12 @@ FILE_NAME = "edgekit.toml"
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8"]
 COLUMNS = ("x1", "y1", "x2", "y2", "cx", "cy", "w", "h", "obj", "score", "class", "cls*")
+
+
+def _given(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not None."""
+    items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {name: item for name, item in items if item is not None}
 
 
 # --- what a project says (the tables of the file, and what the rest of the toolchain reads) ------
@@ -208,7 +215,7 @@ def open_project(argument: Path | None) -> Project:
     ./edgekit.toml or else the shipped detector. Raises: UsageError."""
     if argument is None:
         here = Path(FILE_NAME)
-        return load_project(here if here.is_file() else default_app())
+        return load_project(here if os.path.isfile(here) else default_app())
     if argument.suffix.lower() == ".onnx":
         return bare_project(argument)
     return load_project(argument)
@@ -230,8 +237,8 @@ def load_project(path: Path) -> Project:
 
     Raises: UsageError, one line with the key path, for anything that is not right.
     """
-    if path.is_dir():
-        if not (path / FILE_NAME).is_file():
+    if os.path.isdir(path):
+        if not os.path.isfile(path / FILE_NAME):
             raise UsageError(f"folder {path}: holds no {FILE_NAME}. Write one: edgekit init {path}")
         path = path / FILE_NAME
     what = f"project {path}"
@@ -260,9 +267,9 @@ def bare_project(
     images: Path | None = None,
 ) -> Project:
     """A project of one network and no file. Raises: UsageError for a missing file or a wrong option."""
-    if not onnx.is_file():
+    if not os.path.isfile(onnx):
         raise UsageError(f"model {onnx}: no such file. Give the path of an .onnx file")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", onnx.stem).strip("-._")[:64] or "model"
+    name = safe_name(onnx.stem)
     project = Project(name, (ModelEntry(name=name, source=onnx),))
     return with_options(
         project,
@@ -370,10 +377,9 @@ class _ProjectFile:
     model: tuple[_ModelTable, ...] = ()
 
 
-def _given(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not None."""
-    items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-    return {name: item for name, item in items if item is not None}
+def safe_name(text: str, default: str = "model") -> str:
+    """`text` as a project or model name: other characters become '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64] or default
 
 
 def _check_name(name: str) -> None:
@@ -399,7 +405,7 @@ def _check_classes(names: Sequence[str], what: str, unit: str) -> tuple[str, ...
 
 def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
     source = root / table.source
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise UsageError(
             f"{where}.source: no such file {str(source)!r}. Put the network there or change the path"
         )
@@ -411,12 +417,10 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
     for name in table.target:
         if name not in Target.names():
             raise UsageError(f"{where}.target: unknown target {name!r}. {did_you_mean(name, Target.names())}")
-    data: dict[str, DataSet | None] = {
-        "calibration": table.calibration
-        and resolve(table.calibration, root, "calibration", f"{where}.calibration"),
-        "evaluation": table.evaluation
-        and resolve(table.evaluation, root, "evaluation", f"{where}.evaluation"),
-    }
+
+    def pictures(given: DataTable | None, purpose: Purpose) -> DataSet | None:
+        return None if given is None else resolve(given, root, purpose, f"{where}.{purpose}")
+
     entry = ModelEntry(
         name=table.name,
         source=source,
@@ -425,9 +429,10 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
         classes=classes,
         preprocess=table.preprocess,
         thresholds=table.thresholds,
+        calibration=pictures(table.calibration, "calibration"),
+        evaluation=pictures(table.evaluation, "evaluation"),
         accept=table.accept,
         target=table.target,
-        **data,
     )
     check_disjoint(entry.calibration, entry.evaluation, where)
     return entry
