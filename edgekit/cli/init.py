@@ -1,0 +1,139 @@
+"""`edgekit init`: write a commented project file to start from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from edgekit.errors import UsageError
+from edgekit.files import write_whole
+from edgekit.project import FILE_NAME, safe_name
+
+TEMPLATE = """\
+# An edgekit project: which models to build, and how to tell that a build is right.
+# Every key that is commented out shows its default or an example. Reference: docs/projects.md
+# Paths are relative to this file.
+
+[project]
+name = {project}
+
+[[model]]
+{name}# names the bundle: <name>.<target>.edge
+{source}# the trained network, ONNX
+task = "detect"
+{classes}
+
+# What the network's outputs mean. "auto" finds the head by its structure; when it cannot, name the
+# family: yolox, yolov5 (also v7), yolov8 (also v11), nanodet, fastestdet.
+[model.head]
+family = "auto"
+# For any other network with one row per box, say what its columns hold:
+# family = "rows"
+# columns = ["x1", "y1", "x2", "y2", "score", "class"]   # or cx cy w h; obj; cls* = one score per class
+# output = "detections"          # which output, when there are several
+# normalized = false             # true: coordinates are fractions of the input size
+# transposed = false             # true: [1, columns, boxes] instead of [1, boxes, columns]
+
+# How a picture becomes the network's input. Only what differs from the head family's own rule.
+[model.preprocess]
+# resize = "letterbox"           # keep the aspect, paste top left; or "letterbox-center", "stretch"
+# pad_value = 114                # 0..255
+# color = "bgr"                  # or "rgb"
+# mean = [0.0, 0.0, 0.0]         # per channel, in 8-bit levels: x = (pixel - mean) / std
+# std = [1.0, 1.0, 1.0]          # [255.0, 255.0, 255.0] is the usual "/255"
+
+# Which boxes are reported.
+[model.thresholds]
+# score = 0.25
+# iou = 0.65                     # boxes of one class that overlap more are dropped
+# max_detections = 300
+
+# Pictures like those the device will see, 100 to 500 of them. Needed for int8; no labels needed.
+# [model.calibration]
+# images = "calibration"         # a folder; or a named set: set = "street"
+# count = 200                    # at most so many, evenly spaced in name order
+
+# Labelled pictures to judge the build on. Without them accuracy is reported as not measured.
+# [model.evaluation]
+# data = "instances.json"        # COCO json
+# images = "images"
+
+# A build outside these limits fails.
+[model.accept]
+max_drop = 0.01                  # largest drop of AP against the float model, absolute
+# min_metric = 0.30              # smallest AP of the build itself
+# max_score_shift = 0.05         # largest change of a matched box's score
+
+# What one target does differently.
+# [model.target.host]
+# precision = "float32"          # auto, float32, float16, int8
+# backends = ["onnxruntime"]
+# thresholds = {{ score = 0.3 }}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write a commented edgekit.toml to start from."
+    parser.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: here")
+    parser.add_argument(
+        "--model", type=Path, metavar="M.onnx", help="the trained network, default: the one in DIR"
+    )
+    parser.add_argument("--force", action="store_true", help=f"overwrite an {FILE_NAME} that is there")
+
+
+def main(args: argparse.Namespace) -> int:
+    path = write_project(args.dir, args.model, args.force)
+    found = _source(args.dir, args.model)
+    here = "" if args.dir in (Path(), Path(".")) else f" {args.dir}"
+    print(f"wrote {path}")
+    print("\nNext:", file=sys.stderr)
+    if found is None:
+        print(f"  put your network at {args.dir / 'model.onnx'}, or change `source`", file=sys.stderr)
+    print(f"  edgekit build{here} --target host --dry-run    shows the plan", file=sys.stderr)
+    print(f"  edgekit build{here} --target jetson-orin,rpi5  builds and proves the bundles", file=sys.stderr)
+    return 0
+
+
+def write_project(folder: Path, model: Path | None = None, force: bool = False) -> Path:
+    """Write `folder`/edgekit.toml; `model` None = the only .onnx file in the folder, if there is one.
+
+    Raises: UsageError when the file is there (without `force`) or `model` is not; OutputError.
+    """
+    path = folder / FILE_NAME
+    if folder.exists() and not os.path.isdir(folder):
+        raise UsageError(f"folder {folder}: a file, expected a folder")
+    if model is not None and not os.path.isfile(model):
+        raise UsageError(f"model {model}: no such file. Give the path of an .onnx file")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"project {path}: exists already. Overwrite it with --force")
+    source = _source(folder, model) or Path("model.onnx")
+    name = safe_name(source.stem)
+    project = safe_name(folder.resolve().name, name)
+    labels = os.path.isfile(folder / "classes.txt")
+    text = TEMPLATE.format(
+        project=_quote(project),
+        name=f"name = {_quote(name)} ".ljust(33),
+        source=f"source = {_quote(source.as_posix())} ".ljust(33),
+        classes=("" if labels else "# ") + 'classes = "classes.txt"         # one name a line, or a list; '
+        "without it 80 classes are taken as COCO's",
+    )
+    return write_whole(path, text.encode("utf-8"))
+
+
+def _source(folder: Path, model: Path | None) -> Path | None:
+    """The network as the file will name it."""
+    if model is not None:
+        try:
+            return Path(os.path.relpath(model.resolve(), folder.resolve()))
+        except ValueError:  # another drive
+            return model.resolve()
+    networks = sorted(folder.glob("*.onnx"))
+    return Path(networks[0].name) if len(networks) == 1 else None
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string: JSON's escapes are a subset of TOML's, save that TOML wants DEL escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

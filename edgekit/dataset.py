@@ -1,0 +1,211 @@
+"""Pictures to calibrate on and to judge by: folders, labelled COCO files, synthetic sources, named sets.
+
+A named set is one file, `calibration/<name>.toml` (docs/projects.md). Whatever is said about
+pictures, in a project or on the command line, becomes a `DataSet` here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit import content
+from edgekit.errors import UsageError, did_you_mean
+from edgekit.files import read_toml
+
+MAX_PICTURES = 1_000_000
+DIGEST_PICTURES = 8
+
+Purpose = Literal["calibration", "evaluation"]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Pictures to calibrate or to judge on: a folder, a labelled COCO file or a synthetic source.
+
+    Either `images` (a folder, with its labels in `data`, COCO json, when they are known) or
+    `source` (a URI; picture i is drawn from seed `seed + i`, i < `count`). For a folder,
+    `count` = at most that many pictures. `name`: the named set it came from, if any.
+    `sha256`: see `picture_digest`.
+    """
+
+    images: Path | None = None
+    data: Path | None = None
+    source: str = ""
+    count: int | None = None
+    seed: int = 0
+    name: str = ""
+    sha256: str = ""
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the pictures of a synthetic set; empty for a folder."""
+        return range(self.seed, self.seed + (self.count or 0)) if self.source else range(0)
+
+    def indices(self, total: int) -> tuple[int, ...]:
+        """Which of `total` pictures in name order belong to the set: `count` of them, evenly spaced."""
+        n = total if self.count is None else min(self.count, total)
+        return tuple(i * total // n for i in range(n)) if n else ()
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A synthetic set in `calibration/<name>.toml`, shared by projects.
+
+    Pictures are raw 8-bit RGB frames; the model's own preprocessing rule is applied to them.
+    `sha256`: `picture_digest` of its first pictures, so that a changed generator does not pass unseen.
+    """
+
+    purpose: Purpose
+    title: str
+    source: str
+    count: int
+    seed: int
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _check_source(self.source, self.count, self.seed)
+        if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256[:70]!r}")
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """`[model.calibration]` or `[model.evaluation]` as written in a project."""
+
+    set: str | None = None
+    data: str | None = None
+    images: str | None = None
+    source: str | None = None
+    count: int | None = None
+    seed: int | None = None
+
+
+def named_sets() -> tuple[str, ...]:
+    """Names of the sets in calibration/, sorted."""
+    return tuple(sorted({p.stem for folder in content.folders("calibration") for p in folder.glob("*.toml")}))
+
+
+def named_set(name: str) -> NamedSet:
+    """The set `calibration/<name>.toml`. Raises: UsageError for an unknown name or a faulty file."""
+    if name not in named_sets():
+        raise UsageError(f"set {name!r}: unknown. {did_you_mean(name, named_sets())}")
+    path = content.find("calibration", f"{name}.toml")
+    assert path is not None
+    return read_toml(NamedSet, path, f"set {path}")
+
+
+def picture_digest(pictures: Sequence[Any]) -> str:
+    """What `sha256` of a set states: SHA-256 over its first 8 pictures (all, when fewer), in order.
+
+    pictures: numpy uint8 arrays [H, W, 3], RGB; of each, the text "HxWx3:" and its bytes in C order.
+    """
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for picture in pictures[:DIGEST_PICTURES]:
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+        digest.update(("x".join(map(str, picture.shape)) + ":").encode())
+        digest.update(np.ascontiguousarray(picture).tobytes())
+    return digest.hexdigest()
+
+
+def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataSet:
+    """What `table` says, paths relative to `root`; `where` names it in errors. Raises: UsageError."""
+    kinds = [k for k in ("set", "source", "images") if getattr(table, k) is not None]
+    if len(kinds) != 1:
+        got = " and ".join(kinds) if kinds else "none"
+        raise UsageError(f"{where}: expected one of set, source or images, got {got}")
+    if table.data is not None and table.images is None:
+        raise UsageError(f"{where}.data: expected with images, the folder of the pictures")
+    if table.set is not None:
+        if table.seed is not None:
+            raise UsageError(f"{where}.seed: a named set has its own seed. Leave it out, or write source")
+        found = named_set(table.set)
+        if found.purpose != purpose:
+            raise UsageError(
+                f"{where}.set: {table.set!r} is for {found.purpose}, expected a set for {purpose}"
+            )
+        count = found.count if table.count is None else table.count
+        if not 1 <= count <= found.count:
+            raise UsageError(f"{where}.count: expected 1 to {found.count} (set {table.set}), got {count}")
+        return DataSet(source=found.source, count=count, seed=found.seed, name=table.set, sha256=found.sha256)
+    if table.source is not None:
+        try:
+            _check_source(table.source, table.count, table.seed or 0)
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from None
+        return DataSet(source=table.source, count=table.count, seed=table.seed or 0)
+    if table.seed is not None:
+        raise UsageError(f"{where}.seed: goes with source, a folder has none")
+    if table.count is not None and not 1 <= table.count <= MAX_PICTURES:
+        raise UsageError(f"{where}.count: expected 1 to {MAX_PICTURES}, got {table.count}")
+    assert table.images is not None
+    images = root / table.images
+    if not os.path.isdir(images):
+        raise UsageError(f"{where}.images: no such folder {str(images)!r}")
+    data = None if table.data is None else root / table.data
+    if data is not None and not os.path.isfile(data):
+        raise UsageError(f"{where}.data: no such file {str(data)!r}")
+    if data is None and purpose == "evaluation":
+        raise UsageError(
+            f'{where}: pictures without labels, expected data = "instances.json" (COCO) beside images'
+        )
+    return DataSet(images=images, data=data, count=table.count)
+
+
+def from_option(text: str) -> DataSet:
+    """`--calibration FOLDER|SET`. Raises: UsageError."""
+    what = f"option --calibration {text}"
+    if os.path.isdir(Path(text)):
+        return resolve(DataTable(images=text), Path(), "calibration", what)
+    if text in named_sets():
+        return resolve(DataTable(set=text), Path(), "calibration", what)
+    raise UsageError(
+        f"{what}: neither a folder of pictures nor a named set. {did_you_mean(text, named_sets())}"
+    )
+
+
+def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
+    """Calibrating on what is judged flatters the result; refuse it as far as it can be seen here.
+
+    Raises: UsageError when calibration `a` and evaluation `b` share seeds, labels or their folder.
+    """
+    if a is None or b is None:
+        return
+    if a.source.partition("?")[0] == b.source.partition("?")[0]:
+        low, high = max(a.seed, b.seed), min(a.seeds.stop, b.seeds.stop) - 1
+        if a.source and low <= high:
+            raise UsageError(
+                f"{where}: calibration and evaluation share the seeds {low} to {high}, "
+                "expected none in common. Change one of the seeds"
+            )
+    same_data = a.data is not None and b.data is not None and _same_place(a.data, b.data)
+    same_images = a.images is not None and b.images is not None and _same_place(a.images, b.images)
+    if same_data or (same_images and a.data is None):
+        raise UsageError(
+            f"{where}: calibration and evaluation are the same pictures. Give calibration its own"
+        )
+
+
+def _check_source(source: str, count: int | None, seed: int) -> None:
+    scheme, _, query = source.partition("?")
+    if not re.fullmatch(r"synthetic://[a-z0-9_-]+", scheme):
+        raise ValueError(f"source {source[:80]!r} must look like synthetic://street?width=640&height=360")
+    if {"seed", "count"} & {part.partition("=")[0] for part in query.split("&")}:
+        raise ValueError("source: seed and count are keys of their own, not part of the URI")
+    if count is None or not 1 <= count <= MAX_PICTURES:
+        raise ValueError(f"count must be between 1 and {MAX_PICTURES}, got {count}")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be between 0 and {2**31 - 1}, got {seed}")
+
+
+def _same_place(a: Path, b: Path) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b)

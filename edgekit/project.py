@@ -1,0 +1,438 @@
+"""`edgekit.toml`: which models to build, what their heads mean, what to calibrate and to judge them on.
+
+    project = open_project(None)                       # ./edgekit.toml, else the shipped detector
+    project = open_project(Path("model.onnx"))         # a bare network: everything found or given
+    project = load_project(Path("apps/detect"))        # a folder that holds an edgekit.toml
+
+Keys are described in docs/projects.md. Paths in the file are relative to the file. Reading is
+strict: an unknown key, a wrong type or a missing file is a one-line UsageError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit import content
+from edgekit.backends.base import BACKENDS
+from edgekit.dataset import DataSet, DataTable, Purpose, check_disjoint, from_option, resolve
+from edgekit.errors import UsageError, did_you_mean
+from edgekit.files import read_text, read_toml
+from edgekit.schema import SchemaError, from_json
+from edgekit.spec import DType
+from edgekit.target import Target
+from edgekit.tasks.detect.coco import COCO_CLASSES
+from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks.preprocess import ImagePreprocess
+
+FILE_NAME = "edgekit.toml"
+
+HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
+Precision = Literal["auto", "float32", "float16", "int8"]
+COLUMNS = ("x1", "y1", "x2", "y2", "cx", "cy", "w", "h", "obj", "score", "class", "cls*")
+
+
+def _given(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not None."""
+    items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {name: item for name, item in items if item is not None}
+
+
+# --- what a project says (the tables of the file, and what the rest of the toolchain reads) ------
+
+
+@dataclass(frozen=True)
+class HeadHint:
+    """What the file says about the network's head; `auto` = found by structure.
+
+    `columns`, `output`, `normalized`, `transposed` describe a `rows` head (tasks.detect.spec.DetectHead).
+    """
+
+    family: HeadFamily = "auto"
+    columns: tuple[str, ...] = ()
+    output: str = ""
+    normalized: bool = False
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [c for c in self.columns if c not in COLUMNS]
+        if unknown:
+            raise ValueError(f"unknown column {unknown[0]!r}. {did_you_mean(unknown[0], COLUMNS)}")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns must differ from each other")
+        if self.family == "rows" and not self.columns:
+            raise ValueError('family \'rows\' needs columns, e.g. ["x1", "y1", "x2", "y2", "score", "class"]')
+        if self.family != "rows" and (self.columns or self.output or self.normalized or self.transposed):
+            raise ValueError('columns, output, normalized and transposed need family = "rows"')
+
+
+@dataclass(frozen=True)
+class PreprocessHint:
+    """Fields of ImagePreprocess that replace the rule of the head family; None = the family's own."""
+
+    resize: Literal["letterbox", "letterbox-center", "stretch"] | None = None
+    pad_value: int | None = None
+    color: Literal["bgr", "rgb"] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    layout: Literal["NCHW", "NHWC"] | None = None
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        ImagePreprocess(width=1, height=1, **_given(self))  # its checks, now rather than in the build
+
+    def apply(self, rule: ImagePreprocess) -> ImagePreprocess:
+        """`rule` with the fields given here."""
+        return dataclasses.replace(rule, **_given(self))
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Fields of DetectSpec; None = its default."""
+
+    score: float | None = None
+    iou: float | None = None
+    max_detections: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("score", "iou"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if self.max_detections is not None and not 1 <= self.max_detections <= 100_000:
+            raise ValueError(f"max_detections must be between 1 and 100000, got {self.max_detections}")
+
+    def over(self, base: Thresholds) -> Thresholds:
+        """These, and `base` where nothing is given here."""
+        return dataclasses.replace(base, **_given(self))
+
+    def apply(self, spec: DetectSpec) -> DetectSpec:
+        """`spec` with the thresholds given here."""
+        names = {"score": "score_threshold", "iou": "iou_threshold", "max_detections": "max_detections"}
+        return dataclasses.replace(spec, **{names[k]: v for k, v in _given(self).items()})
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Limits that a build must meet, else it fails with exit code 1.
+
+    max_drop: largest absolute drop of the task's metric (detect: AP, 0..1) against the float model.
+    min_metric: smallest metric of the built model itself.
+    max_score_shift: largest difference of a matched box's score against the float model.
+    """
+
+    max_drop: float = 0.01
+    min_metric: float | None = None
+    max_score_shift: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in _given(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
+@dataclass(frozen=True)
+class TargetOverride:
+    """What one target does differently: `[model.target.<name>]`."""
+
+    precision: Precision | None = None
+    backends: tuple[str, ...] = ()
+    """Backends to build for it, in order of preference; empty = the target's own."""
+    thresholds: Thresholds = Thresholds()
+
+    def __post_init__(self) -> None:
+        for name in self.backends:
+            if name not in BACKENDS:
+                raise ValueError(f"unknown backend {name!r}. {did_you_mean(name, BACKENDS)}")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One network to build. All paths are ready to open; `classes` is empty when none were given."""
+
+    name: str
+    source: Path
+    task: Literal["detect"] = "detect"
+    head: HeadHint = HeadHint()
+    classes: tuple[str, ...] = ()
+    preprocess: PreprocessHint = PreprocessHint()
+    thresholds: Thresholds = Thresholds()
+    calibration: DataSet | None = None
+    evaluation: DataSet | None = None
+    accept: Accept = Accept()
+    target: dict[str, TargetOverride] = field(default_factory=dict)
+
+    def on(self, target: str) -> TargetOverride:
+        """The settings for one target: its overrides, with the model's thresholds filled in."""
+        override = self.target.get(target, TargetOverride())
+        return dataclasses.replace(override, thresholds=override.thresholds.over(self.thresholds))
+
+    def labels(self, count: int) -> tuple[tuple[str, ...], str]:
+        """Names of the network's `count` classes, and a note on where they come from ("" = as given).
+
+        Raises: UsageError when the given names are not `count` many.
+        """
+        if self.classes:
+            if len(self.classes) != count:
+                raise UsageError(
+                    f"model {self.name}: {len(self.classes)} class names for a network with {count} classes. "
+                    f"Give a classes file with {count} lines"
+                )
+            return self.classes, ""
+        if count == len(COCO_CLASSES):
+            return COCO_CLASSES, "no class names given, 80 classes: taken as COCO's"
+        names = tuple(f"class_{i}" for i in range(count))
+        return names, f"no class names given: called {names[0]} to {names[-1]}"
+
+
+@dataclass(frozen=True)
+class Project:
+    """The models of one `edgekit.toml`; `path` is None for a bare network."""
+
+    name: str
+    models: tuple[ModelEntry, ...]
+    path: Path | None = None
+
+    def model(self, name: str) -> ModelEntry:
+        """The model called `name`. Raises: UsageError with a suggestion."""
+        for entry in self.models:
+            if entry.name == name:
+                return entry
+        known = [m.name for m in self.models]
+        raise UsageError(f"model {name!r}: not in project {self.name}. {did_you_mean(name, known)}")
+
+
+# --- opening one -------------------------------------------------------------------------------
+
+
+def open_project(argument: Path | None) -> Project:
+    """What `edgekit build [ARGUMENT]` means: a network, a project (file or folder) or, with no argument,
+    ./edgekit.toml or else the shipped detector. Raises: UsageError."""
+    if argument is None:
+        here = Path(FILE_NAME)
+        return load_project(here if os.path.isfile(here) else default_app())
+    if argument.suffix.lower() == ".onnx":
+        return bare_project(argument)
+    return load_project(argument)
+
+
+def default_app() -> Path:
+    """Folder of the detector that ships with edgekit. Raises: UsageError without the content folders."""
+    found = content.find("apps", "detect")
+    if found is None:
+        raise UsageError(
+            "app detect: not found on the content path, expected apps/detect. "
+            "Name a model (edgekit build model.onnx) or set EDGEKIT_PATH"
+        )
+    return found
+
+
+def load_project(path: Path) -> Project:
+    """Read `path`, an `edgekit.toml` or a folder that holds one.
+
+    Raises: UsageError, one line with the key path, for anything that is not right.
+    """
+    if os.path.isdir(path):
+        if not os.path.isfile(path / FILE_NAME):
+            raise UsageError(f"folder {path}: holds no {FILE_NAME}. Write one: edgekit init {path}")
+        path = path / FILE_NAME
+    what = f"project {path}"
+    file = read_toml(_ProjectFile, path, what)
+    if not file.model:
+        raise UsageError(f"{what}: no model, expected at least one [[model]] table")
+    models: list[ModelEntry] = []
+    for i, table in enumerate(file.model):
+        entry = _resolve(table, path.parent, f"{what}: model[{i}]")
+        if any(m.name == entry.name for m in models):
+            raise UsageError(
+                f"{what}: model[{i}].name: {entry.name!r} is there twice. Give each model its own name"
+            )
+        models.append(entry)
+    return Project(file.project.name, tuple(models), path)
+
+
+def bare_project(
+    onnx: Path,
+    *,
+    head: str | None = None,
+    columns: Sequence[str] = (),
+    classes: Path | None = None,
+    calibration: str | None = None,
+    data: Path | None = None,
+    images: Path | None = None,
+) -> Project:
+    """A project of one network and no file. Raises: UsageError for a missing file or a wrong option."""
+    if not os.path.isfile(onnx):
+        raise UsageError(f"model {onnx}: no such file. Give the path of an .onnx file")
+    name = safe_name(onnx.stem)
+    project = Project(name, (ModelEntry(name=name, source=onnx),))
+    return with_options(
+        project,
+        head=head,
+        columns=columns,
+        classes=classes,
+        calibration=calibration,
+        data=data,
+        images=images,
+    )
+
+
+def with_options(
+    project: Project,
+    *,
+    head: str | None = None,
+    columns: Sequence[str] = (),
+    classes: Path | None = None,
+    calibration: str | None = None,
+    data: Path | None = None,
+    images: Path | None = None,
+) -> Project:
+    """`project` with the options of the command line, which win over the file.
+
+    head, columns, classes: only for a project of one model. calibration: a folder of pictures or
+    the name of a set in calibration/. data, images: labelled pictures (COCO json), both or neither.
+    Raises: UsageError.
+    """
+    if (head or columns or classes) and len(project.models) != 1:
+        raise UsageError(
+            f"project {project.name}: --head, --columns and --classes fit one model, "
+            f"got {len(project.models)} models. Write them into {FILE_NAME}"
+        )
+    changes: dict[str, Any] = {}
+    if head or columns:
+        table = {"family": head or "rows", "columns": list(columns)}
+        try:
+            changes["head"] = from_json(HeadHint, table, "--head")
+        except SchemaError as error:
+            raise UsageError(str(error)) from None
+    if classes:
+        changes["classes"] = read_classes(classes)
+    if calibration:
+        changes["calibration"] = from_option(calibration)
+    if (data is None) != (images is None):
+        raise UsageError(
+            "options --data and --images: expected both or neither. Give the labels and their folder"
+        )
+    if data is not None and images is not None:
+        given = DataTable(data=str(data), images=str(images))
+        changes["evaluation"] = resolve(given, Path(), "evaluation", "options --data and --images")
+    models = tuple(dataclasses.replace(m, **changes) for m in project.models)
+    for m in models:
+        check_disjoint(m.calibration, m.evaluation, f"model {m.name}")
+    return dataclasses.replace(project, models=models)
+
+
+# --- class names -------------------------------------------------------------------------------
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, in the order of the network's outputs.
+
+    Raises: UsageError for a file that is missing, binary, empty, or has an empty or a repeated line.
+    """
+    what = f"classes file {path}"
+    text = read_text(path, what).removeprefix("\ufeff")
+    return _check_classes([line.strip() for line in text.rstrip().splitlines()], what, "line")
+
+
+# --- the file's own tables ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ModelTable:
+    """One `[[model]]` as written."""
+
+    name: str
+    source: str
+    task: Literal["detect"] = "detect"
+    head: HeadHint = HeadHint()
+    classes: str | tuple[str, ...] = ()
+    preprocess: PreprocessHint = PreprocessHint()
+    thresholds: Thresholds = Thresholds()
+    calibration: DataTable | None = None
+    evaluation: DataTable | None = None
+    accept: Accept = Accept()
+    target: dict[str, TargetOverride] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+
+@dataclass(frozen=True)
+class _ProjectTable:
+    name: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+
+@dataclass(frozen=True)
+class _ProjectFile:
+    project: _ProjectTable
+    model: tuple[_ModelTable, ...] = ()
+
+
+def safe_name(text: str, default: str = "model") -> str:
+    """`text` as a project or model name: other characters become '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64] or default
+
+
+def _check_name(name: str) -> None:
+    # it becomes part of file names: <model>.<target>.edge
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(f"name {name[:70]!r} must be letters, digits, '.', '_' or '-', at most 64 of them")
+
+
+def _check_classes(names: Sequence[str], what: str, unit: str) -> tuple[str, ...]:
+    if not names or names == [""]:
+        raise UsageError(f"{what}: empty, expected one class name a line")
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise UsageError(f"{what}: {unit} {number} is empty, expected a class name")
+        if not name.isprintable() or len(name) > 200:
+            raise UsageError(f"{what}: {unit} {number} is not a printable name of at most 200 characters")
+        if name in first:
+            raise UsageError(f"{what}: {name!r} is there twice, in {unit} {first[name]} and {unit} {number}")
+        first[name] = number
+    return tuple(names)
+
+
+def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
+    source = root / table.source
+    if not os.path.isfile(source):
+        raise UsageError(
+            f"{where}.source: no such file {str(source)!r}. Put the network there or change the path"
+        )
+    if isinstance(table.classes, str):
+        classes = read_classes(root / table.classes)
+    else:
+        names = [name.strip() for name in table.classes]
+        classes = _check_classes(names, f"{where}.classes", "entry") if names else ()
+    for name in table.target:
+        if name not in Target.names():
+            raise UsageError(f"{where}.target: unknown target {name!r}. {did_you_mean(name, Target.names())}")
+
+    def pictures(given: DataTable | None, purpose: Purpose) -> DataSet | None:
+        return None if given is None else resolve(given, root, purpose, f"{where}.{purpose}")
+
+    entry = ModelEntry(
+        name=table.name,
+        source=source,
+        task=table.task,
+        head=table.head,
+        classes=classes,
+        preprocess=table.preprocess,
+        thresholds=table.thresholds,
+        calibration=pictures(table.calibration, "calibration"),
+        evaluation=pictures(table.evaluation, "evaluation"),
+        accept=table.accept,
+        target=table.target,
+    )
+    check_disjoint(entry.calibration, entry.evaluation, where)
+    return entry
