@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import BundleError, EdgekitError, MissingExtraError, UsageError
+from edgekit.errors import BundleError, MissingExtraError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,9 @@ def main(args: argparse.Namespace) -> int:
             "bundle": str(args.bundle),
             "payload_digest": bundle.payload_digest,
             "files": len(bundle.manifest.files),
-            "signature": "valid" if args.key else ("present, not checked" if bundle.signed else "none"),
+            "signature": "valid"
+            if args.key
+            else (f"by {bundle.signed_by}, not checked: give --key" if bundle.signed_by else "none"),
         }
         result.update(_run(bundle, args))
     if args.json:
@@ -112,6 +114,3 @@ def _print(result: dict[str, Any]) -> None:
         if result["reference"]:
             shown = ", ".join(f"{k} {v:.4f}" for k, v in result["reference"].items() if isinstance(v, float))
             print(f"  float      {shown}")
-
-
-__all__ = ["EdgekitError", "add_arguments", "main"]

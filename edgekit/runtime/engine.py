@@ -18,7 +18,7 @@ import numpy as np
 
 from edgekit.backends.base import Binding, Executable, LoadOptions, half
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, EdgekitError, SelfTestError, UsageError
+from edgekit.errors import BundleError, EdgekitError, UsageError
 from edgekit.manifest import Manifest, Segment, Variant
 from edgekit.runtime.selftest import check_golden, check_latency
 
@@ -290,6 +290,3 @@ def warn_foreign_target(bundle: Bundle) -> None:
     fits, reason = matches(Target.load(bundle.manifest.target))
     if not fits:
         warnings.warn(f"bundle {bundle.path}: built for {bundle.manifest.target}: {reason}", stacklevel=2)
-
-
-__all__ = ["Engine", "SelfTestError", "Session", "load", "warn_foreign_target"]

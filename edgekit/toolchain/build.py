@@ -13,9 +13,9 @@ import numpy as np
 
 from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half
-from edgekit.bundle import write_bundle
+from edgekit.bundle import Bundle, make_variant, write_bundle
 from edgekit.errors import UsageError
-from edgekit.manifest import SCHEMA_VERSION, Manifest, Segment, Variant
+from edgekit.manifest import SCHEMA_VERSION, Manifest, Segment
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.find_input_rule import find_input_rule
 from edgekit.passes.graph_facts import facts
@@ -215,8 +215,9 @@ def bundle(
     )
     path = options.out / f"{entry.name}.{target.name}.edge"
     progress(f"{target.name}: write {path}", 0, 1)
-    digest = write_bundle(path, manifest, files, record, sign_key=options.sign_key)
-    return Built(path, target.name, entry.name, digest, path.stat().st_size, record)
+    write_bundle(path, manifest, files, record, sign_key=options.sign_key)
+    with Bundle.open(path, verify=False) as written:
+        return Built(path, target.name, entry.name, written.payload_digest, path.stat().st_size, record)
 
 
 def simulated(payload: Payload) -> str | None:
@@ -230,28 +231,12 @@ def simulated(payload: Payload) -> str | None:
 
 def pack(payloads: Sequence[Payload]) -> tuple[Segment, dict[str, bytes]]:
     """The one segment of a detector, and its payload files."""
-    variants, files = [], {}
-    for payload in payloads:
-        name = f"{payload.backend}-{payload.precision}"
-        path = f"segments/{SEGMENT}/{name}.{payload.format}"
-        files[path] = payload.data
-        variants.append(
-            Variant(
-                name,
-                payload.backend,
-                payload.precision,
-                payload.format,
-                path,
-                len(payload.data),
-                "sha256:" + hashlib.sha256(payload.data).hexdigest(),
-                dict(payload.options),
-            )
-        )
+    variants = tuple(make_variant(SEGMENT, f"{p.backend}-{p.precision}", p) for p in payloads)
     first = payloads[0]
     segment = Segment(
-        SEGMENT, tuple(t.name for t in first.inputs), tuple(t.name for t in first.outputs), tuple(variants)
+        SEGMENT, tuple(t.name for t in first.inputs), tuple(t.name for t in first.outputs), variants
     )
-    return segment, files
+    return segment, {v.path: p.data for v, p in zip(variants, payloads, strict=True)}
 
 
 def time_here(subject: evidence.Subject, image: np.ndarray) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.dataset import DataSet
 from edgekit.errors import UsageError
-from edgekit.project import DataSet, ModelEntry
+from edgekit.project import ModelEntry
 from edgekit.runtime.sources import open_source
 from edgekit.tasks.detect.dataset import CocoSet, read_coco
 from edgekit.tasks.detect.spec import DetectSpec

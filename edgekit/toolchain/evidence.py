@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.backends.base import Binding, LoadOptions, Payload, half
+from edgekit.bundle import golden_bytes, golden_path
 from edgekit.errors import EvidenceError
 from edgekit.kernels.letterbox import letterbox
 from edgekit.manifest import Golden, GoldenTensor, Variant
@@ -197,22 +198,21 @@ def golden(subject: Subject, image: np.ndarray) -> tuple[Golden, dict[str, bytes
     for binding in (subject.reference, subject.candidate):
         letterbox(image, subject.spec.preprocess, binding.inputs[name])
         binding.run()
-    files = {f"golden/{name}.bin": subject.reference.inputs[name].tobytes()}
+    source = GoldenTensor(name, golden_path("input", 0))
+    files = {source.path: golden_bytes(subject.reference.inputs[name])}
     outputs = []
-    for tensor, want in subject.reference.outputs.items():
-        got = subject.candidate.outputs[tensor]
+    for i, (tensor, want) in enumerate(subject.reference.outputs.items()):
+        path = golden_path("output", i)
         span = float(np.abs(want).max())
         if subject.payload.precision == "float32":
-            rule = GoldenTensor(
-                tensor, f"golden/{tensor}.bin", atol=FLOAT_TOLERANCE * span, rtol=FLOAT_TOLERANCE
-            )
+            rule = GoldenTensor(tensor, path, atol=FLOAT_TOLERANCE * span, rtol=FLOAT_TOLERANCE)
         else:
-            measured = float(np.abs(got.astype(np.float64) - want).max())
-            atol = HALF_MARGIN * measured + FLOAT_TOLERANCE * span
-            rule = GoldenTensor(tensor, f"golden/{tensor}.bin", atol=atol, allow=GOLDEN_ALLOW)
+            got = subject.candidate.outputs[tensor].astype(np.float64)
+            atol = HALF_MARGIN * float(np.abs(got - want).max()) + FLOAT_TOLERANCE * span
+            rule = GoldenTensor(tensor, path, atol=atol, allow=GOLDEN_ALLOW)
         outputs.append(rule)
-        files[rule.path] = want.tobytes()
-    return Golden((GoldenTensor(name, f"golden/{name}.bin"),), tuple(outputs)), files
+        files[path] = golden_bytes(want)
+    return Golden((source,), tuple(outputs)), files
 
 
 def samples(subject: Subject, images: Sequence[np.ndarray]) -> tuple[list[dict[str, str]], dict[str, bytes]]:
