@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 
+from edgekit.cli.common import warn
 from edgekit.errors import UsageError
 
 
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from edgekit.runtime.bench import STAGES, measure
-    from edgekit.runtime.engine import load, warn_foreign_target
+    from edgekit.runtime.engine import load
     from edgekit.runtime.sources import open_source
 
     if args.runs < 1 or args.warmup < 0 or not 0 <= args.threads <= 1024:
@@ -55,11 +54,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         for path in (args.bundle, *args.vs):
             engines.append(load(path, threads=args.threads, variant=args.variant))
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                warn_foreign_target(engines[-1].bundle)
-            for warning in caught:
-                print(f"edgekit: warning: {warning.message}", file=sys.stderr)
+            warn(engines[-1].bundle)
         results = measure(engines, image, warmup=args.warmup, runs=args.runs, threads=args.threads)
     finally:
         for engine in engines:

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
+from edgekit.cli.common import warn
 from edgekit.errors import UsageError
 
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from edgekit.runtime.engine import load, warn_foreign_target
+    from edgekit.runtime.engine import load
     from edgekit.runtime.sinks import open_sink
     from edgekit.runtime.sources import open_source
 
@@ -49,11 +49,7 @@ def main(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         source = stack.enter_context(open_source(args.source, limit=args.limit))
         engine = stack.enter_context(load(args.bundle, threads=args.threads, variant=args.variant))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            warn_foreign_target(engine.bundle)
-        for warning in caught:
-            print(f"edgekit: warning: {warning.message}", file=sys.stderr)
+        warn(engine.bundle)
         sinks = [stack.enter_context(open_sink(s, fps=source.fps, labels=engine.labels)) for s in args.sink]
         detect = engine.pipeline()
         for frame in source:

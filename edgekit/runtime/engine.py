@@ -7,7 +7,6 @@ preallocated buffers on it. The engine executes the bundle's plan and knows no m
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,10 @@ import numpy as np
 from edgekit.backends.base import Binding, Executable, LoadOptions, half
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgekitError, UsageError
+from edgekit.host import backend_problem, matches
 from edgekit.manifest import Manifest, Segment, Variant
 from edgekit.runtime.selftest import check_golden, check_latency
+from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.tasks.detect.detections import Detections
@@ -159,6 +160,9 @@ class Engine:
             if wanted is not None and variant.name != wanted:
                 continue
             try:
+                problem = backend_problem(variant.backend)
+                if problem:
+                    raise BundleError(f"bundle {self.bundle.path}: cannot run on this machine: {problem}")
                 data = self.bundle.read(variant.path)
                 executable = half(variant.backend, "engine").load(
                     data, variant, replace(options, cache_key=variant.digest)
@@ -280,13 +284,9 @@ def _race(executable: Executable) -> float:
         binding.close()
 
 
-def warn_foreign_target(bundle: Bundle) -> None:
-    """Warn when the bundle was built for a board that this machine is not."""
-    from edgekit.host import matches
-    from edgekit.target import Target
-
+def foreign_target(bundle: Bundle) -> str:
+    """What to know when this machine is not the board that the bundle was built for; "" when it is."""
     if bundle.manifest.target not in Target.names():
-        return
-    fits, reason = matches(Target.load(bundle.manifest.target))
-    if not fits:
-        warnings.warn(f"bundle {bundle.path}: built for {bundle.manifest.target}: {reason}", stacklevel=2)
+        return f"built for {bundle.manifest.target}, a board that is not known here"
+    backends = sorted({variant.backend for _, variant in bundle.manifest.variants()})
+    return matches(Target.load(bundle.manifest.target), backends)[1]
