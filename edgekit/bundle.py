@@ -76,7 +76,7 @@ def write_bundle(
     *,
     sign_key: Path | None = None,
     directory: bool = False,
-) -> Path:
+) -> str:
     """Write a bundle, whole or not at all; equal arguments give equal bytes.
 
     manifest: its `files` and `payload_digest` are computed here, whatever they hold.
@@ -86,7 +86,7 @@ def write_bundle(
     sign_key: Ed25519 private key, a PEM file.
     directory: write a folder of the files instead of one zip file (the form for over 4 GiB).
 
-    Returns `path`. Raises: BundleError when the parts do not fit each other (it would not open),
+    Returns the payload digest. Raises: BundleError when the parts do not fit each other (it would not open),
     OutputError when it cannot be written, UsageError for a bad key, MissingExtraError.
     """
     path = Path(path)
@@ -111,7 +111,7 @@ def write_bundle(
         archive.write_folder(path, {**head, **body}, "bundle")
     else:
         archive.write_atomic(path, archive.zip_chunks({**head, **body}), "bundle")
-    return path
+    return str(tree["payload_digest"])
 
 
 def _sha256(data: bytes | memoryview) -> str:
@@ -237,6 +237,11 @@ class Bundle:
                 raise BundleError(f"{self._where}: {error}") from None
             self._evidence = tree
         return self._evidence
+
+    @property
+    def signed(self) -> bool:
+        """Whether there is a signature; `check_signature` says whether it is right."""
+        return self.signature is not None
 
     @property
     def signed_by(self) -> str | None:

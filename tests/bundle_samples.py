@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgekit.archive import zip_chunks
 from edgekit.backends.base import Payload
-from edgekit.bundle import golden_bytes, golden_path, make_variant, write_bundle
-from edgekit.manifest import Golden, GoldenTensor, KernelStep, Manifest, Segment
+from edgekit.bundle import Bundle, golden_bytes, golden_path, make_variant, write_bundle
+from edgekit.manifest import Golden, GoldenTensor, KernelStep, Manifest, Segment, payload_digest
+from edgekit.schema import canonical_json
 from edgekit.spec import DType, QuantParams, StateSpec, TensorSpec
 
 EVIDENCE = {"metric": {"AP50": 0.8125, "images": 12}, "layers": [{"name": "stem", "snr_db": 41.5}]}
@@ -83,4 +88,34 @@ def sample(payload_bytes: int = 3000) -> tuple[Manifest, dict[str, bytes]]:
 def write_sample(path: Path, payload_bytes: int = 3000, **options: Any) -> Path:
     """`sample` as a bundle at `path`; options as for `write_bundle`."""
     manifest, files = sample(payload_bytes)
-    return write_bundle(path, manifest, files, EVIDENCE, **options)
+    write_bundle(path, manifest, files, EVIDENCE, **options)
+    return path
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    """All files of a bundle, the manifest and its checksum included."""
+    with Bundle.open(path) as bundle:
+        return {name: bytes(bundle.read(name)) for name in bundle.names}
+
+
+def rebuild(files: dict[str, bytes], *, checksum: bool = True) -> bytes:
+    """The zip file of `files`, as somebody who knows the format would forge it."""
+    files = dict(files)
+    if checksum:
+        lines = [
+            f"{sha256(files[n]).hexdigest()}  {n}\n"
+            for n in ("manifest.json", "signature.json")
+            if n in files
+        ]
+        files["manifest.sha256"] = "".join(lines).encode()
+    return b"".join(bytes(chunk) for chunk in zip_chunks(files))
+
+
+def forge(files: dict[str, bytes], edit: Callable[[Any], Any], *, digest: bool = True) -> bytes:
+    """The bundle with its manifest edited and, if `digest`, the payload digest made to fit."""
+    tree = json.loads(files["manifest.json"])
+    changed = edit(tree)
+    tree = tree if changed is None else changed
+    if digest and isinstance(tree, dict) and "payload_digest" in tree:
+        tree["payload_digest"] = payload_digest(tree)
+    return rebuild({**files, "manifest.json": canonical_json(tree, "manifest.json")})
