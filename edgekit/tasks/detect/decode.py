@@ -1,0 +1,70 @@
+"""Raw outputs of a detector -> boxes in the picture: decode, suppress, map back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.errors import UsageError
+from edgekit.kernels.decode import Decoder
+from edgekit.kernels.nms import nms
+from edgekit.tasks.detect.detections import Detections
+from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks.preprocess import Placement
+
+
+class Postprocess:
+    """One session's decoder with its buffers; for one thread at a time.
+
+    Raises: UsageError for a head that lacks something.
+    """
+
+    def __init__(self, spec: DetectSpec) -> None:
+        self.spec = spec
+        self._decoder = Decoder(spec.head, spec.preprocess.width, spec.preprocess.height)
+        self._keep = np.empty(spec.max_detections, np.int32)
+
+    def __call__(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        placement: Placement,
+        image_size: tuple[int, int],
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> Detections:
+        """Boxes of a picture of `image_size` (height, width) that lies at `placement` in the input.
+
+        outputs: the engine's raw outputs by name, float32 [1, C, H, W] (family rows: [1, N, D]).
+        The thresholds default to the spec's. One box per cell at most, that of its best class; boxes
+        are clipped to the picture.
+        Raises: UsageError for outputs that do not fit the head or thresholds out of range.
+        """
+        score = self.spec.score_threshold if score_threshold is None else score_threshold
+        iou = self.spec.iou_threshold if iou_threshold is None else iou_threshold
+        limit = self.spec.max_detections if max_detections is None else max_detections
+        if not 0 <= score <= 1 or not 0 <= iou <= 1 or limit < 1:
+            raise UsageError(
+                f"detections: expected thresholds in 0..1 and max_detections at least 1, "
+                f"got score {score}, IoU {iou}, max_detections {limit}."
+            )
+        boxes, scores, classes = self._decoder.run(outputs, score)
+        if limit > len(self._keep):
+            self._keep = np.empty(limit, np.int32)
+        keep = nms(boxes, scores, classes, iou, limit, out=self._keep)
+        return Detections(
+            to_picture(boxes[keep], placement, image_size), scores[keep], classes[keep], self.spec.labels
+        )
+
+
+def to_picture(boxes: np.ndarray, placement: Placement, image_size: tuple[int, int]) -> np.ndarray:
+    """Boxes [n, 4] from network-input pixels to pixels of the picture, clipped to it; in place.
+
+    Written from the corners, x = (x_in - left) / scale_x, as the inverse of the letterbox.
+    """
+    p, (height, width) = placement, image_size
+    boxes -= np.array((p.left, p.top, p.left, p.top), np.float32)
+    boxes /= np.array((p.scale_x, p.scale_y, p.scale_x, p.scale_y), np.float32)
+    zero = np.zeros(4, np.float32)
+    return np.clip(boxes, zero, np.array((width, height, width, height), np.float32), out=boxes)
