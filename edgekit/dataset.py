@@ -56,7 +56,7 @@ class DataSet:
 class NamedSet:
     """A synthetic set in `calibration/<name>.toml`, shared by projects.
 
-    Pictures are raw 8-bit RGB frames; the model's own preprocessing rule is applied to them.
+    Pictures are raw 8-bit frames; the model's own preprocessing rule is applied to them.
     `sha256`: `picture_digest` of its first pictures, so that a changed generator does not pass unseen.
     """
 
@@ -102,7 +102,7 @@ def named_set(name: str) -> NamedSet:
 def picture_digest(pictures: Sequence[Any]) -> str:
     """What `sha256` of a set states: SHA-256 over its first 8 pictures (all, when fewer), in order.
 
-    pictures: numpy uint8 arrays [H, W, 3], RGB; of each, the text "HxWx3:" and its bytes in C order.
+    pictures: numpy uint8 arrays [H, W, 3], BGR as sources give them; of each, the text "HxWx3:" and its bytes in C order.
     """
     import hashlib
 
@@ -198,9 +198,9 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
 def _check_source(source: str, count: int | None, seed: int) -> None:
     scheme, _, query = source.partition("?")
     if not re.fullmatch(r"synthetic://[a-z0-9_-]+", scheme):
-        raise ValueError(f"source {source[:80]!r} must look like synthetic://street?width=640&height=360")
-    if {"seed", "count"} & {part.partition("=")[0] for part in query.split("&")}:
-        raise ValueError("source: seed and count are keys of their own, not part of the URI")
+        raise ValueError(f"source {source[:80]!r} must look like synthetic://street?size=640x360")
+    if {"seed", "count", "frames"} & {part.partition("=")[0] for part in query.split("&")}:
+        raise ValueError("source: seed and count (frames) are keys of their own, not part of the URI")
     if count is None or not 1 <= count <= MAX_PICTURES:
         raise ValueError(f"count must be between 1 and {MAX_PICTURES}, got {count}")
     if not 0 <= seed < 2**31:

@@ -202,7 +202,7 @@ def test_refused_files(folder, tmp_path):
 
 # --- data sets -------------------------------------------------------------------------------------
 
-STREET = 'source = "synthetic://street?night=1"\n'
+STREET = 'source = "synthetic://street?size=320x180"\n'
 
 
 @pytest.mark.parametrize(("seed", "fine"), [(100, False), (109, False), (110, True), (91, False), (90, True)])
