@@ -155,8 +155,8 @@ def matches(target: Target, backends: Sequence[str] = (), root: Path = _ROOT) ->
     """Can this machine run a bundle built for `target` whose payloads are for `backends`?
 
     `backends` defaults to all that the target lists. Returns (runs, reason): (True, "") on such a
-    board, (True, why its timings say nothing) on another machine, whose results can still be checked
-    since payloads are portable, (False, what is missing) where no payload can run.
+    board, (True, what differs) on another machine, which is worth a warning: payloads are portable, so
+    results hold, but timings say nothing of the board, (False, what is missing) where none can run.
     """
     problems = {b: backend_problem(b) for b in backends or target.backends}
     if all(problems.values()):
@@ -181,10 +181,8 @@ def matches(target: Target, backends: Sequence[str] = (), root: Path = _ROOT) ->
         differs.append("not that board")
     if not differs:
         return True, ""
-    return (
-        True,
-        f"built for {target.name} ({'; '.join(differs)}): results hold, timings say nothing of {target.name}",
-    )
+    why = "; ".join(differs)
+    return True, f"this machine is not that board ({why}); its results hold, its timings say nothing of it"
 
 
 def backend_problem(backend: str) -> str:
