@@ -50,7 +50,7 @@ def compact_bytes(model: ir.Model) -> bytes:
     for domain in sorted({n.domain for n in graph.node} - {""}):
         entry = proto.opset_import.add()
         entry.domain, entry.version = domain, model.opset_imports.get(domain, 1)
-    return proto.SerializeToString(deterministic=True)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 class _Names:

@@ -1,6 +1,6 @@
 """Turns a float32 graph into a strongly typed float16 one: every Cast explicit, inputs and outputs float32.
 
-The rule of which nodes stay float32 follows AutoCast of NVIDIA's Model Optimizer (docs/source/guides/8_autocast.rst):
+Which nodes stay float32 follows AutoCast of NVIDIA's Model Optimizer (docs/source/guides/8_autocast.rst):
 those whose weights or known activations leave the range in which float16 is safe, and those of `KEEP`.
 """
 
@@ -23,7 +23,7 @@ DATA_MAX = 512.0
 """Largest activation that a float16 node may see, leaving 2^7 of headroom for sums (AutoCast `data_max`)."""
 
 KEEP: dict[str, str] = {
-    "BatchNormalization": "its variance may underflow, and TensorRT before 10.7 wants all operands of one type",
+    "BatchNormalization": "its variance may underflow, and TensorRT before 10.7 wants operands of one type",
     "CumSum": "a running sum loses small terms",
     "EyeLike": "its result type is an attribute",
     "GridSample": "coordinates need more than 11 bits",
@@ -162,7 +162,8 @@ def _formal(schema: onnx.defs.OpSchema, index: int, output: bool = False) -> str
 def _halvable(schema: onnx.defs.OpSchema, index: int, output: bool = False) -> bool:
     type_str = _formal(schema, index, output)
     return any(
-        t.type_param_str == type_str and "tensor(float16)" in t.allowed_type_strs for t in schema.type_constraints
+        t.type_param_str == type_str and "tensor(float16)" in t.allowed_type_strs
+        for t in schema.type_constraints
     )
 
 

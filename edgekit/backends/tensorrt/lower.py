@@ -34,7 +34,6 @@ def lower(
     `ranges` (value name -> largest absolute activation) keeps nodes out of it that would overflow.
     Raises: LoweringError, one line with every reason, when TensorRT on that board cannot run the graph.
     """
-    import onnx_ir as ir
     from onnx_ir.passes import common
 
     what = f"model {model.graph.name or 'graph'!r} for {target.name}"
@@ -90,14 +89,16 @@ def workspace_bytes(target: Target) -> int:
 def _release(target: Target) -> str:
     """The oldest usable TensorRT that the board's system images carry."""
     if target.gpu is None:
-        raise LoweringError(f"target {target.name}: has no GPU, which tensorrt needs. Use backend onnxruntime")
+        raise LoweringError(
+            f"target {target.name}: has no GPU, which tensorrt needs. Use backend onnxruntime"
+        )
     known = {s.tensorrt for s in target.software if s.tensorrt}
     usable = sorted((v for v in known if parse_version(v) >= parse_version(MIN_TENSORRT)), key=parse_version)
     if known and not usable:
         newest = max(known, key=parse_version)
         raise LoweringError(
-            f"target {target.name}: its newest system image carries TensorRT {newest}, expected {MIN_TENSORRT} "
-            "or newer. Use backend onnxruntime"
+            f"target {target.name}: its newest system image carries TensorRT {newest}, "
+            f"expected {MIN_TENSORRT} or newer. Use backend onnxruntime"
         )
     return usable[0] if usable else MIN_TENSORRT
 
@@ -120,8 +121,8 @@ def _io(value: ir.Value, what: str) -> Io:
     name = dtype_name(value)
     if name not in DType.__members__ or value.shape is None or not value.shape.is_static():
         raise LoweringError(
-            f"{what}: tensor {value.name!r} is {name or 'of unknown type'} of shape {value.shape}, expected a known "
-            "type and fixed sizes"
+            f"{what}: tensor {value.name!r} is {name or 'of unknown type'} of shape {value.shape}, "
+            "expected a known type and fixed sizes"
         )
     return Io(str(value.name), name, tuple(int(d) for d in value.shape if isinstance(d, int)))
 

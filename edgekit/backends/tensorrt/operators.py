@@ -41,7 +41,11 @@ _TABLE: tuple[tuple[frozenset[str], str], ...] = (
     ),
     (_FLOAT | _INT | _BOOL | {"int8", "float8e4m3fn", "float4e2m1", "int4"}, "Constant ConstantOfShape"),
     (_BOOL, "And Not Or Xor"),
-    (_HALF, "BlackmanWindow DeformConv GridSample HammingWindow HannWindow Mish NonMaxSuppression NonZero RoiAlign"),
+    (
+        _HALF,
+        "BlackmanWindow DeformConv GridSample HammingWindow HannWindow Mish NonMaxSuppression NonZero"
+        " RoiAlign",
+    ),
     (frozenset({"float32"}), "STFT"),
     (frozenset({"int8", "float8e4m3fn", "float4e2m1", "int4"}), "DequantizeLinear"),
 )
