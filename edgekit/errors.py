@@ -35,12 +35,12 @@ class UsageError(EdgekitError):
 
 
 class MissingExtraError(UsageError):
-    """An optional dependency is missing; the message holds the pip line that installs it."""
+    """An optional dependency is missing; the message holds the pip line that installs it, or `hint`
+    for a package that pip does not have."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"package {package}: not installed, needed to {purpose}. Run: pip install 'edgekit[{extra}]'"
-        )
+    def __init__(self, package: str, extra: str, purpose: str, hint: str = "") -> None:
+        hint = hint or f"Run: pip install 'edgekit[{extra}]'"
+        super().__init__(f"package {package}: not installed, needed to {purpose}. {hint}")
         self.package = package
         self.extra = extra
 

@@ -1,0 +1,131 @@
+"""Toolchain half: from a graph to a strongly typed ONNX and the plan by which a Jetson compiles it.
+
+Nothing is compiled here: an engine fits only the GPU, the number of SMs and the TensorRT release that
+built it, so the device does that at the first load (`engine`, `docs/tensorrt.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from edgekit.backends.base import Payload
+from edgekit.backends.tensorrt.compact import compact_bytes
+from edgekit.backends.tensorrt.float16 import to_float16
+from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
+from edgekit.backends.tensorrt.plan import MIN_TENSORRT, BuildPlan, Hardware, Io, parse_version
+from edgekit.errors import LoweringError
+from edgekit.spec import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgekit.target import Target
+
+PRECISIONS = ("float16", "float32")
+
+
+def lower(
+    model: ir.Model, target: Target, precision: str, ranges: Mapping[str, float] | None = None
+) -> tuple[Payload, ...]:
+    """One payload: `model` at `precision` for the GPU of `target`; `model` is not changed.
+
+    Graph inputs and outputs keep their names and types. At float16 the body is float16 with explicit Casts;
+    `ranges` (value name -> largest absolute activation) keeps nodes out of it that would overflow.
+    Raises: LoweringError, one line with every reason, when TensorRT on that board cannot run the graph.
+    """
+    from onnx_ir.passes import common
+
+    what = f"model {model.graph.name or 'graph'!r} for {target.name}"
+    if precision not in PRECISIONS:
+        known = " or ".join(PRECISIONS)
+        raise LoweringError(f"{what}: precision {precision!r} is not supported by tensorrt, expected {known}")
+    release = _release(target)
+    assert target.gpu is not None
+
+    model = model.clone()
+    for step in (
+        common.RemoveInitializersFromInputsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.ShapeInferencePass(),
+        common.RemoveUnusedNodesPass(),
+    ):
+        model = step(model).model
+    # judged with the user's own node names first; types once more after the conversion
+    _refuse(model, target, release, what)
+    kept = None
+    if precision == "float16":
+        kept = to_float16(model, ranges)
+        _refuse(model, target, release, what)
+    plan = BuildPlan(
+        inputs=tuple(_io(v, what) for v in model.graph.inputs),
+        outputs=tuple(_io(v, what) for v in model.graph.outputs),
+        workspace_bytes=workspace_bytes(target),
+        hardware=_hardware(target),
+        # a float16 payload keeps nodes in float32 for their range, which TF32 has too
+        tf32=precision == "float16",
+        kept_float32=kept,
+    )
+    data = compact_bytes(model)
+    return (
+        Payload(
+            backend="tensorrt",
+            precision=precision,
+            format="onnx",
+            data=data,
+            inputs=tuple(_spec(io) for io in plan.inputs),
+            outputs=tuple(_spec(io) for io in plan.outputs),
+            options=plan.to_options(),
+        ),
+    )
+
+
+def workspace_bytes(target: Target) -> int:
+    """Scratch memory that compiling and running may take: an eighth of the memory that a Jetson's CPU and GPU
+    share, at most 4 GiB (TensorRT's own default is all of it)."""
+    return min(target.dram_bytes // 8, 4 << 30)
+
+
+def _release(target: Target) -> str:
+    """The oldest usable TensorRT that the board's system images carry."""
+    if target.gpu is None:
+        raise LoweringError(
+            f"target {target.name}: has no GPU, which tensorrt needs. Use backend onnxruntime"
+        )
+    known = {s.tensorrt for s in target.software if s.tensorrt}
+    usable = sorted((v for v in known if parse_version(v) >= parse_version(MIN_TENSORRT)), key=parse_version)
+    if known and not usable:
+        newest = max(known, key=parse_version)
+        raise LoweringError(
+            f"target {target.name}: its newest system image carries TensorRT {newest}, "
+            f"expected {MIN_TENSORRT} or newer. Use backend onnxruntime"
+        )
+    return usable[0] if usable else MIN_TENSORRT
+
+
+def _refuse(model: ir.Model, target: Target, release: str, what: str) -> None:
+    assert target.gpu is not None
+    findings = lint(model, release, target.gpu.compute_capability)
+    if findings:
+        raise LoweringError(f"{what}: TensorRT {release} cannot run it: {summary(findings)}")
+
+
+def _hardware(target: Target) -> Hardware:
+    gpu = target.gpu
+    assert gpu is not None
+    modes = {m.name: m.gpu_sms for m in target.power_modes if m.gpu_sms is not None}
+    return Hardware(gpu.name, gpu.compute_capability, gpu.check_capability, gpu.sms, modes or None)
+
+
+def _io(value: ir.Value, what: str) -> Io:
+    name = dtype_name(value)
+    if name not in DType.__members__ or value.shape is None or not value.shape.is_static():
+        raise LoweringError(
+            f"{what}: tensor {value.name!r} is {name or 'of unknown type'} of shape {value.shape}, "
+            "expected a known type and fixed sizes"
+        )
+    return Io(str(value.name), name, tuple(int(d) for d in value.shape if isinstance(d, int)))
+
+
+def _spec(io: Io) -> TensorSpec:
+    return TensorSpec(io.name, DType(io.dtype), io.shape)
