@@ -49,8 +49,11 @@ def run(model: ir.Model) -> int:
                 inner.append(value)
     weights = [v for v in inner if v.is_initializer()]
     for value in weights:
-        assert value.name is not None
+        tensor = value.const_value
+        assert value.name is not None and tensor is not None
         del graph.initializers[value.name]
+        # renaming a value renames its tensor, which clones of the model share
+        value.const_value = ir.tensor(tensor.numpy())
     # two rounds: an old name may be another value's new one
     for value in inner:
         value.name = None
@@ -61,9 +64,6 @@ def run(model: ir.Model) -> int:
         if value not in weights:
             value.shape, value.type = None, None
     for value in weights:
-        tensor = value.const_value
-        assert tensor is not None
-        value.const_value = ir.tensor(tensor.numpy(), name=value.name)
         graph.register_initializer(value)
     return count + len(inner)
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from edgekit.backends.base import Payload
 from edgekit.backends.onnxruntime.wire import align_weights
 from edgekit.errors import LoweringError, UsageError
-from edgekit.passes.compact import compact
+from edgekit.passes import compact
 from edgekit.spec import DType, TensorSpec
 from edgekit.target import Target
 
@@ -35,7 +35,7 @@ def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...
     model = model.clone()
     if precision == "float16":
         _halve_weights(model)
-    compact(model)
+    compact.run(model)
     inputs = tuple(tensor_spec(value) for value in model.graph.inputs)
     outputs = tuple(tensor_spec(value) for value in model.graph.outputs)
     data = ir.to_proto(model).SerializeToString(deterministic=True)
