@@ -47,7 +47,9 @@ def joint_head(family: str, classes: int) -> DetectHead:
     else:
         box, objectness, first, anchors = 1, 0, 5, ()
     levels = tuple(
-        HeadLevel(s, Channels(f"all{s}", box), Channels(f"all{s}", first), Channels(f"all{s}", objectness), anchors)
+        HeadLevel(
+            s, Channels(f"all{s}", box), Channels(f"all{s}", first), Channels(f"all{s}", objectness), anchors
+        )
         for s in (8, 16)
     )
     return DetectHead(family, classes, levels)  # type: ignore[arg-type]
@@ -57,7 +59,9 @@ def heads(classes: int) -> list[DetectHead]:
     rows = []
     for k, columns in enumerate(ROW_COLUMNS):
         rows.append(
-            DetectHead("rows", classes, rows="rows", columns=columns, transposed=k % 2 == 1, normalized=k in (0, 2))
+            DetectHead(
+                "rows", classes, rows="rows", columns=columns, transposed=k % 2 == 1, normalized=k in (0, 2)
+            )
         )
     return [
         split_head("yolox", classes),
@@ -141,7 +145,13 @@ def plain(head: DetectHead, outputs: Outputs, threshold: float) -> list[tuple[fl
     if head.family == "rows":
         rows = outputs["rows"][0].T if head.transposed else outputs["rows"][0]
         for row in rows.astype(float):
-            values = dict(zip(head.columns[: head.columns.index("cls*")] if "cls*" in head.columns else head.columns, row, strict=False))
+            values = dict(
+                zip(
+                    head.columns[: head.columns.index("cls*")] if "cls*" in head.columns else head.columns,
+                    row,
+                    strict=False,
+                )
+            )
             if "cls*" in head.columns:
                 classes = row[len(head.columns) - 1 :]
                 score, label = classes.max(), int(classes.argmax())
@@ -234,11 +244,15 @@ def test_formulas(path: str, index: int, threshold: float) -> None:
 
 
 def test_elementary_functions() -> None:
-    x = np.concatenate([np.linspace(-750, 750, 30001), np.linspace(-2, 2, 30001), [0.0, np.inf, -np.inf, np.nan]])
+    x = np.concatenate(
+        [np.linspace(-750, 750, 30001), np.linspace(-2, 2, 30001), [0.0, np.inf, -np.inf, np.nan]]
+    )
     with np.errstate(all="ignore"):
         inside = np.abs(x) <= 708
         np.testing.assert_allclose(reference.exp(x)[inside], np.exp(x[inside]), rtol=4e-16)
-        np.testing.assert_array_equal(reference.exp(np.array([-709.0, 709.0, np.inf, -np.inf])), [0, np.inf, np.inf, 0])
+        np.testing.assert_array_equal(
+            reference.exp(np.array([-709.0, 709.0, np.inf, -np.inf])), [0, np.inf, np.inf, 0]
+        )
         assert np.isnan(reference.exp(np.array([np.nan]))).all()
         np.testing.assert_allclose(reference.tanh(x), np.tanh(x), rtol=1e-15, atol=2e-16)
         p = np.concatenate([np.logspace(-300, 0, 20001), np.linspace(1e-3, 1, 20001)])
@@ -364,7 +378,9 @@ def test_real_yolox_head(path: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (416, 416, 3), np.uint8)
     raw, activated = run_nano(shared_data(), image.transpose(2, 0, 1)[None].astype(np.float32))
     strides = np.repeat([8, 16, 32], [52 * 52, 26 * 26, 13 * 13])[:, None]
-    grid = np.concatenate([np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) for n in (52, 26, 13)])
+    grid = np.concatenate(
+        [np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) for n in (52, 26, 13)]
+    )
     centre, size = (activated[0, :, :2] + grid) * strides, np.exp(activated[0, :, 2:4]) * strides
     score = activated[0, :, 4] * activated[0, :, 5:].max(axis=1)
     threshold = np.sort(score)[-200]
@@ -372,6 +388,8 @@ def test_real_yolox_head(path: str) -> None:
     with using(path):
         boxes, scores, classes = decode(raw, NANO.head, 416, 416, float(threshold) * 1.0001)
     assert len(boxes) == keep.sum() > 50
-    np.testing.assert_allclose(boxes, np.hstack([centre - size / 2, centre + size / 2])[keep], rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(
+        boxes, np.hstack([centre - size / 2, centre + size / 2])[keep], rtol=1e-4, atol=1e-2
+    )
     np.testing.assert_allclose(scores, score[keep], rtol=1e-4)
     np.testing.assert_array_equal(classes, activated[0, keep, 5:].argmax(axis=1))

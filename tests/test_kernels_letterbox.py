@@ -74,7 +74,9 @@ def test_native_is_the_reference_bit_for_bit(isa: str, case: tuple[np.ndarray, I
 @pytest.mark.parametrize("path", PATHS)
 @settings(deadline=None, max_examples=150)
 @given(case=cases())
-def test_whole_input_is_written_as_specified(path: str, case: tuple[np.ndarray, ImagePreprocess, str]) -> None:
+def test_whole_input_is_written_as_specified(
+    path: str, case: tuple[np.ndarray, ImagePreprocess, str]
+) -> None:
     """Against a plain statement of the rule: float resize, pad, reorder, normalise."""
     image, spec, color = case
     with using(path):
@@ -93,7 +95,9 @@ def test_whole_input_is_written_as_specified(path: str, case: tuple[np.ndarray, 
     if spec.std[2] > 1e38:
         return  # beyond what a round trip through float16 or float32 can show; covered bit for bit above
     levels = got * spec.std + spec.mean
-    slack = 0.6 + (0.13 if spec.dtype == DType.float16 else 1e-3)  # half a level of rounding, 11-bit taps, float16
+    slack = 0.6 + (
+        0.13 if spec.dtype == DType.float16 else 1e-3
+    )  # half a level of rounding, 11-bit taps, float16
     assert np.abs(levels - canvas).max() <= slack
 
 
@@ -111,7 +115,13 @@ def float_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @pytest.mark.parametrize("path", PATHS)
 @settings(deadline=None, max_examples=150)
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 200), st.integers(1, 200), st.integers(0, 2**32 - 1))
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(0, 2**32 - 1),
+)
 def test_within_one_level_of_cv2(path: str, h: int, w: int, out_h: int, out_w: int, seed: int) -> None:
     cv2 = pytest.importorskip("cv2")
     image = np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
@@ -210,16 +220,30 @@ PICTURE = np.zeros((4, 4, 3), np.uint8)
         ([[1]], GOOD, empty_input(GOOD), "bgr", "got list"),
         (PICTURE[:, :, :2], GOOD, empty_input(GOOD), "bgr", r"got \[4, 4, 2\]"),
         (PICTURE[:0], GOOD, empty_input(GOOD), "bgr", r"got \[0, 4, 3\]"),
-        (PICTURE, GOOD, empty_input(GOOD)[0], "bgr", r"expected float32 \[1, 3, 8, 8\], got float32 \[3, 8, 8\]"),
+        (
+            PICTURE,
+            GOOD,
+            empty_input(GOOD)[0],
+            "bgr",
+            r"expected float32 \[1, 3, 8, 8\], got float32 \[3, 8, 8\]",
+        ),
         (PICTURE, GOOD, empty_input(GOOD).astype(float), "bgr", "got float64"),
         (PICTURE, GOOD, empty_input(replace(GOOD, width=16))[..., ::2], "bgr", "C-contiguous"),
         (PICTURE, GOOD, empty_input(GOOD), "yuv", "expected 'bgr' or 'rgb', got 'yuv'"),
         (PICTURE, replace(GOOD, dtype=DType.int8), empty_input(GOOD), "bgr", "unusable dtype"),
-        (PICTURE, replace(GOOD, dtype=DType.uint8, std=(2.0, 1.0, 1.0)), empty_input(GOOD), "bgr", "cannot be normalised"),
+        (
+            PICTURE,
+            replace(GOOD, dtype=DType.uint8, std=(2.0, 1.0, 1.0)),
+            empty_input(GOOD),
+            "bgr",
+            "cannot be normalised",
+        ),
         (np.zeros((1, 70000, 3), np.uint8), GOOD, empty_input(GOOD), "bgr", "got 70000x1"),
     ],
 )
 @pytest.mark.parametrize("path", PATHS)
-def test_wrong_arguments(path: str, image: object, spec: object, out: np.ndarray, color: str, message: str) -> None:
+def test_wrong_arguments(
+    path: str, image: object, spec: object, out: np.ndarray, color: str, message: str
+) -> None:
     with using(path), pytest.raises(UsageError, match=message):
         letterbox(image, spec, out, color=color)  # type: ignore[arg-type]

@@ -26,7 +26,12 @@ def cases(draw: st.DrawFn) -> tuple[Arrays, float, int, int]:
         scores = np.where(rng.random(n) < 0.1, rng.choice(special, n), scores)
     classes = rng.integers(0, draw(st.sampled_from((1, 2, 90))), n).astype(np.int32)
     threshold = draw(st.sampled_from((0.0, 0.25, 0.5, 0.65, 1.0)))
-    return (boxes, scores, classes), threshold, draw(st.sampled_from((1, 3, 300))), draw(st.sampled_from((4, 30_000)))
+    return (
+        (boxes, scores, classes),
+        threshold,
+        draw(st.sampled_from((1, 3, 300))),
+        draw(st.sampled_from((4, 30_000))),
+    )
 
 
 @settings(deadline=None, max_examples=500)
@@ -64,7 +69,10 @@ def brute_force(arrays: Arrays, threshold: float, limit: int, candidates: int) -
 def test_against_brute_force(path: str, case: tuple[Arrays, float, int, int]) -> None:
     arrays, threshold, limit, candidates = case
     boxes = arrays[0]
-    arrays = (np.where(np.abs(boxes) > 1e30, np.float32(np.inf), boxes), *arrays[1:])  # float32 areas would overflow
+    arrays = (
+        np.where(np.abs(boxes) > 1e30, np.float32(np.inf), boxes),
+        *arrays[1:],
+    )  # float32 areas would overflow
     if threshold in (0.65,):
         threshold = 0.6499  # no IoU of these boxes lies there: the two roundings cannot disagree
     with using(path):
@@ -78,7 +86,9 @@ def box(*corners: float) -> np.ndarray:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_rule(path: str) -> None:
-    boxes = np.stack([box(0, 0, 10, 10), box(0, 0, 10, 5), box(0, 0, 10, 10), box(20, 0, 30, 10), box(0, 0, 10, 10)])
+    boxes = np.stack(
+        [box(0, 0, 10, 10), box(0, 0, 10, 5), box(0, 0, 10, 10), box(20, 0, 30, 10), box(0, 0, 10, 10)]
+    )
     scores = np.array([0.5, 0.9, 0.5, 0.1, 0.8], np.float32)
     classes = np.array([0, 0, 0, 0, 1], np.int32)
     with using(path):

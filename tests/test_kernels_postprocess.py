@@ -81,7 +81,9 @@ def test_bad_arguments(path: str) -> None:
 
 def test_both_paths_agree_on_a_crowded_head() -> None:
     levels = tuple(HeadLevel(s, Channels(f"b{s}"), Channels(f"c{s}"), Channels(f"o{s}")) for s in (8, 16, 32))
-    s = DetectSpec(ImagePreprocess(160, 96), DetectHead("yolox", 4, levels), tuple("abcd"), score_threshold=0.01)
+    s = DetectSpec(
+        ImagePreprocess(160, 96), DetectHead("yolox", 4, levels), tuple("abcd"), score_threshold=0.01
+    )
     rng = np.random.default_rng(4)
     outputs = {}
     for stride in (8, 16, 32):

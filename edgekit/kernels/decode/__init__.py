@@ -31,7 +31,9 @@ class Decoder:
         if head.family == "rows":
             names = [head.rows]
         else:
-            names = [c.tensor for lv in head.levels for c in (lv.box, lv.classes, lv.objectness) if c is not None]
+            names = [
+                c.tensor for lv in head.levels for c in (lv.box, lv.classes, lv.objectness) if c is not None
+            ]
         self._names = tuple(dict.fromkeys(names))
         self._shapes: tuple[tuple[int, ...], ...] = ()
         self._grids: tuple[Grid, ...] = ()
@@ -78,7 +80,9 @@ class Decoder:
         if self._kernel is None:
             return reference.decode(self._grids, tensors, threshold)
         low_object, low_class = reference.screen(self.head.family, threshold)
-        n = self._kernel.run(tensors, threshold, low_object, low_class, self._boxes, self._scores, self._classes)
+        n = self._kernel.run(
+            tensors, threshold, low_object, low_class, self._boxes, self._scores, self._classes
+        )
         return self._boxes[:n], self._scores[:n], self._classes[:n]
 
     def _prepare(self, shapes: tuple[tuple[int, ...], ...]) -> None:
@@ -86,7 +90,9 @@ class Decoder:
         if self.head.family == "rows":
             self._grids = (_row_grid(self.head, by_name[self.head.rows], *self.size),)
         else:
-            grids = [_level_grids(self.head, level, by_name, self._names, *self.size) for level in self.head.levels]
+            grids = [
+                _level_grids(self.head, level, by_name, self._names, *self.size) for level in self.head.levels
+            ]
             self._grids = tuple(grid for level in grids for grid in level)
         self._shapes = shapes
         module = kernels.native()
@@ -171,7 +177,10 @@ def _columns(head: DetectHead) -> dict[str, int]:
         index[name] = at
         at += head.num_classes if name == "cls*" else 1
     index["_end"] = at
-    corners, centre = all(c in index for c in ("x1", "y1", "x2", "y2")), all(c in index for c in ("cx", "cy", "w", "h"))
+    corners, centre = (
+        all(c in index for c in ("x1", "y1", "x2", "y2")),
+        all(c in index for c in ("cx", "cy", "w", "h")),
+    )
     scored = ("score" in index) != ("cls*" in index)
     labelled = "score" not in index or "class" in index or head.num_classes == 1
     if corners == centre or not scored or not labelled:

@@ -153,7 +153,9 @@ def _scores(grid: Grid, cells: _Cells, low_class: float) -> tuple[np.ndarray, np
     objectness = cells.values(grid.object_tensor, grid.object_start)[0] if grid.object_tensor >= 0 else None
     if grid.score >= 0:
         best = cells.values(grid.box_tensor, grid.score)[0]
-        label = np.rint(cells.values(grid.box_tensor, grid.label)[0]) if grid.label >= 0 else np.zeros_like(best)
+        label = (
+            np.rint(cells.values(grid.box_tensor, grid.label)[0]) if grid.label >= 0 else np.zeros_like(best)
+        )
     else:
         logits = cells.values(grid.class_tensor, grid.class_start, grid.num_classes)
         logits[np.isnan(logits)] = -np.inf

@@ -88,7 +88,9 @@ class LetterboxPlan:
                 f"got {out.dtype} {list(out.shape)}. Pass the engine's own input."
             )
         if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
-            raise UsageError("argument out: expected a writable C-contiguous array, got a view or a read-only one.")
+            raise UsageError(
+                "argument out: expected a writable C-contiguous array, got a view or a read-only one."
+            )
         height, width, channels = self.in_shape
         # rows may lie apart or upside down, the pixels of a row may not (a mirrored or RGB-flipped view)
         if image.strides[2] != 1 or (image.strides[1] != channels and width > 1):

@@ -48,8 +48,12 @@ def nms(
             f"got {iou_threshold}, {max_detections}, {max_candidates}."
         )
     if n and (classes.min() < 0 or classes.max() > MAX_CLASS):
-        raise UsageError(f"nms: class out of range, expected 0..{MAX_CLASS}, got {classes.min()}..{classes.max()}.")
-    assert out is None or (out.dtype == np.int32 and out.flags.c_contiguous and len(out) >= min(n, max_detections))
+        raise UsageError(
+            f"nms: class out of range, expected 0..{MAX_CLASS}, got {classes.min()}..{classes.max()}."
+        )
+    assert out is None or (
+        out.dtype == np.int32 and out.flags.c_contiguous and len(out) >= min(n, max_detections)
+    )
     module = kernels.native()
     if module is None:
         kept = reference.nms(boxes, scores, classes, iou_threshold, max_detections, max_candidates)

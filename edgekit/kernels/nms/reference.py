@@ -46,7 +46,9 @@ def nms(
     order = usable[np.argsort(-scores[usable], kind="stable")][:max_candidates]
     threshold = np.float32(iou_threshold)
     keep = []
-    with np.errstate(over="ignore", invalid="ignore"):  # huge boxes: the comparison is false, as in IEEE arithmetic
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # huge boxes: the comparison is false, as in IEEE arithmetic
         area_of = areas(boxes)
         while len(order) and len(keep) < max_detections:
             best, order = order[0], order[1:]
