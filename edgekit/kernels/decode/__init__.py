@@ -58,7 +58,7 @@ class Decoder:
         """Every cell whose best class scores at least `threshold`.
 
         outputs: float32 [1, C, H, W] by name (any strides, so NHWC views serve; family rows: [1, N, D]
-            or [1, D, N]).
+            or [1, D, N], objectness and scores activated, in 0..1).
         Returns boxes float32 [n, 4] (x1 y1 x2 y2 in input pixels, not clipped), scores float32 [n],
         classes int32 [n]: views, valid until the next call.
         Raises: UsageError for a tensor that is missing or of another shape or dtype.

@@ -82,13 +82,17 @@ def normalise(levels: np.ndarray, mean: np.ndarray, std: np.ndarray, dtype: np.d
 
 def resize(image: np.ndarray, t: Tables) -> np.ndarray:
     """uint8 [H, W, C] -> uint8 [h, w, 3], in the channel order of the network."""
-    picture = image[:, :, list(t.order)].astype(np.int32)
     right = np.minimum(t.x_index + 1, image.shape[1] - 1)
     below = np.minimum(t.y_index + 1, image.shape[0] - 1)
     wx, wy = t.x_weight[None, :, None], t.y_weight[:, None, None]
-    h = ((ONE - wx) * picture[:, t.x_index] + wx * picture[:, right] + 8) >> 4
-    v = ((ONE - wy) * h[t.y_index] + wy * h[below] + (1 << 17)) >> 18
-    return v.astype(np.uint8)
+
+    def horizontal(rows: np.ndarray) -> np.ndarray:
+        picture = image[rows]
+        result: np.ndarray = ((ONE - wx) * picture[:, t.x_index] + wx * picture[:, right] + 8) >> 4
+        return result
+
+    v = ((ONE - wy) * horizontal(t.y_index) + wy * horizontal(below) + (1 << 17)) >> 18
+    return v.astype(np.uint8)[:, :, list(t.order)]
 
 
 def letterbox(image: np.ndarray, t: Tables, placement: Placement, out: np.ndarray, nhwc: bool) -> None:

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.errors import UsageError
+from edgekit.kernels.letterbox import LetterboxPlan, letterbox, reference
+from edgekit.spec import DType
+from edgekit.tasks.preprocess import ImagePreprocess, place
+from tests.test_kernels import PATHS, using
+
+IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+NORMS = ({}, IMAGENET, {"std": (255.0, 255.0, 255.0)}, {"mean": (127.5,) * 3, "std": (1e-4, -2.0, 3e38)})
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[np.ndarray, ImagePreprocess, str]:
+    side = st.one_of(st.integers(1, 12), st.integers(1, 200))
+    height, width, channels = draw(side), draw(side), draw(st.sampled_from((1, 3, 4)))
+    dtype = draw(st.sampled_from((DType.float32, DType.float16, DType.uint8)))
+    spec = ImagePreprocess(
+        width=draw(side),
+        height=draw(side),
+        resize=draw(st.sampled_from(("letterbox", "letterbox-center", "stretch"))),
+        pad_value=draw(st.integers(0, 255)),
+        color=draw(st.sampled_from(("bgr", "rgb"))),
+        layout=draw(st.sampled_from(("NCHW", "NHWC"))),
+        dtype=dtype,
+        **(draw(st.sampled_from(NORMS)) if dtype != DType.uint8 else {}),
+    )
+    gap, seed = draw(st.integers(0, 9)), draw(st.integers(0, 2**32 - 1))
+    rows = np.random.default_rng(seed).integers(0, 256, (height, width * channels + gap), np.uint8)
+    if draw(st.booleans()):
+        rows = rows[::-1]  # upside down: a negative row stride
+    image = rows[:, : width * channels].reshape(height, width, channels) if gap == 0 else None
+    if image is None:
+        image = np.lib.stride_tricks.as_strided(
+            rows, (height, width, channels), (rows.strides[0], channels, 1), writeable=False
+        )
+    return (image[:, :, 0] if channels == 1 else image), spec, draw(st.sampled_from(("bgr", "rgb")))
+
+
+def empty_input(spec: ImagePreprocess) -> np.ndarray:
+    shape = (1, 3, spec.height, spec.width) if spec.layout == "NCHW" else (1, spec.height, spec.width, 3)
+    return np.full(shape, 77, spec.dtype.value)
+
+
+def by_reference(image: np.ndarray, spec: ImagePreprocess, color: str) -> np.ndarray:
+    image = image[:, :, None] if image.ndim == 2 else image
+    placement, out = place(spec, image.shape[1], image.shape[0]), empty_input(spec)
+    tables = reference.tables(spec, placement, image.shape[:2], image.shape[2], color)
+    reference.letterbox(image, tables, placement, out, spec.layout == "NHWC")
+    return out
+
+
+@pytest.mark.parametrize("isa", ["auto", "portable"])
+@settings(deadline=None, max_examples=400)
+@given(case=cases())
+def test_native_is_the_reference_bit_for_bit(isa: str, case: tuple[np.ndarray, ImagePreprocess, str]) -> None:
+    image, spec, color = case
+    expected = by_reference(image, spec, color)
+    picture = image[:, :, None] if image.ndim == 2 else image
+    with using("native"):
+        out = empty_input(spec)
+        LetterboxPlan(spec, *picture.shape, color=color, isa=isa).run(picture, out)
+    assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(deadline=None, max_examples=150)
+@given(case=cases())
+def test_whole_input_is_written_as_specified(
+    path: str, case: tuple[np.ndarray, ImagePreprocess, str]
+) -> None:
+    """Against a plain statement of the rule: float resize, pad, reorder, normalise."""
+    image, spec, color = case
+    with using(path):
+        out = empty_input(spec)
+        placement = letterbox(image, spec, out, color=color)
+    assert placement == place(spec, image.shape[1], image.shape[0])
+    bgr = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image[:, :, :3]
+    if image.ndim == 3 and color != spec.color:
+        bgr = bgr[:, :, ::-1]
+    canvas = np.full((spec.height, spec.width, 3), float(spec.pad_value))
+    picture = float_resize(bgr, placement.width, placement.height)
+    canvas[
+        placement.top : placement.top + placement.height, placement.left : placement.left + placement.width
+    ] = picture
+    got = out[0].astype(np.float64) if spec.layout == "NHWC" else out[0].transpose(1, 2, 0).astype(np.float64)
+    if spec.std[2] > 1e38:
+        return  # beyond what a round trip through float16 or float32 can show; covered bit for bit above
+    levels = got * spec.std + spec.mean
+    slack = 0.6 + (
+        0.13 if spec.dtype == DType.float16 else 1e-3
+    )  # half a level of rounding, 11-bit taps, float16
+    assert np.abs(levels - canvas).max() <= slack
+
+
+def float_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    def taps(source: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        position = np.clip((np.arange(size) + 0.5) * source / size - 0.5, 0, source - 1)
+        first = np.floor(position).astype(int)
+        return first, np.minimum(first + 1, source - 1), position - first
+
+    x0, x1, fx = taps(image.shape[1], width)
+    y0, y1, fy = taps(image.shape[0], height)
+    rows = image[:, x0] * (1 - fx)[None, :, None] + image[:, x1] * fx[None, :, None]
+    return rows[y0] * (1 - fy)[:, None, None] + rows[y1] * fy[:, None, None]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(0, 2**32 - 1),
+)
+def test_within_one_level_of_cv2(path: str, h: int, w: int, out_h: int, out_w: int, seed: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    image = np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
+    spec = ImagePreprocess(out_w, out_h, resize="stretch", layout="NHWC", dtype=DType.uint8)
+    with using(path):
+        out = empty_input(spec)
+        letterbox(image, spec, out)
+    expected = cv2.resize(image, (out_w, out_h), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(out[0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_known_values(path: str) -> None:
+    """Twofold enlargement of [0, 100]: positions -0.25, 0.25, 0.75, 1.25 -> 0, 25, 75, 100."""
+    image = np.array([[0, 100]], np.uint8)
+    spec = ImagePreprocess(4, 3, pad_value=9, mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 5.0))
+    with using(path):
+        out = empty_input(spec)
+        placement = letterbox(image, spec, out)
+    assert (placement.width, placement.height) == (4, 2)
+    level = np.array([[0, 25, 75, 100], [0, 25, 75, 100], [9, 9, 9, 9]], np.float32)
+    for c, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
+        np.testing.assert_array_equal(out[0, c], (level - np.float32(mean)) / np.float32(std))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_same_size_is_a_copy(path: str) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (37, 53, 3), np.uint8)
+    spec = ImagePreprocess(53, 37, layout="NHWC", dtype=DType.uint8, color="rgb")
+    with using(path):
+        out = empty_input(spec)
+        letterbox(image, spec, out, color="bgr")
+    np.testing.assert_array_equal(out[0], image[:, :, ::-1])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_views_of_any_strides(path: str) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (40, 60, 4), np.uint8)
+    spec = ImagePreprocess(32, 32)
+    for view in (image[:, :, :3], image[5:30, 7:50, ::-1], image[:, ::-1], image[::3, ::2], image[:, :1]):
+        with using(path):
+            out, plain = empty_input(spec), empty_input(spec)
+            letterbox(view, spec, out)
+            letterbox(np.ascontiguousarray(view), spec, plain)
+        np.testing.assert_array_equal(out, plain)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_float16_rounds_to_nearest_even(path: str) -> None:
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for std in (255.0, 3e6, 1e9, 1e-3):  # normal, subnormal, vanishing, overflowing halves
+        spec = ImagePreprocess(16, 16, dtype=DType.float16, std=(std, -std, std))
+        with using(path):
+            out = empty_input(spec)
+            letterbox(image, spec, out)
+            if path == "native":
+                portable = empty_input(spec)
+                LetterboxPlan(spec, 16, 16, 1, isa="portable").run(image[:, :, None], portable)
+                assert portable.tobytes() == out.tobytes()
+        with np.errstate(over="ignore"):
+            expected = (image.astype(np.float32) / np.float32(std)).astype(np.float16)
+        assert out[0, 0].tobytes() == expected.tobytes()
+
+
+def test_plan_is_shared_by_threads() -> None:
+    with using("native"):
+        rng = np.random.default_rng(3)
+        spec = ImagePreprocess(64, 64)
+        plan = LetterboxPlan(spec, 90, 120)
+        images = [rng.integers(0, 256, (90, 120, 3), np.uint8) for _ in range(4)]
+        wrong: list[int] = []
+
+        def work(k: int) -> None:
+            expected, out = by_reference(images[k], spec, "bgr"), empty_input(spec)
+            for _ in range(100):
+                plan.run(images[k], out)
+                if not np.array_equal(out, expected):
+                    wrong.append(k)
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+GOOD = ImagePreprocess(8, 8)
+PICTURE = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "spec", "out", "color", "message"),
+    [
+        (PICTURE.astype(np.float32), GOOD, empty_input(GOOD), "bgr", "uint8 array, got float32"),
+        ([[1]], GOOD, empty_input(GOOD), "bgr", "got list"),
+        (PICTURE[:, :, :2], GOOD, empty_input(GOOD), "bgr", r"got \[4, 4, 2\]"),
+        (PICTURE[:0], GOOD, empty_input(GOOD), "bgr", r"got \[0, 4, 3\]"),
+        (
+            PICTURE,
+            GOOD,
+            empty_input(GOOD)[0],
+            "bgr",
+            r"expected float32 \[1, 3, 8, 8\], got float32 \[3, 8, 8\]",
+        ),
+        (PICTURE, GOOD, empty_input(GOOD).astype(float), "bgr", "got float64"),
+        (PICTURE, GOOD, empty_input(replace(GOOD, width=16))[..., ::2], "bgr", "C-contiguous"),
+        (PICTURE, GOOD, empty_input(GOOD), "yuv", "expected 'bgr' or 'rgb', got 'yuv'"),
+        (PICTURE, replace(GOOD, dtype=DType.int8), empty_input(GOOD), "bgr", "unusable dtype"),
+        (
+            PICTURE,
+            replace(GOOD, dtype=DType.uint8, std=(2.0, 1.0, 1.0)),
+            empty_input(GOOD),
+            "bgr",
+            "cannot be normalised",
+        ),
+        (np.zeros((1, 70000, 3), np.uint8), GOOD, empty_input(GOOD), "bgr", "got 70000x1"),
+    ],
+)
+@pytest.mark.parametrize("path", PATHS)
+def test_wrong_arguments(
+    path: str, image: object, spec: object, out: np.ndarray, color: str, message: str
+) -> None:
+    with using(path), pytest.raises(UsageError, match=message):
+        letterbox(image, spec, out, color=color)  # type: ignore[arg-type]
