@@ -40,22 +40,21 @@ def run(model: ir.Model) -> int:
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """False for nodes whose small inputs make a huge output; None leaves it to the folder."""
-    if node.op_type == "ConstantOfShape":
-        sizes = constant(node.inputs[0])
-    elif node.op_type in ("Expand", "Tile"):
-        sizes = constant(node.inputs[1])
-        data = constant(node.inputs[0])
-        if data is not None and sizes is not None:
-            sizes = np.append(sizes, data.size)
-    elif node.op_type == "Range":
-        parts = [constant(v) for v in node.inputs]
-        if any(p is None or p.size != 1 for p in parts):
-            return None
-        start, stop, step = (float(p.reshape(-1)[0]) for p in parts if p is not None)
-        return None if step and abs((stop - start) / step) <= MAX_ELEMENTS else False
+    """For nodes whose small inputs may make a huge output: whether it stays small enough.
+
+    None leaves every other node to the folder's own rules.
+    """
+    inputs = [constant(v) for v in node.inputs]
+    if node.op_type not in ("ConstantOfShape", "Expand", "Tile", "Range"):
+        return None
+    if any(data is None for data in inputs):
+        return False
+    data = [d.reshape(-1).astype(np.float64) for d in inputs if d is not None]
+    if node.op_type == "Range":
+        start, stop, step = (d[0] for d in data)
+        size = abs((stop - start) / step) if step else np.inf
+    elif node.op_type == "ConstantOfShape":
+        size = np.prod(np.maximum(data[0], 1))
     else:
-        return None
-    if sizes is None:
-        return None
-    return None if np.prod(np.maximum(sizes, 1), dtype=np.float64) <= MAX_ELEMENTS else False
+        size = np.prod(np.maximum(data[1], 1)) * data[0].size
+    return bool(size <= MAX_ELEMENTS)
