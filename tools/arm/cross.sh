@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# cross.sh [DIR]: stages edgekit for the emulated boards in DIR/stage: a copy of what a device gets (edgekit,
+# targets, tests) plus the native kernels compiled for aarch64. Run setup.sh before.
+#
+# Takes aarch64-linux-gnu-g++ if it is installed, else fetches Debian's own into DIR (EDGEKIT_ARM_OWN_CC=1
+# always does). Nothing is written into the source tree. Exit code 75: the package index cannot be reached.
+set -euo pipefail
+# shellcheck source=tools/arm/lib.sh
+source "$(dirname "$(realpath "$0")")/lib.sh"
+
+COMPILER="g++-12-aarch64-linux-gnu gcc-12-aarch64-linux-gnu cpp-12-aarch64-linux-gnu binutils-aarch64-linux-gnu
+  libgcc-12-dev-arm64-cross libstdc++-12-dev-arm64-cross libc6-dev-arm64-cross linux-libc-dev-arm64-cross
+  libc6-arm64-cross libstdc++6-arm64-cross libgcc-s1-arm64-cross"
+COMPILER_LIBRARIES="libisl23 libmpc3 libmpfr6 libgmp10 libzstd1 zlib1g"
+# the flags of setup.py; the architecture is the oldest board's (tests/test_arm_tools.py compares)
+FLAGS="-std=c++17 -O3 -fvisibility=hidden -ffp-contract=off"
+
+require_debian12
+[ -x "$ARM_DIR/armpython" ] || { say "no armpython in $ARM_DIR: run tools/arm/setup.sh first"; exit 1; }
+exec 9> "$ARM_DIR/lock"; flock 9
+[ -d "$ARM_DIR/headers/usr/include/python$PY_VERSION" ] \
+  || fetch_debs arm64 "$ARM_DIR/headers" "libpython$PY_VERSION-dev"
+
+if [ "${EDGEKIT_ARM_OWN_CC:-0}" = 0 ] && command -v aarch64-linux-gnu-g++ > /dev/null; then
+  compiler=(aarch64-linux-gnu-g++)
+else
+  own=$ARM_DIR/compiler
+  if [ ! -e "$own/complete" ]; then
+    say "fetching the cross compiler"
+    # shellcheck disable=SC2086
+    fetch_debs amd64 "$own" $COMPILER $COMPILER_LIBRARIES
+    touch "$own/complete"
+  fi
+  libraries=$own/usr/lib/x86_64-linux-gnu:$own/lib/x86_64-linux-gnu
+  compiler=(env "LD_LIBRARY_PATH=$libraries" "$own/usr/bin/aarch64-linux-gnu-g++-12" "--sysroot=$own")
+fi
+
+stage=$ARM_DIR/stage
+rm -rf "$stage"; mkdir -p "$stage"
+for part in edgekit targets calibration apps tests pyproject.toml; do
+  [ ! -e "$ROOT/$part" ] || cp -r "$ROOT/$part" "$stage/"
+done
+find "$stage" \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
+
+mapfile -t sources < <(find "$ROOT/edgekit/kernels" -name '*.cpp' | sort)
+if [ "${#sources[@]}" -gt 0 ]; then
+  pybind=$("$PYTHON" -c 'import pybind11; print(pybind11.get_include())')
+  headers=$ARM_DIR/headers/usr/include
+  includes=(-I "$ROOT/edgekit/kernels" -I "$pybind" -I "$headers/python$PY_VERSION" -I "$headers")
+  key=$({ echo "$FLAGS" "${compiler[@]}"; "${compiler[@]}" --version; cat "${sources[@]}"
+    find "$ROOT/edgekit/kernels" -name '*.h' | sort | xargs cat; } | sha256sum | cut -c1-32)
+  module=$ARM_DIR/native/$key.so
+  if [ ! -e "$module" ]; then
+    say "compiling ${#sources[@]} kernel files for aarch64"
+    rm -rf "$ARM_DIR/native"; mkdir -p "$ARM_DIR/native"
+    # shellcheck disable=SC2086
+    "${compiler[@]}" $FLAGS -march=armv8-a -shared -fPIC "${includes[@]}" "${sources[@]}" -o "$module.part"
+    mv "$module.part" "$module"
+  fi
+  cp "$module" "$stage/edgekit/_native.cpython-${PY_VERSION/./}-aarch64-linux-gnu.so"
+fi
