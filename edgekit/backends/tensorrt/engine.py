@@ -275,19 +275,19 @@ class TensorRtBinding:
         except StreamError as error:
             self._executable._cuda_graph = f"off: {error}"
             return
-        reason = None
+        reason = ""  # as text: a kept exception would keep the frames of its traceback alive
         try:
             self._enqueue()
         except StreamError as error:
-            reason = error
+            reason = str(error)
         try:
             self._graph = self._api.end_capture(self._stream)
         except StreamError as error:
-            reason = reason or error
-        if reason is not None and self._graph is not None:
+            reason = reason or str(error)
+        if reason and self._graph is not None:
             self._api.destroy_graph(self._graph)
             self._graph = None
-        self._executable._cuda_graph = "on" if reason is None else f"off: {reason}"
+        self._executable._cuda_graph = f"off: {reason}" if reason else "on"
 
     def close(self) -> None:
         """Frees everything; arrays still held by the caller keep their host memory until they go."""

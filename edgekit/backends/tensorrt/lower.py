@@ -113,7 +113,11 @@ def _refuse(model: ir.Model, target: Target, release: str, what: str) -> None:
 def _hardware(target: Target) -> Hardware:
     gpu = target.gpu
     assert gpu is not None
-    modes = {m.name: m.gpu_sms for m in target.power_modes if m.gpu_sms is not None}
+    modes = {
+        f"{m.name} ({m.config})" if m.config else m.name: m.gpu_sms
+        for m in target.power_modes
+        if m.gpu_sms is not None
+    }
     return Hardware(gpu.name, gpu.compute_capability, gpu.check_capability, gpu.sms, modes or None)
 
 
