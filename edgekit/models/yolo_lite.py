@@ -1,0 +1,138 @@
+"""YOLO-lite: a small anchor-free detector that quantizes well (plain 3x3 and 1x1 convolutions, ReLU).
+
+The raw head is YOLOX's (Ge et al. 2021, arXiv:2107.08430): per level (strides 8, 16, 32) three
+convolutions give box (4), objectness (1) and classes (C). Boxes decode as
+xy = (t_xy + cell) * stride, wh = exp(t_wh) * stride; score = sigmoid(obj) * sigmoid(cls).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+STRIDES = (8, 16, 32)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """x + conv3x3(conv1x1(x)), half the channels in between."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = conv(channels, channels // 2, 1)
+        self.expand = conv(channels // 2, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.expand(self.reduce(x))
+
+
+class Head(nn.Module):
+    """Decoupled head of one level: raw (box [B,4,H,W], objectness [B,1,H,W], classes [B,C,H,W])."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.box_tower = conv(channels, channels)
+        self.class_tower = conv(channels, channels)
+        self.box = nn.Conv2d(channels, 4, 1)
+        self.objectness = nn.Conv2d(channels, 1, 1)
+        self.classes = nn.Conv2d(channels, num_classes, 1)
+        prior = -math.log((1 - 0.01) / 0.01)  # start near "nothing here", so that the first steps do not explode
+        nn.init.constant_(self.objectness.bias, prior)  # type: ignore[arg-type]
+        nn.init.constant_(self.classes.bias, prior)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        box, kind = self.box_tower(x), self.class_tower(x)
+        return self.box(box), self.objectness(box), self.classes(kind)
+
+
+class YoloLite(nn.Module):
+    """Detector of `num_classes`; input float32 [B, 3, H, W], BGR 0..255, H and W multiples of 32.
+
+    `forward` returns the raw head, per level (box, objectness, classes), finest level first.
+    """
+
+    def __init__(self, num_classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.stem = nn.Sequential(conv(3, 16, stride=2), conv(16, 32, stride=2), conv(32, 32))
+        self.stage8 = nn.Sequential(conv(32, 64, stride=2), Residual(64), Residual(64))
+        self.stage16 = nn.Sequential(conv(64, 128, stride=2), Residual(128), Residual(128))
+        self.stage32 = nn.Sequential(conv(128, 128, stride=2), Residual(128))
+        self.side8, self.side16, self.side32 = conv(64, width, 1), conv(128, width, 1), conv(128, width, 1)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.merge16, self.merge8 = conv(2 * width, width), nn.Sequential(conv(2 * width, width, 1), conv(width, width))
+        self.down16, self.down32 = conv(width, width, stride=2), conv(width, width, stride=2)
+        self.join16, self.join32 = conv(2 * width, width, 1), conv(2 * width, width, 1)
+        self.heads = nn.ModuleList(Head(width, num_classes) for _ in STRIDES)
+
+    def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        c8 = self.stage8(self.stem(image))
+        c16 = self.stage16(c8)
+        c32 = self.stage32(c16)
+        p32 = self.side32(c32)
+        p16 = self.merge16(torch.cat([self.side16(c16), self.up(p32)], 1))
+        p8 = self.merge8(torch.cat([self.side8(c8), self.up(p16)], 1))
+        p16 = self.join16(torch.cat([self.down16(p8), p16], 1))
+        p32 = self.join32(torch.cat([self.down32(p16), p32], 1))
+        return [head(level) for head, level in zip(self.heads, (p8, p16, p32), strict=True)]
+
+
+class Export(nn.Module):
+    """The graph as YOLOX exports it: [1, N, 5 + C] rows of raw box, sigmoid(obj), sigmoid(cls)."""
+
+    def __init__(self, model: YoloLite, height: int, width: int) -> None:
+        super().__init__()
+        self.model = model
+        self.rows = [(height // s) * (width // s) for s in STRIDES]  # static, so that no shape arithmetic is traced
+
+    def forward(self, image: Tensor) -> Tensor:
+        levels = [torch.cat([box, obj.sigmoid(), cls.sigmoid()], 1) for box, obj, cls in self.model(image)]
+        flat = [level.reshape(1, 5 + self.model.num_classes, n) for level, n in zip(levels, self.rows, strict=True)]
+        return torch.cat(flat, 2).permute(0, 2, 1)
+
+
+def cells(height: int, width: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Grid of all levels for an input of height x width: cell indices x, y [N, 2] and stride [N]."""
+    grids, strides = [], []
+    for stride in STRIDES:
+        h, w = height // stride, width // stride
+        y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+        grids.append(torch.stack([x, y], -1).reshape(-1, 2))
+        strides.append(torch.full((h * w,), stride, device=device))
+    return torch.cat(grids).float(), torch.cat(strides).float()
+
+
+def decode(raw_boxes: Tensor, grid: Tensor, stride: Tensor) -> Tensor:
+    """Raw boxes [..., N, 4] to x1 y1 x2 y2 in input pixels (YOLOX, `decode_outputs`)."""
+    centre = (raw_boxes[..., :2] + grid) * stride[:, None]
+    half = raw_boxes[..., 2:].clamp(max=8.0).exp() * stride[:, None] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def export_onnx(model: YoloLite, path: Path, height: int, width: int, opset: int = 17) -> None:
+    """Write `model` as float32 ONNX with static input `images` [1, 3, height, width] and output `output` [1, N, 5 + C].
+
+    Batch norms are folded by the exporter. The file is written whole or not at all.
+    """
+    training = model.training
+    wrapped = Export(model, height, width).eval()
+    part = path.with_name(path.name + ".part")
+    example = torch.zeros(1, 3, height, width)
+    with torch.no_grad():
+        torch.onnx.export(
+            wrapped, (example,), str(part), input_names=["images"], output_names=["output"], opset_version=opset,
+            dynamo=False, do_constant_folding=True,
+        )  # fmt: skip
+    part.replace(path)
+    model.train(training)

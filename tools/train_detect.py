@@ -1,0 +1,519 @@
+"""Train the detector that ships in apps/detect on the procedural street, from nothing.
+
+    python tools/train_detect.py --out runs/detect            # about an hour on two CPU cores
+    python tools/train_detect.py --out runs/detect --resume   # go on after an interruption
+    python tools/train_detect.py --eval-only apps/detect/yolo_lite.onnx
+
+Writes to --out: `last.pt` (checkpoint), `log.jsonl` (one JSON object a line), `yolo_lite.onnx` and
+`eval.json`. Training streets are seeds 0..999, evaluation streets start at seed 10000: no evaluation
+street, hour or weather was seen in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.synth.street import CLASSES, StreetWorld
+
+TRAIN_SEEDS = 1000
+EVAL_FIRST_SEED = 10_000
+MAX_BOXES = 64
+SOURCE = (640, 360)
+
+
+# --- pictures ---------------------------------------------------------------------------------------
+
+
+def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """All cached frames of one street, resized to the network's width: images, boxes (input pixels), classes (-1: none)."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    seed, frames, width, height = job
+    world = StreetWorld(seed, *SOURCE)
+    images = np.zeros((frames, height, width, 3), np.uint8)
+    boxes = np.zeros((frames, MAX_BOXES, 4), np.float32)
+    classes = np.full((frames, MAX_BOXES), -1, np.int8)
+    for i in range(frames):
+        frame = world.frame(i * 50 + seed % 50)
+        images[i] = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_LINEAR)
+        n = min(len(frame.boxes), MAX_BOXES)
+        boxes[i, :n] = frame.boxes[:n] * (width / SOURCE[0])
+        classes[i, :n] = frame.classes[:n]
+    return seed, images, boxes, classes
+
+
+def rendered(cache: Path, seeds: int, frames: int, width: int, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The training set, drawn once and kept in `cache`: (images [n, h, w, 3] on disk, boxes [n, 64, 4], classes [n, 64])."""
+    from rich.progress import track
+
+    height = width * SOURCE[1] // SOURCE[0]
+    folder = cache / f"street-{seeds}x{frames}-{width}x{height}"
+    if not folder.is_dir():
+        part = folder.with_name(folder.name + ".part")
+        part.mkdir(parents=True, exist_ok=True)
+        shape = (seeds * frames, height, width, 3)
+        images = np.lib.format.open_memmap(part / "images.npy", "w+", np.uint8, shape)
+        boxes = np.zeros((shape[0], MAX_BOXES, 4), np.float32)
+        classes = np.zeros((shape[0], MAX_BOXES), np.int8)
+        jobs = [(seed, frames, width, height) for seed in range(seeds)]
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            done = pool.imap(_render, jobs)
+            for seed, image, box, kind in track(done, total=len(jobs), description="drawing streets"):
+                at = slice(seed * frames, (seed + 1) * frames)
+                images[at], boxes[at], classes[at] = image, box, kind
+        images.flush()
+        np.savez(part / "labels.npz", boxes=boxes, classes=classes)
+        part.rename(folder)
+    labels = np.load(folder / "labels.npz")
+    return np.load(folder / "images.npy", mmap_mode="r"), labels["boxes"], labels["classes"]
+
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the result; kept in the checkpoint and compared on --resume."""
+
+    steps: int = 8000
+    batch: int = 32
+    width: int = 384
+    height: int = 224
+    seeds: int = TRAIN_SEEDS
+    frames: int = 14
+    lr: float = 2e-3
+    weight_decay: float = 0.03
+    warmup: int = 300
+    ema: float = 0.9995
+    plain_tail: float = 0.15
+    """Share of the last steps without geometric augmentation, with an L1 box loss (as YOLOX ends its training)."""
+    seed: int = 0
+
+
+def augment(
+    image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, out: tuple[int, int], rng: np.random.Generator, shape: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One training picture on a canvas of out = (height, width): flip, zoom and shift, colour; padding 114, top left."""
+    import cv2
+
+    height, width = out
+    h, w = image.shape[:2]
+    if rng.random() < 0.5:
+        image = image[:, ::-1]
+        boxes = boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([w, 0, w, 0], np.float32)
+    if shape and rng.random() < 0.7:
+        zoom = math.exp(rng.uniform(math.log(0.7), math.log(1.45)))
+        dx, dy = (rng.uniform(min(0, s - zoom * s), max(0, s - zoom * s)) for s in (w, h))
+        move = np.array([[zoom, 0, dx], [0, zoom, dy]], np.float32)
+        image = cv2.warpAffine(
+            np.ascontiguousarray(image), move, (width, height), flags=cv2.INTER_LINEAR, borderValue=(114, 114, 114)
+        )
+        before = boxes * zoom + np.array([dx, dy, dx, dy], np.float32)
+        boxes = np.clip(before, 0, np.array([width, height, width, height], np.float32))
+        size, whole = boxes[:, 2:] - boxes[:, :2], before[:, 2:] - before[:, :2]
+        cut = (size < whole - 0.5).any(1)
+        least = np.where(cut, 8.0, 3.8)  # the labelling rule of the street, at this scale
+        keep = (size.min(1) >= least) & (size.max(1) >= 7.5)
+        boxes, classes = boxes[keep], classes[keep]
+    else:
+        canvas = np.full((height, width, 3), 114, np.uint8)
+        canvas[:h, :w] = image
+        image = canvas
+    if rng.random() < 0.6:
+        level = np.arange(256, dtype=np.float32)
+        gamma, gain = math.exp(rng.uniform(-0.3, 0.3)), rng.uniform(0.8, 1.2, 3) ** 0.5 * rng.uniform(0.8, 1.2)
+        table = 255 * (level / 255)[:, None] ** gamma * gain
+        image = cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)[None])
+    return image, boxes, classes
+
+
+def make_batch(data: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options, step: int) -> tuple[Any, Any, Any]:
+    """Batch of `step` (a function of the options and the step alone): uint8 [B,3,H,W], boxes [B,G,4], classes [B,G] (-1: none)."""
+    import torch
+
+    images, boxes, classes = data
+    total = len(images)
+    shape = step < options.steps * (1 - options.plain_tail)
+    picks = []
+    for slot in range(options.batch):
+        epoch, at = divmod(step * options.batch + slot, total)
+        picks.append(int(_order(options.seed, epoch, total)[at]))
+    out = np.zeros((options.batch, options.height, options.width, 3), np.uint8)
+    all_boxes = np.zeros((options.batch, MAX_BOXES, 4), np.float32)
+    all_classes = np.full((options.batch, MAX_BOXES), -1, np.int64)
+    most = 1
+    for slot, pick in enumerate(picks):
+        rng = np.random.default_rng([options.seed, step, slot])
+        n = int((classes[pick] >= 0).sum())
+        out[slot], box, kind = augment(
+            images[pick], boxes[pick, :n], classes[pick, :n], (options.height, options.width), rng, shape
+        )
+        all_boxes[slot, : len(box)], all_classes[slot, : len(box)] = box, kind
+        most = max(most, len(box))
+    return (
+        torch.from_numpy(out).permute(0, 3, 1, 2),
+        torch.from_numpy(all_boxes[:, :most].copy()),
+        torch.from_numpy(all_classes[:, :most].copy()),
+    )
+
+
+_orders: dict[tuple[int, int], np.ndarray] = {}
+
+
+def _order(seed: int, epoch: int, total: int) -> np.ndarray:
+    key = (seed, epoch)
+    if key not in _orders:
+        for old in [k for k in _orders if k[1] < epoch - 1]:
+            del _orders[old]
+        _orders[key] = np.random.default_rng([seed, 1, epoch]).permutation(total)
+    return _orders[key]
+
+
+def batches(data: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options, start: int, workers: int) -> Iterator[Any]:
+    """Batches from step `start` on, made by `workers` processes (0: in this one)."""
+    import torch.utils.data as tud
+
+    class Steps(tud.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return options.steps
+
+        def __getitem__(self, step: int) -> Any:
+            return make_batch(data, options, step)
+
+    loader = tud.DataLoader(
+        Steps(), batch_size=None, sampler=range(start, options.steps), num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )  # fmt: skip
+    return iter(loader)
+
+
+# --- loss -------------------------------------------------------------------------------------------
+
+
+def overlaps(a: Any, b: Any) -> tuple[Any, Any]:
+    """(IoU, GIoU) of broadcastable boxes [..., 4] (Rezatofighi et al. 2019)."""
+    import torch
+
+    ax0, ay0, ax1, ay1 = a.unbind(-1)
+    bx0, by0, bx1, by1 = b.unbind(-1)
+    wide = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
+    inter = wide * (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0)
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inter
+    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
+    iou = inter / union.clamp(min=1e-6)
+    return iou, iou - (hull - union) / hull.clamp(min=1e-6)
+
+
+def assign(boxes: Any, scores: Any, truth: Any, kinds: Any, grid: Any, stride: Any) -> tuple[Any, Any, Any]:
+    """SimOTA (YOLOX, section 2.1): which truth every cell learns.
+
+    boxes [B,N,4] and scores [B,N,C] predicted, truth [B,G,4], kinds [B,G]. Returns `(matched [B,N] bool,
+    which [B,N], iou [B,N])`. Cost = -log(score of the class) + 3 * -log(IoU); the k cheapest cells,
+    k = sum of the ten best IoUs, among those whose centre lies within 2.5 strides of the truth's
+    centre and, on each axis, within the box or one stride.
+    """
+    import torch
+
+    real = kinds >= 0
+    near = real[..., None]
+    for axis in (0, 1):
+        middle = (truth[..., axis] + truth[..., axis + 2])[:, :, None] / 2
+        half = (truth[..., axis + 2] - truth[..., axis])[:, :, None] / 2
+        away = ((grid[:, axis] + 0.5) * stride - middle).abs_()
+        near = near & (away < torch.minimum(torch.maximum(half, stride), 2.5 * stride))
+    iou, _ = overlaps(boxes[:, None], truth[:, :, None])
+    kind = kinds.clamp(min=0)
+    score = torch.gather(scores.transpose(1, 2).contiguous(), 1, kind[..., None].expand(-1, -1, scores.shape[1]))
+    cost = -score.clamp(min=1e-8).log() - 3 * iou.clamp(min=1e-8).log() + 1e5 * ~near
+    iou = iou * near
+    count = min(10, cost.shape[-1])
+    wanted = iou.topk(count, -1).values.sum(-1).int().clamp(min=1)
+    cheap = cost.topk(count, -1, largest=False).indices
+    chosen = torch.arange(count, device=cost.device) < wanted[..., None]
+    taken = torch.zeros_like(near).scatter_(-1, cheap, chosen) & near
+    cost = torch.where(taken, cost, torch.inf)
+    which = cost.argmin(1)
+    matched = taken.any(1)
+    return matched, which, torch.gather(iou, 1, which[:, None])[:, 0]
+
+
+def losses(levels: Any, truth: Any, kinds: Any, grid: Any, stride: Any, l1: bool) -> dict[str, Any]:
+    """Box (GIoU), objectness and class losses per matched cell, YOLOX weights; box is weighted 5."""
+    import torch
+    import torch.nn.functional as F
+
+    from edgekit.models.yolo_lite import decode
+
+    raw = torch.cat([box.flatten(2) for box, _, _ in levels], 2).transpose(1, 2).float()
+    obj = torch.cat([o.flatten(2) for _, o, _ in levels], 2)[:, 0].float()
+    cls = torch.cat([c.flatten(2) for _, _, c in levels], 2).transpose(1, 2).float()
+    boxes = decode(raw, grid, stride)
+    with torch.no_grad():
+        scores = (obj.sigmoid()[..., None] * cls.sigmoid()).sqrt()
+        matched, which, iou = assign(boxes.detach(), scores, truth, kinds, grid, stride)
+    count = matched.sum().clamp(min=1)
+    goal = torch.gather(truth, 1, which[..., None].expand(-1, -1, 4))[matched]
+    kind = torch.gather(kinds, 1, which)[matched]
+    _, giou = overlaps(boxes[matched], goal)
+    target = F.one_hot(kind.clamp(min=0), cls.shape[-1]) * iou[matched][:, None]
+    result = {
+        "box": 5 * (1 - giou).sum() / count,
+        "objectness": F.binary_cross_entropy_with_logits(obj, matched.float(), reduction="sum") / count,
+        "class": F.binary_cross_entropy_with_logits(cls[matched], target, reduction="sum") / count,
+    }
+    if l1:
+        step = stride.expand_as(matched)[matched][:, None]
+        cell = grid.expand(*matched.shape, 2)[matched]
+        size = (goal[:, 2:] - goal[:, :2]) / step
+        want = torch.cat([(goal[:, :2] + goal[:, 2:]) / 2 / step - cell, size.clamp(min=1e-4).log()], 1)
+        result["l1"] = (raw[matched] - want).abs().sum() / count
+    return result
+
+
+# --- evaluation -------------------------------------------------------------------------------------
+
+
+def eval_set(cache: Path, streets: int, frames: int) -> tuple[Path, dict[str, Any]]:
+    """Evaluation pictures of unseen streets as (folder, COCO instances), drawn once into `cache`."""
+    from edgekit.synth.coco import export_coco
+
+    folder = cache / f"eval-{EVAL_FIRST_SEED}-{streets}x{frames}"
+    if not (folder / "instances.json").is_file():
+        export_coco(folder, range(EVAL_FIRST_SEED, EVAL_FIRST_SEED + streets), [90 + 120 * i for i in range(frames)])
+    return folder, json.loads((folder / "instances.json").read_text())
+
+
+def detect(
+    rows: np.ndarray, ratio: float, height: int, width: int, threshold: float = 0.01, most: int = 100
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decode and suppress one exported output [N, 5 + C]: (boxes [n, 4] in picture pixels, scores, classes).
+
+    Class-aware NMS at IoU 0.65, at most `most` boxes.
+    """
+    import torch
+
+    from edgekit.models.yolo_lite import cells, decode
+
+    grid, stride = cells(height, width)
+    boxes = decode(torch.from_numpy(rows[:, :4]), grid, stride).numpy() / ratio
+    scores = rows[:, 4:5] * rows[:, 5:]
+    cell, kind = np.nonzero(scores > threshold)
+    order = np.argsort(-scores[cell, kind], kind="stable")[:1000]
+    cell, kind = cell[order], kind[order]
+    boxes, score = boxes[cell], scores[cell, kind]
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], 1)
+    alive = np.ones(len(boxes), bool)
+    keep: list[int] = []
+    for i in range(len(boxes)):
+        if not alive[i]:
+            continue
+        keep.append(i)
+        if len(keep) == most:
+            break
+        low, high = np.maximum(boxes[i, :2], boxes[:, :2]), np.minimum(boxes[i, 2:], boxes[:, 2:])
+        inter = np.prod(np.maximum(high - low, 0), 1)
+        alive &= (inter <= 0.65 * (area + area[i] - inter)) | (kind != kind[i])
+    return boxes[keep], score[keep], kind[keep]
+
+
+def evaluate(model: Path, folder: Path, truth: dict[str, Any], threads: int = 1) -> dict[str, Any]:
+    """COCO metrics of an exported model on the pictures of `folder`: AP, AP50 and AP50 by class."""
+    import contextlib
+    import io
+
+    import cv2
+    import onnxruntime
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    _, _, height, width = session.get_inputs()[0].shape
+    found = []
+    for entry in truth["images"]:
+        picture = cv2.imread(str(folder / entry["file_name"]))
+        h, w = picture.shape[:2]
+        ratio = min(height / h, width / w)
+        size = (int(w * ratio), int(h * ratio))
+        canvas = np.full((height, width, 3), 114, np.uint8)
+        canvas[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+        rows = session.run(None, {"images": canvas.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
+        for box, score, kind in zip(*detect(rows, ratio, height, width), strict=True):
+            x, y, x1, y1 = (float(v) for v in box)
+            found.append({"image_id": entry["id"], "category_id": int(kind) + 1, "bbox": [x, y, x1 - x, y1 - y],
+                          "score": float(score)})  # fmt: skip
+    result: dict[str, Any] = {"AP": 0.0, "AP50": 0.0, "images": len(truth["images"]), "boxes": len(truth["annotations"])}
+    if not found:
+        return result
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        scored = COCOeval(coco, coco.loadRes(found), "bbox")
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    result["AP"], result["AP50"] = round(float(scored.stats[0]), 4), round(float(scored.stats[1]), 4)
+    precision = scored.eval["precision"][0, :, :, 0, 2]  # IoU 0.5, recall, class, all sizes, 100 boxes
+    for entry, column in zip(truth["categories"], precision.T, strict=True):
+        seen = column[column >= 0]
+        result[f"AP50 {entry['name']}"] = round(float(seen.mean()), 4) if len(seen) else None
+    return result
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def learning_rate(options: Options, step: int) -> float:
+    """Linear warm-up, then a cosine down to 2 %."""
+    if step < options.warmup:
+        return options.lr * (step + 1) / options.warmup
+    turn = (step - options.warmup) / max(options.steps - options.warmup, 1)
+    return options.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * turn)))
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    import torch
+
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def train(args: argparse.Namespace, options: Options) -> Path:
+    """Train and export; returns the path of the exported model."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from edgekit.models.yolo_lite import YoloLite, cells, export_onnx
+
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(options.seed)
+    device = torch.device(args.device)
+    data = rendered(args.cache, options.seeds, options.frames, options.width, args.render_workers)
+    model = YoloLite(len(CLASSES)).to(device, memory_format=torch.channels_last)
+    mean = YoloLite(len(CLASSES)).to(device)
+    mean.load_state_dict(model.state_dict())
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=options.lr
+    )
+    start = 0
+    checkpoint, log = out / "last.pt", out / "log.jsonl"
+    if args.resume and checkpoint.is_file():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["options"] != asdict(options):
+            raise SystemExit(f"checkpoint {checkpoint}: made with other options, {state['options']}. Use them or a new --out")
+        model.load_state_dict(state["model"])
+        mean.load_state_dict(state["mean"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    grid, stride = cells(options.height, options.width, device)
+    last = min(options.steps, args.stop_at or options.steps)
+    exported = out / "yolo_lite.onnx"
+    bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    stream = batches(data, options, start, args.workers)
+    began = time.monotonic()
+    with bar, log.open("a", encoding="utf-8") as lines:
+        task = bar.add_task("train", total=last, completed=start, note="")
+        for step in range(start, last):
+            images, truth, kinds = (part.to(device) for part in next(stream))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(options, step)
+            images = images.float().contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+                levels = model(images)
+            parts = losses(levels, truth, kinds, grid, stride, step >= options.steps * (1 - options.plain_tail))
+            total = torch.stack(list(parts.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+            keep = min(options.ema, (step + 1) / (step + 10))
+            with torch.no_grad():
+                for old, new in zip(mean.state_dict().values(), model.state_dict().values(), strict=True):
+                    if old.dtype.is_floating_point:
+                        old.lerp_(new, 1 - keep)
+                    else:
+                        old.copy_(new)
+            done = step + 1
+            if done % 20 == 0 or done == last:
+                line: dict[str, Any] = {"step": done, "lr": learning_rate(options, step), "loss": round(total.item(), 4)}
+                line |= {name: round(value.item(), 4) for name, value in parts.items()}
+                line["seconds"] = round(time.monotonic() - began, 1)
+                print(json.dumps(line), file=lines, flush=True)
+                bar.update(task, completed=done, note=f"loss {line['loss']:.2f}")
+            if done % args.save_every == 0 or done == last:
+                save(checkpoint, {"options": asdict(options), "step": done, "model": model.state_dict(),
+                                  "mean": mean.state_dict(), "optimizer": optimizer.state_dict()})  # fmt: skip
+                export_onnx(mean.cpu() if device.type != "cpu" else mean, exported, options.height, options.width)
+                mean.to(device)
+            if args.eval_every and done % args.eval_every == 0 and done < last:
+                folder, wanted = eval_set(args.cache, 60, 2)
+                line = {"step": done, **evaluate(exported, folder, wanted, args.threads)}
+                print(json.dumps(line), file=lines, flush=True)
+                bar.console.print(json.dumps(line))
+    return exported
+
+
+def main(argv: list[str] | None = None) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = Options()
+    parser.add_argument("--out", type=Path, default=Path("runs/detect"), help="folder for checkpoint, log and model")
+    parser.add_argument("--cache", type=Path, default=Path("runs/street"), help="folder for drawn pictures (4 GB)")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt if it exists")
+    parser.add_argument("--eval-only", type=Path, metavar="MODEL.onnx", help="only print the metrics of a model")
+    parser.add_argument("--eval-streets", type=int, default=200, help="unseen streets to evaluate on")
+    parser.add_argument("--eval-frames", type=int, default=2, help="pictures of each")
+    for name in ("steps", "batch", "seeds", "frames", "seed", "warmup"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
+    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--eval-every", type=int, default=1000, help="0: only at the end")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=cores, help="torch threads")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (0: none)")
+    parser.add_argument("--render-workers", type=int, default=cores, help="processes that draw the training set")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
+    args = parser.parse_args(argv)
+    model = args.eval_only
+    if model is None:
+        options = Options(steps=args.steps, batch=args.batch, seeds=args.seeds, frames=args.frames, seed=args.seed,
+                          warmup=args.warmup, lr=args.lr)  # fmt: skip
+        model = train(args, options)
+        if args.stop_at and args.stop_at < options.steps:
+            return 0
+    elif not model.is_file():
+        print(f"model {model}: not found, expected an exported ONNX file. Train one first", file=sys.stderr)
+        return 2
+    folder, truth = eval_set(args.cache, args.eval_streets, args.eval_frames)
+    result = {"model": model.name, **evaluate(model, folder, truth, args.threads)}
+    if args.eval_only is None:
+        (args.out / "eval.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
