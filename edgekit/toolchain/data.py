@@ -70,5 +70,21 @@ def labelled_set(data: DataSet, spec: DetectSpec, limit: int | None, progress: P
 
 
 def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:
-    """Pictures and annotations of a synthetic set, rendered into the cache: (instances.json, folder)."""
-    raise UsageError(f"evaluation {data.source}: rendering is not wired yet")
+    """Pictures and annotations of a synthetic set, drawn once into the cache: (instances.json, folder).
+
+    Picture i is frame FRAME of the street `data.seed + i`: a new street, weather and light each.
+    Raises: UsageError for a source that is not a street, OutputError when the cache cannot be written.
+    """
+    size = parse_street(data.source).size
+    code = sorted(Path(synth.__file__).parent.glob("*.py"))
+    key = cache.digest(data.source, data.seed, data.count, FRAME, *(file.read_bytes() for file in code))
+    folder = cache.cache_dir() / "street" / key
+    if not (folder / "instances.json").is_file():
+
+        def seeds() -> Iterator[int]:
+            for i, seed in enumerate(data.seeds):
+                progress("draw labelled streets", i, len(data.seeds))
+                yield seed
+
+        synth_coco.export_coco(folder, seeds(), [FRAME], *size)
+    return folder / "instances.json", folder
