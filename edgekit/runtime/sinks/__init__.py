@@ -1,0 +1,44 @@
+"""Where results go: JSON lines, annotated pictures and videos."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from edgekit.errors import UsageError, did_you_mean
+from edgekit.runtime.sinks import pictures
+from edgekit.runtime.sinks.base import Sink
+from edgekit.runtime.sinks.jsonl import JsonLinesSink
+from edgekit.runtime.sinks.video import VideoSink
+
+__all__ = ["Sink", "open_sink"]
+
+
+def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
+    """A sink chosen by its name.
+
+    `.jsonl`: one line per frame. `.png .jpg .jpeg .webp .bmp`: annotated picture (numbered when
+    there are several). `.mp4`: annotated video at `fps` (10 if None). A folder (existing, or named
+    with a trailing slash): one annotated picture per frame. Missing parent folders are made.
+
+    Raises: UsageError for an unknown suffix; OutputError where nothing can be written;
+    MissingExtraError without OpenCV (at the first frame; never for `.jsonl`).
+    """
+    text, path = str(path), Path(path)
+    if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
+        raise UsageError(f"sink {text}: fps {fps} is not usable, expected above 0 up to 1000")
+    if text.endswith(("/", "\\")) or path.is_dir():
+        return pictures.FolderSink(path)
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return JsonLinesSink(path)
+    if suffix == ".mp4":
+        return VideoSink(path, fps)
+    if suffix in pictures.SUFFIXES:
+        return pictures.PictureSink(path)
+    known = (".jsonl", ".mp4", *pictures.SUFFIXES)
+    shown = repr(path.suffix) if path.suffix else "no suffix"
+    raise UsageError(
+        f"sink {text}: cannot tell what to write from {shown}. {did_you_mean(suffix, known)} "
+        "End a folder's name with '/'"
+    )

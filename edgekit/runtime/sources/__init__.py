@@ -1,0 +1,79 @@
+"""Where frames come from: pictures, folders, videos and the synthetic world."""
+
+from __future__ import annotations
+
+import glob
+import re
+import urllib.parse
+from pathlib import Path
+
+from edgekit.errors import UsageError, did_you_mean
+from edgekit.runtime.sources import header, pictures, video
+from edgekit.runtime.sources.base import Source, printable
+from edgekit.runtime.sources.pictures import read_picture
+
+__all__ = ["Source", "open_source", "read_picture"]
+
+SCHEMES = ("file", "synthetic")
+
+
+def open_source(uri: str | Path, *, limit: int | None = None) -> Source:
+    """Open frames by path or URI; `limit` ends the source after so many frames.
+
+    A picture file (one frame), a folder of pictures (sorted naturally, subfolders not searched),
+    a glob pattern of pictures (quote it from the shell), a video file, `file:///...`, or
+    `synthetic://street?seed=0&frames=300&size=640x360&fps=30`.
+
+    Raises: UsageError for what is missing, unreadable or unknown; MissingExtraError without OpenCV.
+    """
+    text = printable(uri)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text) if isinstance(uri, str) else None
+    if scheme and scheme[1].lower() not in SCHEMES:
+        raise UsageError(
+            f"source {text}: unknown scheme {scheme[1]!r}. {did_you_mean(scheme[1].lower(), SCHEMES)} "
+            "A path to a picture, folder or video works too"
+        )
+    if scheme and scheme[1].lower() == "synthetic":
+        from edgekit.runtime.sources.synthetic import SyntheticSource
+
+        return SyntheticSource(text, limit)
+    return _open_path(_file_path(str(uri)) if scheme else Path(uri), text, limit)
+
+
+def _file_path(uri: str) -> Path:
+    parts = urllib.parse.urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
+        raise UsageError(f"source {uri}: not a local file, expected file:///path. Give the plain path")
+    return Path(urllib.parse.unquote(parts.path))
+
+
+def _open_path(path: Path, uri: str, limit: int | None) -> Source:
+    try:
+        if path.is_dir():
+            return pictures.open_folder(path, uri, limit)
+        if path.is_file():
+            return _open_file(path, uri, limit)
+        if path.exists():
+            raise UsageError(f"source {uri}: neither a file nor a folder. Give a picture, folder or video")
+        if glob.has_magic(str(path)):
+            return pictures.open_pattern([Path(p) for p in glob.glob(str(path), recursive=True)], uri, limit)
+    except (OSError, ValueError) as error:  # a name too long, with a NUL, in a folder we may not enter
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"source {uri}: {reason}. Check the path") from None
+    near = ""
+    if path.parent.is_dir():
+        import difflib
+
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+        near = f"Did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"source {uri}: no such file or folder. {near or 'Check the path'}")
+
+
+def _open_file(path: Path, uri: str, limit: int | None) -> Source:
+    if path.suffix.lower() in video.SUFFIXES:
+        return video.VideoSource(uri, path, limit)
+    if path.suffix.lower() in header.SUFFIXES:
+        return pictures.OnePicture(uri, path, limit)
+    with path.open("rb") as file:  # no telling suffix: let the content decide
+        still = header.kind_of(file.read(16))
+    return pictures.OnePicture(uri, path, limit) if still else video.VideoSource(uri, path, limit)

@@ -1,0 +1,95 @@
+"""What every sink is, and how files are written so that none is ever half there."""
+
+from __future__ import annotations
+
+import abc
+import errno
+import itertools
+import os
+from pathlib import Path
+from types import TracebackType
+
+from edgekit.errors import OutputError
+from edgekit.runtime.frames import Frame
+from edgekit.tasks.detect.detections import Detections
+
+_counter = itertools.count()
+
+
+class Sink(abc.ABC):
+    """Takes the result of each frame. `close()` finishes the file, `abort()` drops what is unfinished.
+
+    As a context manager it closes at the end, also when interrupted (Ctrl-C keeps what was
+    written); any other exception aborts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.written = 0
+        """Frames written."""
+
+    @abc.abstractmethod
+    def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+        """Take one result; `age_ms`: from capture of the frame to now. Raises: OutputError."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Finish. Calling it again does nothing. Raises: OutputError."""
+
+    def abort(self) -> None:
+        """Leave nothing unfinished behind; what is whole already stays. Never raises."""
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self.close()
+        else:
+            self.abort()
+
+
+def failure(path: Path, error: OSError) -> OutputError:
+    """The one-line error for a file that the system refused to write."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    step = "Free some space or write elsewhere" if error.errno in full else "Choose another path"
+    return OutputError(f"sink {path}: {error.strerror or error}. {step}")
+
+
+def make_parent(path: Path) -> None:
+    """Create the folder of `path`. Raises: OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise failure(path, error) from None
+
+
+def temporary(path: Path) -> Path:
+    """A free hidden name beside `path`, of the same suffix: same file system, so a rename is atomic."""
+    return path.parent / f".edgekit-{os.getpid()}-{next(_counter)}{path.suffix}"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears complete or not at all. Raises: OutputError."""
+    unfinished = temporary(path)
+    try:
+        try:
+            unfinished.write_bytes(data)
+            os.replace(unfinished, path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise failure(path, error) from None
+
+
+def refuse_overwriting(path: Path, frame: Frame) -> None:
+    """Raises: OutputError when `path` is the very file that `frame` came from."""
+    try:
+        same = path.samefile(frame.source)
+    except (OSError, ValueError):  # either does not exist, or the source is no file
+        return
+    if same:
+        raise OutputError(f"sink {path}: is the source itself. Write to another path")

@@ -1,0 +1,75 @@
+"""Results as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from edgekit.errors import StreamError
+from edgekit.runtime.frames import Frame
+from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting
+from edgekit.tasks.detect.detections import Detections
+
+
+class JsonLinesSink(Sink):
+    """One line per frame, readable while it runs; an older file of the name is replaced.
+
+    `{"source", "seq", "pts_ns", "age_ms", "boxes": [[x1, y1, x2, y2], ...], "scores", "classes",
+    "labels"}`, boxes in pixels of the original frame. Each line is written by one call, and one that
+    does not fit is taken back: the file holds whole lines at any time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._file = -1
+        make_parent(path)
+
+    def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+        head = {"source": frame.source, "seq": frame.seq, "pts_ns": frame.pts_ns, "age_ms": round(age_ms, 3)}
+        try:
+            line = json.dumps({**head, **detections.to_json()}, allow_nan=False).encode() + b"\n"
+        except ValueError:
+            raise StreamError(
+                f"sink {self.path}: frame {frame.seq} has a box or score that is not a finite number. "
+                "Check the engine with 'edgekit verify'"
+            ) from None
+        if self._file < 0:
+            refuse_overwriting(self.path, frame)
+            self._open()
+        try:
+            self._append(line)
+        except OSError as error:
+            raise failure(self.path, error) from None
+        self.written += 1
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
+        try:
+            self._file = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            raise failure(self.path, error) from None
+
+    def _append(self, line: bytes) -> None:
+        done = 0
+        try:
+            while done < len(line):  # a full disk takes a part first and refuses the rest
+                done += os.write(self._file, line[done:])
+        except OSError:
+            if done:
+                end = os.lseek(self._file, -done, os.SEEK_CUR)
+                os.ftruncate(self._file, end)
+            raise
+
+    def close(self) -> None:
+        if self._file < 0 and not self.written:
+            self._open()  # no frame came: an empty file says so
+        self._shut()
+
+    def abort(self) -> None:
+        self._shut()
+
+    def _shut(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)

@@ -1,0 +1,91 @@
+"""What every source is: an iterator of frames that is closed when done."""
+
+from __future__ import annotations
+
+import abc
+from types import TracebackType
+
+from edgekit.errors import UsageError
+from edgekit.runtime.frames import Frame
+
+MAX_SIDE = 16_384
+"""Longest side of a picture or video, pixels; `ImagePreprocess` has the same bound."""
+MAX_PIXELS = 200_000_000
+"""Most pixels of one picture: 600 MB when decoded."""
+
+
+class Source(abc.ABC):
+    """An iterator of frames and a context manager.
+
+    uri: what it was opened with.
+    live: True when frames pass by whether or not they are read.
+    fps: frames per second as the source declares them; None where unknown or without a clock.
+    size: (width, height) of its frames in pixels; None where they differ (folders).
+    frames: how many frames are to come at most, `limit` considered; None where unknown.
+    skipped: (file, reason) of everything that should have given a frame and could not.
+    ignored: files in a folder that are no pictures by their name.
+    """
+
+    live: bool = False
+
+    def __init__(self, uri: str, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            raise UsageError(f"source {uri}: limit {limit} gives no frames, expected at least 1")
+        self.uri = uri
+        self.fps: float | None = None
+        self.size: tuple[int, int] | None = None
+        self.frames: int | None = None
+        self.skipped: list[tuple[str, str]] = []
+        self.ignored = 0
+        self.limit = limit
+        self._delivered = 0
+        self._closed = False
+
+    def _expect(self, total: int | None) -> None:
+        """Set `frames` from what the source holds and the limit."""
+        self.frames = min(total, self.limit) if total is not None and self.limit is not None else total
+
+    @abc.abstractmethod
+    def _read(self) -> Frame | None:
+        """The next frame, or None at the end."""
+
+    def __iter__(self) -> Source:
+        return self
+
+    def __next__(self) -> Frame:
+        if self._closed or self._delivered == self.limit:
+            raise StopIteration
+        frame = self._read()
+        if frame is None:
+            raise StopIteration
+        self._delivered += 1
+        return frame
+
+    def close(self) -> None:
+        """Free files and devices; iteration ends. Calling it again does nothing."""
+        self._closed = True
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def printable(name: object) -> str:
+    """A path or URI for a one-line message: control characters and stray bytes are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
+def check_size(width: int, height: int) -> str | None:
+    """Why pixels of this size are refused, or None. Asked before anything is decoded."""
+    if width < 1 or height < 1:
+        return f"its header says {width}x{height} pixels"
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        return (
+            f"{width}x{height} pixels is too large, expected at most {MAX_SIDE} a side "
+            f"and {MAX_PIXELS // 10**6} megapixels"
+        )
+    return None

@@ -1,0 +1,132 @@
+"""Picture files by their first bytes: kind, size and whether the end is there, before decoding.
+
+Decoders take a truncated JPEG for a whole one (the rest stays grey) and allocate what a header
+asks for; both are refused here. Sources: ITU T.81 (JPEG), W3C PNG, RFC 9649 (WebP), TIFF 6.0.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+KINDS = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "PNM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+_MAX_SEGMENTS = 10_000
+
+
+@dataclass(frozen=True)
+class Header:
+    """`width`, `height`: pixels as stored, before any EXIF rotation. `whole`: the file has its end."""
+
+    kind: str
+    width: int
+    height: int
+    whole: bool = True
+
+
+class HeaderError(ValueError):
+    """Bytes that are no picture we know, or a header cut short."""
+
+
+def kind_of(data: bytes) -> str | None:
+    """Which of `KINDS` the first 16 bytes of a file announce, or None."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WebP"
+    if data.startswith(b"BM"):
+        return "BMP"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "TIFF"
+    return "PNM" if re.match(rb"P[1-6]\s", data) else None
+
+
+def read_header(data: bytes) -> Header:
+    """Header of an encoded picture. Raises: HeaderError, its text is the reason."""
+    kind = kind_of(data)
+    if kind is None:
+        raise HeaderError(f"not a picture, expected {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    parsers = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp, "BMP": _bmp, "TIFF": _tiff, "PNM": _pnm}
+    try:
+        return parsers[kind](data)
+    except (struct.error, IndexError):
+        raise HeaderError(f"{kind} header is cut short") from None
+
+
+def _jpeg(data: bytes) -> Header:
+    size = None
+    at = 2
+    for _ in range(_MAX_SEGMENTS):
+        if data[at] != 0xFF:
+            raise HeaderError("damaged JPEG header")
+        while data[at] == 0xFF:
+            at += 1
+        marker = data[at]
+        at += 1
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
+            continue
+        (length,) = struct.unpack_from(">H", data, at)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            size = struct.unpack_from(">HH", data, at + 3)
+        elif marker == 0xDA and size:
+            # only now: the thumbnail inside an EXIF segment has an end marker of its own
+            return Header("JPEG", size[1], size[0], data.find(b"\xff\xd9", at + length) >= 0)
+        elif marker in (0xD9, 0xDA):
+            break
+        at += length
+    raise HeaderError("damaged JPEG header")
+
+
+def _png(data: bytes) -> Header:
+    width, height = struct.unpack_from(">II", data, 16)
+    return Header("PNG", width, height, data.rfind(b"IEND") >= 0)
+
+
+def _webp(data: bytes) -> Header:
+    (length,) = struct.unpack_from("<I", data, 4)
+    whole = len(data) >= length + 8
+    chunk = data[12:16]
+    if chunk == b"VP8 ":
+        width, height = (v & 0x3FFF for v in struct.unpack_from("<HH", data, 26))
+    elif chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif chunk == b"VP8X":
+        (low,) = struct.unpack_from("<I", data, 24)
+        (high,) = struct.unpack_from("<I", data, 26)
+        width, height = (low & 0xFFFFFF) + 1, (high >> 8) + 1
+    else:
+        raise HeaderError("damaged WebP header")
+    return Header("WebP", width, height, whole)
+
+
+def _bmp(data: bytes) -> Header:
+    (length,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if length == 12 else "<ii", data, 18)
+    return Header("BMP", width, abs(height))  # rows are stored top down when the height is negative
+
+
+def _tiff(data: bytes) -> Header:
+    end = "<" if data.startswith(b"II") else ">"
+    (at,) = struct.unpack_from(end + "I", data, 4)
+    (count,) = struct.unpack_from(end + "H", data, at)
+    size = {}
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(end + "HH", data, entry)
+        if tag in (256, 257):
+            (size[tag],) = struct.unpack_from(end + ("H" if kind == 3 else "I"), data, entry + 8)
+    if len(size) != 2:
+        raise HeaderError("damaged TIFF header")
+    return Header("TIFF", size[256], size[257])
+
+
+def _pnm(data: bytes) -> Header:
+    match = re.match(
+        rb"P[1-6](?:\s+(?:#[^\n]*\n\s*)*)(\d{1,9})(?:\s+(?:#[^\n]*\n\s*)*)(\d{1,9})\s", data[:4096]
+    )
+    if not match:
+        raise HeaderError("damaged PNM header")
+    return Header("PNM", int(match[1]), int(match[2]))
