@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
         source = stack.enter_context(open_source(args.source, limit=args.limit))
         engine = stack.enter_context(load(args.bundle, threads=args.threads, variant=args.variant))
         warn(engine.bundle)
-        sinks = [stack.enter_context(open_sink(s, fps=source.fps, labels=engine.labels)) for s in args.sink]
+        sinks = [stack.enter_context(open_sink(s, fps=source.fps)) for s in args.sink]
         detect = engine.pipeline()
         for frame in source:
             with frame:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgekit import synth
 from edgekit.dataset import DataSet
-from edgekit.errors import UsageError
 from edgekit.project import ModelEntry
 from edgekit.runtime.sources import open_source
+from edgekit.synth import coco as synth_coco
 from edgekit.tasks.detect.dataset import CocoSet, read_coco
 from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.toolchain import cache
 
 Progress = Callable[[str, int, int], None]
 
 DEFAULT_SOURCE = "synthetic://street?seed=20000&frames=16&size=640x360"
 """Used only for error figures and samples when no data is given; never for an accuracy claim."""
+
+
+FRAME = 45
+"""Frame of each street in a labelled synthetic set: the drive is under way."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,9 @@ def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:
     Picture i is frame FRAME of the street `data.seed + i`: a new street, weather and light each.
     Raises: UsageError for a source that is not a street, OutputError when the cache cannot be written.
     """
-    size = parse_street(data.source).size
+    with open_source(data.source) as source:  # checks the query
+        size = source.size
+    assert size is not None, "a synthetic street has one size"
     code = sorted(Path(synth.__file__).parent.glob("*.py"))
     key = cache.digest(data.source, data.seed, data.count, FRAME, *(file.read_bytes() for file in code))
     folder = cache.cache_dir() / "street" / key

@@ -153,7 +153,7 @@ def metric(subject: Subject, data: CocoSet, reference_key: str, progress: Progre
         "drop": round(known["AP"] - got["AP"], 6)
         if known["AP"] is not None and got["AP"] is not None
         else None,
-        "interval95": list(bootstrap_interval(data, results)),
+        "interval95": bootstrap_interval(data, results),
         "measured_by": subject.simulated or f"{subject.payload.backend} on this machine",
     }
 

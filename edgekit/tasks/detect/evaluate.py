@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgekit.errors import MissingExtraError, UsageError
+from edgekit.errors import UsageError
+from edgekit.optional import load_cv2
 from edgekit.tasks.detect.dataset import CocoSet
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.metric import evaluate
@@ -21,10 +22,7 @@ def evaluate_pipeline(
     pipeline: DetectPipeline, data: CocoSet, *, progress: Callable[[int, int], None] | None = None
 ) -> tuple[dict[str, Any], list[tuple[int, Detections]]]:
     """AP of `pipeline` on `data` (COCO rules), and the detections per picture id."""
-    try:
-        import cv2
-    except ImportError:
-        raise MissingExtraError("opencv-python-headless", "camera", "read pictures") from None
+    cv2 = load_cv2("read pictures")
     results: list[tuple[int, Detections]] = []
     for i, item in enumerate(data.images):
         image = cv2.imread(str(item.path), cv2.IMREAD_COLOR)

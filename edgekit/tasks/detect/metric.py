@@ -1,0 +1,131 @@
+"""Average precision by COCO's rules, computed by pycocotools (Lin et al. 2014, "Microsoft COCO")."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import MissingExtraError
+from edgekit.tasks.detect.dataset import CocoSet
+from edgekit.tasks.detect.detections import Detections
+
+NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+"""AP over IoU 0.50:0.95, at 0.50, at 0.75, and by object size; maxDets 100."""
+
+
+def evaluate(data: CocoSet, results: Iterable[tuple[int, Detections]]) -> dict[str, Any]:
+    """AP of `results` (picture id, detections) on `data`.
+
+    Returns: NAMES and AR100, each 0..1 or None where the data has nothing to measure it on, and
+    `per_class` (label -> AP). Raises: MissingExtraError without pycocotools.
+    """
+    judged = _judge(data, results)
+    if judged is None:
+        return {**dict.fromkeys((*NAMES, "AR100")), "per_class": {}}
+    stats = judged.stats
+    metric: dict[str, Any] = {name: _number(stats[i]) for i, name in enumerate(NAMES)}
+    metric["AR100"] = _number(stats[8])
+    # precision: [IoU threshold, recall, class, area range, maxDets]
+    precision = judged.eval["precision"][:, :, :, 0, -1]
+    metric["per_class"] = {
+        data.labels[c]: round(float(p[p > -1].mean()), 4)
+        for c, p in zip(judged.params.catIds, np.moveaxis(precision, 2, 0), strict=True)
+        if (p > -1).any()
+    }
+    return metric
+
+
+def bootstrap_interval(
+    data: CocoSet, results: Iterable[tuple[int, Detections]], *, rounds: int = 100, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % interval of AP under resampling of the pictures (percentile bootstrap, Efron 1979).
+
+    It says how much of a difference is the choice of pictures. None where AP is not defined.
+    """
+    judged = _judge(data, results)
+    if judged is None or _number(judged.stats[0]) is None:
+        return None
+    rng = np.random.default_rng(seed)
+    # evalImgs is laid out [class][area range][picture]; only the range "all" counts for AP
+    pictures, areas = len(judged.params.imgIds), len(judged.params.areaRng)
+    table = [judged.evalImgs[i : i + pictures] for i in range(0, len(judged.evalImgs), pictures)][::areas]
+    sample = copy.copy(judged)
+    sample.params = copy.deepcopy(judged.params)
+    sample.params.areaRng, sample.params.areaRngLbl = judged.params.areaRng[:1], judged.params.areaRngLbl[:1]
+    sample.params.maxDets = judged.params.maxDets[-1:]
+    values = []
+    for _ in range(rounds):
+        chosen = rng.integers(0, pictures, pictures)
+        sample.evalImgs = [row[i] for row in table for i in chosen]
+        sample._paramsEval = sample.params
+        with contextlib.redirect_stdout(io.StringIO()):
+            sample.accumulate(sample.params)
+        precision = sample.eval["precision"]
+        if (precision > -1).any():
+            values.append(float(precision[precision > -1].mean()))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return round(float(low), 4), round(float(high), 4)
+
+
+def _judge(data: CocoSet, results: Iterable[tuple[int, Detections]]) -> Any:
+    """A COCOeval that has run, or None when the data holds no object."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise MissingExtraError("pycocotools", "build", "measure average precision") from None
+    rows = [
+        {
+            "image_id": image_id,
+            "category_id": int(cls),
+            "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
+            "score": float(score),
+        }
+        for image_id, detections in results
+        for box, score, cls in zip(detections.boxes, detections.scores, detections.classes, strict=True)
+    ]
+    if not data.truths:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": p.id, "width": p.width, "height": p.height} for p in data.images],
+            "annotations": [
+                {
+                    "id": i + 1,
+                    "image_id": t.image_id,
+                    "category_id": t.cls,
+                    "bbox": list(t.box),
+                    "area": t.area,
+                    "iscrowd": int(t.crowd),
+                }
+                for i, t in enumerate(data.truths)
+            ],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(data.labels)],
+        }
+        truth.createIndex()
+        found = COCO()
+        found.dataset = {
+            "images": truth.dataset["images"],
+            "categories": truth.dataset["categories"],
+            "annotations": [
+                {**row, "id": i + 1, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+                for i, row in enumerate(rows)
+            ],
+        }
+        found.createIndex()
+        judged = COCOeval(truth, found, "bbox")
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return judged
+
+
+def _number(value: float) -> float | None:
+    """pycocotools says -1 for "nothing to measure"."""
+    return None if value < 0 else round(float(value), 6)
