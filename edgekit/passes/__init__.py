@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +18,6 @@ from edgekit.errors import ModelError, UsageError, did_you_mean
 from edgekit.tasks.detect.spec import DetectHead
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
 
     from edgekit.tasks.preprocess import ImagePreprocess
@@ -104,6 +103,66 @@ def run_passes(
     return model, tuple(records)
 
 
+def prepare(
+    model: ir.Model,
+    *,
+    task: str = "detect",
+    head: str | None = None,
+    num_classes: int | None = None,
+    columns: Sequence[str] | None = None,
+    normalized: bool = False,
+    check: bool = True,
+) -> Prepared:
+    """The whole recipe on a copy of `model`: simplify, cut the head (task `detect`), fuse, compact.
+
+    head: a family of tasks.detect.spec, None to find it, "rows" to keep the output and read it by
+    `columns` (with `normalized` coordinates or not). `num_classes`: how many names the user has.
+    check: verify every pass, and the found head against the decode in the graph, on a seeded picture.
+    Raises: ModelError (PassError among them), UsageError.
+    """
+    from edgekit.passes import find_input_rule, probe
+    from edgekit.passes.graph import clean
+
+    log: list[PassRecord] = []
+    if task != "detect":
+        model, records = run_passes(model, AFTER_SPLIT, check=check)
+        return Prepared(model, None, records)
+    if (head == "rows") != (columns is not None):
+        raise UsageError(
+            "head 'rows': needs its columns, and only it has them. Give --head rows --columns LIST."
+        )
+    model, records = run_passes(model, BEFORE_SPLIT, check=check)
+    log += records
+    start = time.perf_counter()
+    if columns is not None:
+        from edgekit.passes.declared_rows import declared_rows
+
+        cut, found = declared_rows(model, columns, num_classes=num_classes, normalized=normalized)
+        notes: tuple[str, ...] = ()
+        difference = None
+    else:
+        from edgekit.passes.check_head import check_head
+        from edgekit.passes.split_head import split
+
+        result = split(model, family=head, num_classes=num_classes)
+        cut, found, notes = result.model, result.head, result.notes
+        difference = None
+        if check:
+            feeds = probe.finite_pictures(model)[0]
+            difference, remark = check_head(model, cut, found, feeds)
+            notes += (remark,) if remark else ()
+    seconds = time.perf_counter() - start
+    name = "declared_rows" if columns is not None else "split_head"
+    removed = len(model.graph) - len(cut.graph)
+    log.append(
+        PassRecord(name, len(model.graph), len(cut.graph), removed, difference, seconds, "; ".join(notes))
+    )
+    rule, why = find_input_rule.find_input_rule(model, found)
+    clean(cut)
+    cut, records = run_passes(cut, AFTER_SPLIT, check=check)
+    return Prepared(cut, found, (*log, *records), rule, (*notes, why))
+
+
 def _load(name: str) -> Any:
     try:
         module = importlib.import_module(f"{__name__}.{name}") if name.isidentifier() else None
@@ -128,11 +187,7 @@ class _Reference:
     def __init__(self, model: ir.Model) -> None:
         from edgekit.passes import probe
 
-        self.feeds = probe.pictures(model)
-        self.outputs = probe.evaluate(model, self.feeds)
-        if not _finite(self.outputs):  # a network trained on 0..1 may overflow exp at 0..255
-            self.feeds = probe.pictures(model, peak=1.0)
-            self.outputs = probe.evaluate(model, self.feeds)
+        self.feeds, self.outputs = probe.finite_pictures(model)
 
     def check(self, model: ir.Model, tolerance: float, name: str, records: Sequence[PassRecord]) -> float:
         import onnx.checker
@@ -154,9 +209,3 @@ class _Reference:
             )
         self.outputs = outputs  # differences are per pass, they must not add up against the next one
         return diff
-
-
-def _finite(outputs: Mapping[str, np.ndarray]) -> bool:
-    import numpy as np
-
-    return all(bool(np.isfinite(o).all()) for o in outputs.values())

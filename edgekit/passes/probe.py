@@ -41,6 +41,16 @@ def pictures(model: ir.Model, peak: float = 255.0) -> dict[str, np.ndarray]:
     return feeds
 
 
+def finite_pictures(model: ir.Model) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(pictures, outputs): values 0..255, or 0..1 where those overflow (an exp in a decode)."""
+    feeds = pictures(model)
+    outputs = evaluate(model, feeds)
+    if not all(np.isfinite(o).all() for o in outputs.values() if o.dtype.kind == "f"):
+        feeds = pictures(model, peak=1.0)
+        outputs = evaluate(model, feeds)
+    return feeds, outputs
+
+
 def evaluate(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs by name, run as written (no graph optimisation) on one CPU thread by onnxruntime.
 
