@@ -47,7 +47,9 @@ class Head(nn.Module):
         self.box = nn.Conv2d(channels, 4, 1)
         self.objectness = nn.Conv2d(channels, 1, 1)
         self.classes = nn.Conv2d(channels, num_classes, 1)
-        prior = -math.log((1 - 0.01) / 0.01)  # start near "nothing here", so that the first steps do not explode
+        prior = -math.log(
+            (1 - 0.01) / 0.01
+        )  # start near "nothing here", so that the first steps do not explode
         nn.init.constant_(self.objectness.bias, prior)  # type: ignore[arg-type]
         nn.init.constant_(self.classes.bias, prior)  # type: ignore[arg-type]
 
@@ -71,7 +73,10 @@ class YoloLite(nn.Module):
         self.stage32 = nn.Sequential(conv(128, 128, stride=2), Residual(128))
         self.side8, self.side16, self.side32 = conv(64, width, 1), conv(128, width, 1), conv(128, width, 1)
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
-        self.merge16, self.merge8 = conv(2 * width, width), nn.Sequential(conv(2 * width, width, 1), conv(width, width))
+        self.merge16, self.merge8 = (
+            conv(2 * width, width),
+            nn.Sequential(conv(2 * width, width, 1), conv(width, width)),
+        )
         self.down16, self.down32 = conv(width, width, stride=2), conv(width, width, stride=2)
         self.join16, self.join32 = conv(2 * width, width, 1), conv(2 * width, width, 1)
         self.heads = nn.ModuleList(Head(width, num_classes) for _ in STRIDES)
@@ -94,11 +99,16 @@ class Export(nn.Module):
     def __init__(self, model: YoloLite, height: int, width: int) -> None:
         super().__init__()
         self.model = model
-        self.rows = [(height // s) * (width // s) for s in STRIDES]  # static, so that no shape arithmetic is traced
+        self.rows = [
+            (height // s) * (width // s) for s in STRIDES
+        ]  # static, so that no shape arithmetic is traced
 
     def forward(self, image: Tensor) -> Tensor:
         levels = [torch.cat([box, obj.sigmoid(), cls.sigmoid()], 1) for box, obj, cls in self.model(image)]
-        flat = [level.reshape(1, 5 + self.model.num_classes, n) for level, n in zip(levels, self.rows, strict=True)]
+        flat = [
+            level.reshape(1, 5 + self.model.num_classes, n)
+            for level, n in zip(levels, self.rows, strict=True)
+        ]
         return torch.cat(flat, 2).permute(0, 2, 1)
 
 

@@ -13,7 +13,11 @@ from edgekit.synth.street import CLASSES, StreetWorld
 
 
 def export_coco(
-    folder: str | os.PathLike[str], seeds: Iterable[int], frames: Sequence[int], width: int = 640, height: int = 360
+    folder: str | os.PathLike[str],
+    seeds: Iterable[int],
+    frames: Sequence[int],
+    width: int = 640,
+    height: int = 360,
 ) -> Path:
     """Draw frame numbers `frames` of every street in `seeds` into `folder`; returns the path of `instances.json`.
 
@@ -53,8 +57,12 @@ def export_coco(
         part = root / "instances.json.part"
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
         info = {"description": "procedural street pictures", "version": "1"}
-        part.write_text(json.dumps({"info": info, "images": images, "annotations": annotations, "categories": categories}))
+        part.write_text(
+            json.dumps({"info": info, "images": images, "annotations": annotations, "categories": categories})
+        )
         part.replace(path)
     except OSError as error:
-        raise OutputError(f"folder {root}: cannot be written, {error.strerror or error}. Choose another folder") from error
+        raise OutputError(
+            f"folder {root}: cannot be written, {error.strerror or error}. Choose another folder"
+        ) from error
     return path

@@ -55,7 +55,9 @@ def _ends(m: MeshBuilder, length: float, width: float, low: float, high: float, 
     for side in (-1.0, 1.0):
         inner, outer = sorted((side * edge * 0.62, side * edge * 0.96))
         m.rect(0, half, (inner, mid - 0.09), (outer, mid + 0.09), (238, 246, 250), 1.0, True)
-        m.rect(0, -half, (inner, mid - 0.11), (outer, mid + 0.11), (40, 34, 235 if braking else 165), -1.0, True)
+        m.rect(
+            0, -half, (inner, mid - 0.11), (outer, mid + 0.11), (40, 34, 235 if braking else 165), -1.0, True
+        )
         m.rect(0, -half, (inner * 0.98, 0.01), (outer * 0.98, low), TYRE, -1.0)
         m.rect(0, half, (inner * 0.98, 0.01), (outer * 0.98, low), TYRE, 1.0)
         m.lamp((half, side * edge * 0.8, mid), 0.75, (215, 235, 250), 1.0)
@@ -105,7 +107,12 @@ def car(rng: Random, heading: int, braking: bool = False) -> Mesh:
         if kind == "van" and end == 0.0 and rng.random() < 0.4:
             continue
         lean = (rear1 - rear0) if end == 0 else (front0 - front1)
-        ring = [inside(end, -0.88, 0.1), inside(end, 0.88, 0.1), inside(end, 0.86, 0.9), inside(end, -0.86, 0.9)]
+        ring = [
+            inside(end, -0.88, 0.1),
+            inside(end, 0.88, 0.1),
+            inside(end, 0.86, 0.9),
+            inside(end, -0.86, 0.9),
+        ]
         m.quad(ring, (sign * rise, 0, lean * length), glass)
     panes = ((0.06, 0.48), (0.53, 0.95)) if kind != "van" else ((0.66, 0.96),)
     for side in (-1.0, 1.0):
@@ -138,7 +145,9 @@ def truck(rng: Random, heading: int, braking: bool = False) -> Mesh:
             panes = 7
             for i in range(panes):
                 x0 = -half + 0.3 + i * (length - 0.5) / panes
-                m.rect(1, side * half_width, (x0, 1.35), (x0 + (length - 0.5) / panes - 0.14, 2.45), glass, side)
+                m.rect(
+                    1, side * half_width, (x0, 1.35), (x0 + (length - 0.5) / panes - 0.14, 2.45), glass, side
+                )
         m.rect(0, half, (-half_width * 0.92, 1.15), (half_width * 0.92, 2.5), glass, 1.0)
         m.rect(0, half, (-half_width * 0.7, 2.6), (half_width * 0.7, 2.85), (40, 190, 240), 1.0, True)
         m.rect(0, -half, (-half_width * 0.8, 1.6), (half_width * 0.8, 2.45), glass, -1.0)
@@ -148,7 +157,9 @@ def truck(rng: Random, heading: int, braking: bool = False) -> Mesh:
 
     length, height = rng.uniform(6.2, 9.5), rng.uniform(2.8, 3.6)
     half, cab = length / 2, 1.9
-    box = _jitter(rng, rng.choice(((232, 232, 232), (214, 222, 226), paint, (150, 120, 70), (70, 90, 190))), 8)
+    box = _jitter(
+        rng, rng.choice(((232, 232, 232), (214, 222, 226), paint, (150, 120, 70), (70, 90, 190))), 8
+    )
     m = MeshBuilder()
     m.group = 0  # cargo
     m.frustum((-half, half - cab - 0.15, -half_width, half_width, 0.95),
@@ -157,7 +168,9 @@ def truck(rng: Random, heading: int, braking: bool = False) -> Mesh:
               (-half, half, -half_width * 0.9, half_width * 0.9, 0.95), (52, 52, 54), (60, 60, 60))  # fmt: skip
     stripe = _jitter(rng, rng.choice(PAINTS), 10)
     for side in (-1.0, 1.0):
-        m.rect(1, side * half_width, (-half + 0.4, height * 0.55), (half - cab - 0.6, height * 0.8), stripe, side)
+        m.rect(
+            1, side * half_width, (-half + 0.4, height * 0.55), (half - cab - 0.6, height * 0.8), stripe, side
+        )
     m.rect(0, -half, (-0.03, 1.0), (0.03, height - 0.1), scaled(box, 0.55), -1.0)
     m.rect(0, -half, (-half_width * 0.98, 0.95), (half_width * 0.98, 1.05), (60, 60, 62), -1.0)
     _wheels(m, [-length * 0.28, -length * 0.12], width, 0.48)
@@ -171,7 +184,9 @@ def truck(rng: Random, heading: int, braking: bool = False) -> Mesh:
             (half - 0.16, half_width * 0.82, cab_top - 0.2), (half - 0.16, -half_width * 0.82, cab_top - 0.2)],
            (1, 0, 0.08), glass)  # fmt: skip
     for side in (-1.0, 1.0):
-        m.rect(1, side * half_width * 0.95, (half - cab * 0.75, 1.5), (half - 0.35, cab_top - 0.3), glass, side)
+        m.rect(
+            1, side * half_width * 0.95, (half - cab * 0.75, 1.5), (half - 0.35, cab_top - 0.3), glass, side
+        )
     _wheels(m, [half - cab * 0.55], width * 0.98, 0.46)
     edge = half_width * 0.96
     for side in (-1.0, 1.0):
@@ -185,7 +200,10 @@ def pedestrian(rng: Random, phase: float, along: bool) -> Mesh:
     """Someone 1.5 to 1.95 m tall, facing the camera's way (`along`) or crossing; `phase` 0..1 of a step, < 0 stands."""
     height = rng.uniform(1.5, 1.95)
     coat, trousers = _jitter(rng, rng.choice(CLOTHES)), _jitter(rng, rng.choice(CLOTHES), 10)
-    skin, hair = _jitter(rng, rng.choice(SKIN), 8), rng.choice(((24, 24, 28), (30, 50, 80), (70, 120, 160), (90, 90, 92)))
+    skin, hair = (
+        _jitter(rng, rng.choice(SKIN), 8),
+        rng.choice(((24, 24, 28), (30, 50, 80), (70, 120, 160), (90, 90, 92))),
+    )
     hip, shoulder = height * rng.uniform(0.46, 0.5), height * 0.83
     broad = height * (0.135 if along else 0.10)
     long_coat, bag, hat = rng.random() < 0.25, rng.random() < 0.3, rng.random() < 0.2
@@ -221,7 +239,13 @@ def pedestrian(rng: Random, phase: float, along: bool) -> Mesh:
 def sign(rng: Random) -> Mesh:
     """The plate of a traffic sign facing the camera, 0.6 to 0.95 m, centred at the origin."""
     r = rng.uniform(0.32, 0.46)
-    red, white, blue, black, yellow = (36, 30, 200), (236, 238, 240), (176, 88, 26), (30, 30, 30), (40, 190, 245)
+    red, white, blue, black, yellow = (
+        (36, 30, 200),
+        (236, 238, 240),
+        (176, 88, 26),
+        (30, 30, 30),
+        (40, 190, 245),
+    )
     kind = rng.choice(("limit", "warning", "stop", "no entry", "way", "priority", "walk", "no parking"))
     m = MeshBuilder()
     if kind == "limit":
@@ -303,7 +327,9 @@ def tree(rng: Random) -> Mesh:
     """Broad-leaved tree or conifer, 4 to 9 m high."""
     m = MeshBuilder()
     height = rng.uniform(4.2, 9.0)
-    leaf = _jitter(rng, rng.choice(((36, 92, 44), (40, 110, 66), (30, 78, 48), (44, 120, 110), (36, 84, 84))), 10)
+    leaf = _jitter(
+        rng, rng.choice(((36, 92, 44), (40, 110, 66), (30, 78, 48), (44, 120, 110), (36, 84, 84))), 10
+    )
     m.rect(0, 0, (-0.14, 0), (0.14, height * 0.55), (44, 62, 80))
     if rng.random() < 0.25:
         for i in range(4):
@@ -314,7 +340,9 @@ def tree(rng: Random) -> Mesh:
     for i in range(7):
         across, up = rng.uniform(-0.2, 0.2) * height, height * (0.5 + 0.055 * i + rng.uniform(-0.04, 0.04))
         wide = height * rng.uniform(0.13, 0.2)
-        m.disc(0, 0, (across, up), (wide, wide * 0.85), scaled(leaf, 0.68 + 0.075 * i), turn=rng.uniform(0, 45))
+        m.disc(
+            0, 0, (across, up), (wide, wide * 0.85), scaled(leaf, 0.68 + 0.075 * i), turn=rng.uniform(0, 45)
+        )
     return m.build()
 
 
@@ -347,7 +375,15 @@ def building(rng: Random, front: float, depth: float, side: float, night: bool, 
     if shop:
         awning = _jitter(rng, rng.choice(PAINTS), 10)
         lit = night and rng.random() < 0.6
-        m.rect(1, 0.0, (0.4, 0.3), (front - 0.4, 2.5), (150, 195, 215) if lit else scaled(glass, 0.8), facing, lit)
+        m.rect(
+            1,
+            0.0,
+            (0.4, 0.3),
+            (front - 0.4, 2.5),
+            (150, 195, 215) if lit else scaled(glass, 0.8),
+            facing,
+            lit,
+        )
         m.rect(1, 0.0, (0.2, 2.5), (front - 0.2, 3.1), awning, facing, night and rng.random() < 0.4)
         for i in range(1, max(2, int(front / 3))):
             m.rect(1, 0.0, (i * 3.0 - 0.12, 0.0), (i * 3.0 + 0.12, 2.5), wall, facing)
@@ -363,5 +399,9 @@ def building(rng: Random, front: float, depth: float, side: float, night: bool, 
         rise = rng.uniform(1.4, 2.6)
         m.quad([(0, 0, height), (front, 0, height), (front, side * depth / 2, height + rise),
                 (0, side * depth / 2, height + rise)], (0, facing * rise, depth / 2), roof)  # fmt: skip
-        m.quad([(0, 0, height), (0, far, height), (0, side * depth / 2, height + rise)], (-1, 0, 0), scaled(wall, 0.8))
+        m.quad(
+            [(0, 0, height), (0, far, height), (0, side * depth / 2, height + rise)],
+            (-1, 0, 0),
+            scaled(wall, 0.8),
+        )
     return m.build()

@@ -14,7 +14,11 @@ from edgekit.synth.mesh import Color, Mesh, MeshBuilder
 Array = np.ndarray
 
 _SKIES: dict[str, tuple[tuple[Color, Color], ...]] = {  # (zenith, horizon)
-    "day": (((214, 150, 84), (236, 220, 200)), ((200, 130, 60), (240, 226, 206)), ((226, 176, 120), (238, 228, 216))),
+    "day": (
+        ((214, 150, 84), (236, 220, 200)),
+        ((200, 130, 60), (240, 226, 206)),
+        ((226, 176, 120), (238, 228, 216)),
+    ),
     "overcast": (((176, 168, 162), (206, 202, 198)), ((150, 146, 144), (186, 184, 182))),
     "dusk": (((120, 78, 66), (110, 150, 226)), ((96, 66, 60), (130, 140, 196))),
     "night": (((22, 14, 12), (44, 34, 30)), ((30, 20, 14), (60, 48, 40))),
@@ -53,7 +57,13 @@ class Look:
 
     @staticmethod
     def choose(
-        rng: Random, seed: int, width: int, height: int, time: str | None, rain: float | None, fog: float | None
+        rng: Random,
+        seed: int,
+        width: int,
+        height: int,
+        time: str | None,
+        rain: float | None,
+        fog: float | None,
     ) -> Look:
         """Draw hour, weather and camera from `rng`; arguments that are not None override the draw."""
         drawn = rng.choices(("day", "overcast", "dusk", "night"), (38, 22, 14, 26))[0]
@@ -99,7 +109,11 @@ class Look:
         facing = np.maximum(unit @ self.sun_from, 0.0)[:, None]
         light = self.ambient + self.sun * facing
         if self.lamps_lit:
-            beam = (0.95 if self.night else 0.4) * np.exp(-depth / 26.0) * (0.45 + 0.55 * np.maximum(-unit[:, 0], 0.0))
+            beam = (
+                (0.95 if self.night else 0.4)
+                * np.exp(-depth / 26.0)
+                * (0.45 + 0.55 * np.maximum(-unit[:, 0], 0.0))
+            )
             light = light + beam[:, None] * np.array([0.86, 0.97, 1.0], np.float32)
         level = np.where(shines[:, None], colors, colors * light)
         through = np.exp(-depth * self.haze)[:, None]
@@ -168,7 +182,9 @@ def _textures(seed: int, height: int, width: int, noise: float, rain: float) -> 
         phase = rng.uniform(0, 2 * math.pi, (2, 3))
         turn = 2 * math.pi * np.arange(128) / 128
         for k in range(3):
-            coarse += np.sin(wave * turn + phase[0, k])[:, None] * np.sin((k + 1) * turn + phase[1, k])[None, :]
+            coarse += (
+                np.sin(wave * turn + phase[0, k])[:, None] * np.sin((k + 1) * turn + phase[1, k])[None, :]
+            )
     asphalt = np.clip(4.0 * grain + 1.6 * coarse, -16, 16).astype(np.int16)
     shape = (height + 61, width + 61, 3)
     gray = rng.standard_normal(shape[:2], dtype=np.float32)[..., None]
@@ -248,12 +264,18 @@ def glow(look: Look, image: Array, instance: Array, lamps: Array, focal: float) 
     strength = 0.85 if look.night else 0.5
     for u, v, x, _, _, size, b, g, r, facing, owner in lamps.tolist():
         column, line = int(u), int(v)
-        if facing > 0.5 or not (0 <= column < width and 0 <= line < height) or instance[line, column] != int(owner):
+        if (
+            facing > 0.5
+            or not (0 <= column < width and 0 <= line < height)
+            or instance[line, column] != int(owner)
+        ):
             continue
         radius = int(min(max(size * focal / x, 2.0), 48.0 * width / 640))
         x0, x1 = max(column - radius, 0), min(column + radius + 1, width)
         y0, y1 = max(line - radius, 0), min(line + radius + 1, height)
-        halo = _sprite(radius)[y0 - line + radius : y1 - line + radius, x0 - column + radius : x1 - column + radius]
+        halo = _sprite(radius)[
+            y0 - line + radius : y1 - line + radius, x0 - column + radius : x1 - column + radius
+        ]
         color = np.array((b, g, r), np.float32) * (strength * math.exp(-x * look.haze))
         patch = image[y0:y1, x0:x1]
         patch[:] = np.minimum(patch + halo * color, 255).astype(np.uint8)

@@ -58,7 +58,9 @@ def paint(buffer: Array, row: Array, start: Array, stop: Array, value: Array) ->
     width = buffer.shape[1]
     flat = buffer.reshape(-1)
     base = row * width
-    for begin, end, number in zip((base + start).tolist(), (base + stop).tolist(), value.tolist(), strict=True):
+    for begin, end, number in zip(
+        (base + start).tolist(), (base + stop).tolist(), value.tolist(), strict=True
+    ):
         flat[begin:end] = number
 
 

@@ -99,9 +99,13 @@ class Street:
             speed = 0.0 if self.waiting else -rng.uniform(6, 13)
             lanes.append(Lane(LANE * (i + 1), 2, speed, rng.uniform(10, 22), density, trucks, len(lanes)))
         if park_right:
-            lanes.append(Lane(self.right + PARKING / 2, 0, 0.0, rng.uniform(6, 8.5), rng.uniform(0.35, 0.8), 0.1, 20))
+            lanes.append(
+                Lane(self.right + PARKING / 2, 0, 0.0, rng.uniform(6, 8.5), rng.uniform(0.35, 0.8), 0.1, 20)
+            )
         if park_left:
-            lanes.append(Lane(self.left - PARKING / 2, 2, 0.0, rng.uniform(6, 8.5), rng.uniform(0.35, 0.8), 0.1, 21))
+            lanes.append(
+                Lane(self.left - PARKING / 2, 2, 0.0, rng.uniform(6, 8.5), rng.uniform(0.35, 0.8), 0.1, 21)
+            )
         self.lanes = tuple(lanes)
         self.lead = rng.uniform(13, 30)
         self.has_lead = rng.random() < 0.75
@@ -151,12 +155,16 @@ class Street:
 
     def _light(self, number: int, state: str) -> Mesh:
         key = (_LAMPS, number, ("red", "yellow", "green").index(state))
-        return self._meshes.get(key) or self._keep(key, objects.traffic_light(stream(self.seed, 2, number), state))
+        return self._meshes.get(key) or self._keep(
+            key, objects.traffic_light(stream(self.seed, 2, number), state)
+        )
 
     def _vehicle(self, lane: int, slot: int, heading: int, truck: bool, braking: bool) -> Mesh:
         key = (_VEHICLE, lane, slot, heading, truck, braking)
         make = objects.truck if truck else objects.car
-        return self._meshes.get(key) or self._keep(key, make(stream(self.seed, 3, lane, slot), heading, braking))
+        return self._meshes.get(key) or self._keep(
+            key, make(stream(self.seed, 3, lane, slot), heading, braking)
+        )
 
     def _slots(self, low: float, high: float, spacing: float, shift: float) -> Iterator[tuple[int, float]]:
         for slot in range(math.ceil((low - shift) / spacing), math.floor((high - shift) / spacing) + 1):
@@ -186,7 +194,13 @@ class Street:
             gap = self.lead * slot + rng.uniform(-3, 3) + 1.5 * math.sin(0.4 * t + slot)
             x = here + gap
             if self.waiting:
-                x = 3 * self.block + self.crossing + 4 + self.lead * 0.5 * slot + (2.0 * t if slot > 2 else 1.2 * t)
+                x = (
+                    3 * self.block
+                    + self.crossing
+                    + 4
+                    + self.lead * 0.5 * slot
+                    + (2.0 * t if slot > 2 else 1.2 * t)
+                )
             braking = not self.waiting and math.sin(0.4 * t + slot) < -0.2
             mesh = self._vehicle(30, slot, 0, truck, braking)
             yield Thing(mesh, x, rng.uniform(-0.3, 0.3), 0.0, x, objects.TRUCK if truck else objects.CAR)
@@ -203,7 +217,9 @@ class Street:
                         continue
                     truck = rng.random() < 0.25
                     mesh = self._vehicle(lane, slot, heading, truck, False)
-                    yield Thing(mesh, x, y + rng.uniform(-1, 1), 0.0, x, objects.TRUCK if truck else objects.CAR)
+                    yield Thing(
+                        mesh, x, y + rng.uniform(-1, 1), 0.0, x, objects.TRUCK if truck else objects.CAR
+                    )
             for lane, sign in ((50, 1.0), (51, -1.0)):
                 for slot, y in self._slots(self.right - 3, self.left + 3, 4.2, sign * 1.25 * t):
                     rng = stream(self.seed, 7, lane, slot)
@@ -229,7 +245,9 @@ class Street:
         start = rng.random()
         phase = -1 if walked == 0 else int(((walked / 1.4 + start) % 1.0) * 8)
         key = (_WALKER, lane, slot, phase, along)
-        mesh = self._meshes.get(key) or self._keep(key, objects.pedestrian(rng, phase / 8 if phase >= 0 else -1, along))
+        mesh = self._meshes.get(key) or self._keep(
+            key, objects.pedestrian(rng, phase / 8 if phase >= 0 else -1, along)
+        )
         return Thing(mesh, x, y, 0.0, x, objects.PEDESTRIAN)
 
     def _walkers(self, here: float, t: float) -> Iterator[Thing]:
@@ -264,8 +282,12 @@ class Street:
             while at < end - 6:
                 front = min(rng.uniform(9, 22), end - at)
                 if rng.random() < {"city": 0.96, "suburb": 0.75, "country": 0.15}[self.style]:
-                    house = objects.building(rng, front, rng.uniform(9, 16), side, self.night, self.style != "city")
-                    plain = Mesh(house.corners[:3], house.normals[:3], house.colors[:3], house.glow[:3], house.lamps)
+                    house = objects.building(
+                        rng, front, rng.uniform(9, 16), side, self.night, self.style != "city"
+                    )
+                    plain = Mesh(
+                        house.corners[:3], house.normals[:3], house.colors[:3], house.glow[:3], house.lamps
+                    )
                     yield Thing(house, at, wall, 0.0, at + front + 1.0, simple=plain)
                 at += front + (0.0 if self.style == "city" and rng.random() < 0.7 else rng.uniform(1, 7))
             at = free + rng.uniform(2, 9)

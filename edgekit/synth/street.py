@@ -71,7 +71,9 @@ class StreetWorld:
         rain: float | None = None, fog: float | None = None,
     ) -> None:  # fmt: skip
         if not 0 <= seed < 2**31:
-            raise UsageError(f"street seed {seed}: out of range, expected 0 to {2**31 - 1}. Choose another seed")
+            raise UsageError(
+                f"street seed {seed}: out of range, expected 0 to {2**31 - 1}. Choose another seed"
+            )
         if not (64 <= width <= 4096 and 36 <= height <= 4096):
             raise UsageError(f"street size {width}x{height}: out of range, expected 64x36 to 4096x4096")
         rng = stream(seed, 0)
@@ -100,7 +102,9 @@ class StreetWorld:
         things = sorted(self.street.things(t), key=lambda thing: -thing.order)
         quads, colors, owner, lamps, shown = self._project(things, here, offset, horizon, middle)
 
-        buffer = np.repeat(np.arange(self.height, dtype=np.uint16), self.width).reshape(self.height, self.width)
+        buffer = np.repeat(np.arange(self.height, dtype=np.uint16), self.width).reshape(
+            self.height, self.width
+        )
         flat = self._flat(ground, horizon, middle)
         quad, row, start, stop = spans(flat, self.width, self.height)
         paint(buffer, row, start, stop, kinds[quad] * self.height + row)
@@ -113,7 +117,9 @@ class StreetWorld:
         instance = np.concatenate([np.full(first, -1, np.int16), owner.astype(np.int16)])[buffer]
 
         boxes, classes, visibility = self._label(shown, owner, instance, (quad, row, start, stop))
-        image = finish(self.look, palette, buffer, first, horizon, middle, self.focal, self.camera_height, here, index)
+        image = finish(
+            self.look, palette, buffer, first, horizon, middle, self.focal, self.camera_height, here, index
+        )
         if self.look.lamps_lit:
             glow(self.look, image, instance, lamps, self.focal)
         return StreetFrame(image, boxes, classes, visibility, index, round(t * 1e9))
