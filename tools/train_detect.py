@@ -12,6 +12,7 @@ street, hour or weather was seen in training.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import multiprocessing
@@ -19,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,9 @@ def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray
     return seed, images, boxes, classes
 
 
-def rendered(cache: Path, seeds: int, frames: int, width: int, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rendered(
+    cache: Path, seeds: int, frames: int, width: int, workers: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The training set, drawn once and kept in `cache`: (images [n, h, w, 3] on disk, boxes [n, 64, 4], classes [n, 64])."""
     from rich.progress import track
 
@@ -81,7 +85,6 @@ def rendered(cache: Path, seeds: int, frames: int, width: int, workers: int) -> 
     return np.load(folder / "images.npy", mmap_mode="r"), labels["boxes"], labels["classes"]
 
 
-
 # --- batches ----------------------------------------------------------------------------------------
 
 
@@ -91,6 +94,8 @@ class Options:
 
     steps: int = 8000
     batch: int = 32
+    shards: int = 2
+    """A batch is cut into this many parts, each normalised by its own statistics; they run side by side."""
     width: int = 384
     height: int = 224
     seeds: int = TRAIN_SEEDS
@@ -105,7 +110,12 @@ class Options:
 
 
 def augment(
-    image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, out: tuple[int, int], rng: np.random.Generator, shape: bool
+    image: np.ndarray,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    out: tuple[int, int],
+    rng: np.random.Generator,
+    shape: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One training picture on a canvas of out = (height, width): flip, zoom and shift, colour; padding 114, top left."""
     import cv2
@@ -114,13 +124,19 @@ def augment(
     h, w = image.shape[:2]
     if rng.random() < 0.5:
         image = image[:, ::-1]
-        boxes = boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([w, 0, w, 0], np.float32)
+        boxes = boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array(
+            [w, 0, w, 0], np.float32
+        )
     if shape and rng.random() < 0.7:
         zoom = math.exp(rng.uniform(math.log(0.7), math.log(1.45)))
         dx, dy = (rng.uniform(min(0, s - zoom * s), max(0, s - zoom * s)) for s in (w, h))
         move = np.array([[zoom, 0, dx], [0, zoom, dy]], np.float32)
         image = cv2.warpAffine(
-            np.ascontiguousarray(image), move, (width, height), flags=cv2.INTER_LINEAR, borderValue=(114, 114, 114)
+            np.ascontiguousarray(image),
+            move,
+            (width, height),
+            flags=cv2.INTER_LINEAR,
+            borderValue=(114, 114, 114),
         )
         before = boxes * zoom + np.array([dx, dy, dx, dy], np.float32)
         boxes = np.clip(before, 0, np.array([width, height, width, height], np.float32))
@@ -135,13 +151,18 @@ def augment(
         image = canvas
     if rng.random() < 0.6:
         level = np.arange(256, dtype=np.float32)
-        gamma, gain = math.exp(rng.uniform(-0.3, 0.3)), rng.uniform(0.8, 1.2, 3) ** 0.5 * rng.uniform(0.8, 1.2)
+        gamma, gain = (
+            math.exp(rng.uniform(-0.3, 0.3)),
+            rng.uniform(0.8, 1.2, 3) ** 0.5 * rng.uniform(0.8, 1.2),
+        )
         table = 255 * (level / 255)[:, None] ** gamma * gain
         image = cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)[None])
     return image, boxes, classes
 
 
-def make_batch(data: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options, step: int) -> tuple[Any, Any, Any]:
+def make_batch(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options, step: int
+) -> tuple[Any, Any, Any]:
     """Batch of `step` (a function of the options and the step alone): uint8 [B,3,H,W], boxes [B,G,4], classes [B,G] (-1: none)."""
     import torch
 
@@ -183,7 +204,9 @@ def _order(seed: int, epoch: int, total: int) -> np.ndarray:
     return _orders[key]
 
 
-def batches(data: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options, start: int, workers: int) -> Iterator[Any]:
+def batches(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options, start: int, workers: int
+) -> Iterator[Any]:
     """Batches from step `start` on, made by `workers` processes (0: in this one)."""
     import torch.utils.data as tud
 
@@ -213,45 +236,66 @@ def overlaps(a: Any, b: Any) -> tuple[Any, Any]:
     wide = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
     inter = wide * (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0)
     union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inter
-    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
+    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (
+        torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
+    )
     iou = inter / union.clamp(min=1e-6)
     return iou, iou - (hull - union) / hull.clamp(min=1e-6)
 
 
-def assign(boxes: Any, scores: Any, truth: Any, kinds: Any, grid: Any, stride: Any) -> tuple[Any, Any, Any]:
+def assign(boxes: Any, scores: Any, truth: Any, kinds: Any, size: tuple[int, int]) -> tuple[Any, Any]:
     """SimOTA (YOLOX, section 2.1): which truth every cell learns.
 
-    boxes [B,N,4] and scores [B,N,C] predicted, truth [B,G,4], kinds [B,G]. Returns `(matched [B,N] bool,
-    which [B,N], iou [B,N])`. Cost = -log(score of the class) + 3 * -log(IoU); the k cheapest cells,
-    k = sum of the ten best IoUs, among those whose centre lies within 2.5 strides of the truth's
-    centre and, on each axis, within the box or one stride.
+    boxes [B,N,4] and scores [B,N,C] predicted, truth [B,G,4], kinds [B,G] (-1: none), size = (height,
+    width) of the input. Returns (matched [B,N] bool, which [B,N]). Candidates of a truth are, on each
+    level, the 5x5 cells around its centre whose centres lie, on each axis, within the box or one
+    stride; cost = -log(score of the class) + 3 * -log(IoU); the k cheapest are taken, k = sum of the
+    ten best IoUs; a cell wanted twice goes to the cheaper truth.
     """
     import torch
 
-    real = kinds >= 0
-    near = real[..., None]
-    for axis in (0, 1):
-        middle = (truth[..., axis] + truth[..., axis + 2])[:, :, None] / 2
-        half = (truth[..., axis + 2] - truth[..., axis])[:, :, None] / 2
-        away = ((grid[:, axis] + 0.5) * stride - middle).abs_()
-        near = near & (away < torch.minimum(torch.maximum(half, stride), 2.5 * stride))
-    iou, _ = overlaps(boxes[:, None], truth[:, :, None])
-    kind = kinds.clamp(min=0)
-    score = torch.gather(scores.transpose(1, 2).contiguous(), 1, kind[..., None].expand(-1, -1, scores.shape[1]))
+    from edgekit.models.yolo_lite import STRIDES
+
+    batch, count = kinds.shape
+    middle = (truth[..., :2] + truth[..., 2:]) / 2
+    half = (truth[..., 2:] - truth[..., :2]) / 2
+    step = torch.arange(-2, 3, device=boxes.device)
+    cells_at, nears, first = [], [], 0
+    for stride in STRIDES:
+        rows, columns = size[0] // stride, size[1] // stride
+        axes = []
+        for axis, limit in ((0, columns), (1, rows)):
+            at = (middle[..., axis, None] / stride).floor().long() + step
+            away = ((at + 0.5) * stride - middle[..., axis, None]).abs()
+            good = (at >= 0) & (at < limit) & (away < half[..., axis, None].clamp(min=stride))
+            axes.append((at.clamp(0, limit - 1), good))
+        (x, x_good), (y, y_good) = axes
+        cells_at.append((first + y[..., :, None] * columns + x[..., None, :]).flatten(2))
+        nears.append((y_good[..., :, None] & x_good[..., None, :]).flatten(2))
+        first += rows * columns
+    cell = torch.cat(cells_at, 2)
+    near = torch.cat(nears, 2) & (kinds >= 0)[..., None]
+    flat = cell.flatten(1)
+    there = torch.gather(boxes, 1, flat[..., None].expand(-1, -1, 4)).view(*cell.shape, 4)
+    iou = overlaps(there, truth[:, :, None])[0] * near
+    kind = kinds.clamp(min=0)[..., None].expand_as(cell).flatten(1)
+    score = scores.flatten(1).gather(1, flat * scores.shape[-1] + kind).view_as(cell)
     cost = -score.clamp(min=1e-8).log() - 3 * iou.clamp(min=1e-8).log() + 1e5 * ~near
-    iou = iou * near
-    count = min(10, cost.shape[-1])
-    wanted = iou.topk(count, -1).values.sum(-1).int().clamp(min=1)
-    cheap = cost.topk(count, -1, largest=False).indices
-    chosen = torch.arange(count, device=cost.device) < wanted[..., None]
-    taken = torch.zeros_like(near).scatter_(-1, cheap, chosen) & near
-    cost = torch.where(taken, cost, torch.inf)
-    which = cost.argmin(1)
-    matched = taken.any(1)
-    return matched, which, torch.gather(iou, 1, which[:, None])[:, 0]
+    wanted = iou.topk(10, -1).values.sum(-1).int().clamp(min=1)
+    cheap = cost.topk(10, -1, largest=False)
+    chosen = (torch.arange(10, device=cost.device) < wanted[..., None]) & near.gather(2, cheap.indices)
+    price = torch.where(chosen, cheap.values, torch.inf).flatten(1)
+    target = cell.gather(2, cheap.indices).flatten(1)
+    best = torch.full(boxes.shape[:2], torch.inf, device=boxes.device).scatter_reduce(1, target, price, "amin")
+    truth_number = torch.arange(count, device=cost.device)[None, :, None].expand(batch, -1, 10).flatten(1)
+    winner = torch.where(chosen.flatten(1) & (price <= best.gather(1, target)), truth_number, -1)
+    which = torch.full(boxes.shape[:2], -1, device=boxes.device).scatter_reduce(1, target, winner, "amax")
+    return which >= 0, which.clamp(min=0)
 
 
-def losses(levels: Any, truth: Any, kinds: Any, grid: Any, stride: Any, l1: bool) -> dict[str, Any]:
+def losses(
+    levels: Any, truth: Any, kinds: Any, grid: Any, stride: Any, size: tuple[int, int], l1: bool
+) -> dict[str, Any]:
     """Box (GIoU), objectness and class losses per matched cell, YOLOX weights; box is weighted 5."""
     import torch
     import torch.nn.functional as F
@@ -264,12 +308,12 @@ def losses(levels: Any, truth: Any, kinds: Any, grid: Any, stride: Any, l1: bool
     boxes = decode(raw, grid, stride)
     with torch.no_grad():
         scores = (obj.sigmoid()[..., None] * cls.sigmoid()).sqrt()
-        matched, which, iou = assign(boxes.detach(), scores, truth, kinds, grid, stride)
+        matched, which = assign(boxes.detach(), scores, truth, kinds, size)
     count = matched.sum().clamp(min=1)
     goal = torch.gather(truth, 1, which[..., None].expand(-1, -1, 4))[matched]
     kind = torch.gather(kinds, 1, which)[matched]
-    _, giou = overlaps(boxes[matched], goal)
-    target = F.one_hot(kind.clamp(min=0), cls.shape[-1]) * iou[matched][:, None]
+    iou, giou = overlaps(boxes[matched], goal)
+    target = F.one_hot(kind.clamp(min=0), cls.shape[-1]) * iou.detach()[:, None]
     result = {
         "box": 5 * (1 - giou).sum() / count,
         "objectness": F.binary_cross_entropy_with_logits(obj, matched.float(), reduction="sum") / count,
@@ -278,8 +322,8 @@ def losses(levels: Any, truth: Any, kinds: Any, grid: Any, stride: Any, l1: bool
     if l1:
         step = stride.expand_as(matched)[matched][:, None]
         cell = grid.expand(*matched.shape, 2)[matched]
-        size = (goal[:, 2:] - goal[:, :2]) / step
-        want = torch.cat([(goal[:, :2] + goal[:, 2:]) / 2 / step - cell, size.clamp(min=1e-4).log()], 1)
+        side = (goal[:, 2:] - goal[:, :2]) / step
+        want = torch.cat([(goal[:, :2] + goal[:, 2:]) / 2 / step - cell, side.clamp(min=1e-4).log()], 1)
         result["l1"] = (raw[matched] - want).abs().sum() / count
     return result
 
@@ -293,7 +337,9 @@ def eval_set(cache: Path, streets: int, frames: int) -> tuple[Path, dict[str, An
 
     folder = cache / f"eval-{EVAL_FIRST_SEED}-{streets}x{frames}"
     if not (folder / "instances.json").is_file():
-        export_coco(folder, range(EVAL_FIRST_SEED, EVAL_FIRST_SEED + streets), [90 + 120 * i for i in range(frames)])
+        export_coco(
+            folder, range(EVAL_FIRST_SEED, EVAL_FIRST_SEED + streets), [90 + 120 * i for i in range(frames)]
+        )
     return folder, json.loads((folder / "instances.json").read_text())
 
 
@@ -357,7 +403,12 @@ def evaluate(model: Path, folder: Path, truth: dict[str, Any], threads: int = 1)
             x, y, x1, y1 = (float(v) for v in box)
             found.append({"image_id": entry["id"], "category_id": int(kind) + 1, "bbox": [x, y, x1 - x, y1 - y],
                           "score": float(score)})  # fmt: skip
-    result: dict[str, Any] = {"AP": 0.0, "AP50": 0.0, "images": len(truth["images"]), "boxes": len(truth["annotations"])}
+    result: dict[str, Any] = {
+        "AP": 0.0,
+        "AP50": 0.0,
+        "images": len(truth["images"]),
+        "boxes": len(truth["annotations"]),
+    }
     if not found:
         return result
     with contextlib.redirect_stdout(io.StringIO()):
@@ -396,6 +447,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
+def _twin(model: Any) -> Any:
+    """A model with the same parameters (shared) and batch norm statistics of its own (thrown away)."""
+    twin = copy.deepcopy(model)
+    for mine, other in zip(model.modules(), twin.modules(), strict=True):
+        for name in mine._parameters:
+            other._parameters[name] = mine._parameters[name]
+    return twin
+
+
 def train(args: argparse.Namespace, options: Options) -> Path:
     """Train and export; returns the path of the exported model."""
     import torch
@@ -415,57 +475,87 @@ def train(args: argparse.Namespace, options: Options) -> Path:
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=options.lr
+        [{"params": decay, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=options.lr,
     )
     start = 0
     checkpoint, log = out / "last.pt", out / "log.jsonl"
     if args.resume and checkpoint.is_file():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["options"] != asdict(options):
-            raise SystemExit(f"checkpoint {checkpoint}: made with other options, {state['options']}. Use them or a new --out")
+            raise SystemExit(
+                f"checkpoint {checkpoint}: made with other options, {state['options']}. Use them or a new --out"
+            )
         model.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     grid, stride = cells(options.height, options.width, device)
+    size = (options.height, options.width)
+    weights = list(model.parameters())
+    replicas = [model] + [_twin(model) for _ in range(options.shards - 1)]
+
+    def work(job: Any) -> tuple[dict[str, float], Any]:
+        """Losses and gradients of one shard."""
+        replica, images, truth, kinds, l1 = job
+        torch.set_num_threads(max(1, args.threads // options.shards))
+        images = images.float().contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            levels = replica(images)
+        parts = losses(levels, truth, kinds, grid, stride, size, l1)
+        grads = torch.autograd.grad(torch.stack(list(parts.values())).sum(), weights)
+        return {name: value.item() for name, value in parts.items()}, grads
+
     last = min(options.steps, args.stop_at or options.steps)
     exported = out / "yolo_lite.onnx"
-    bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     stream = batches(data, options, start, args.workers)
     began = time.monotonic()
-    with bar, log.open("a", encoding="utf-8") as lines:
+    pool = ThreadPoolExecutor(options.shards)
+    with pool, bar, log.open("a", encoding="utf-8") as lines:
         task = bar.add_task("train", total=last, completed=start, note="")
         for step in range(start, last):
             images, truth, kinds = (part.to(device) for part in next(stream))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(options, step)
-            images = images.float().contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-                levels = model(images)
-            parts = losses(levels, truth, kinds, grid, stride, step >= options.steps * (1 - options.plain_tail))
-            total = torch.stack(list(parts.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            l1 = step >= options.steps * (1 - options.plain_tail)
+            done_parts = list(pool.map(work, zip(
+                replicas, images.chunk(options.shards), truth.chunk(options.shards), kinds.chunk(options.shards),
+                [l1] * options.shards, strict=True,
+            )))  # fmt: skip
+            parts = {name: sum(p[name] for p, _ in done_parts) / options.shards for name in done_parts[0][0]}
+            for number, weight in enumerate(weights):
+                weight.grad = torch.stack([grads[number] for _, grads in done_parts]).mean(0)
+            torch.nn.utils.clip_grad_norm_(weights, 10.0)
             optimizer.step()
             keep = min(options.ema, (step + 1) / (step + 10))
             with torch.no_grad():
-                for old, new in zip(mean.state_dict().values(), model.state_dict().values(), strict=True):
-                    if old.dtype.is_floating_point:
-                        old.lerp_(new, 1 - keep)
-                    else:
-                        old.copy_(new)
+                torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - keep)
+                for old, new in zip(mean.buffers(), model.buffers(), strict=True):
+                    old.lerp_(new, 1 - keep) if old.dtype.is_floating_point else old.copy_(new)
             done = step + 1
             if done % 20 == 0 or done == last:
-                line: dict[str, Any] = {"step": done, "lr": learning_rate(options, step), "loss": round(total.item(), 4)}
-                line |= {name: round(value.item(), 4) for name, value in parts.items()}
+                line: dict[str, Any] = {
+                    "step": done,
+                    "lr": learning_rate(options, step),
+                    "loss": round(sum(parts.values()), 4),
+                }
+                line |= {name: round(value, 4) for name, value in parts.items()}
                 line["seconds"] = round(time.monotonic() - began, 1)
                 print(json.dumps(line), file=lines, flush=True)
                 bar.update(task, completed=done, note=f"loss {line['loss']:.2f}")
             if done % args.save_every == 0 or done == last:
                 save(checkpoint, {"options": asdict(options), "step": done, "model": model.state_dict(),
                                   "mean": mean.state_dict(), "optimizer": optimizer.state_dict()})  # fmt: skip
-                export_onnx(mean.cpu() if device.type != "cpu" else mean, exported, options.height, options.width)
+                export_onnx(
+                    mean.cpu() if device.type != "cpu" else mean, exported, options.height, options.width
+                )
                 mean.to(device)
             if args.eval_every and done % args.eval_every == 0 and done < last:
                 folder, wanted = eval_set(args.cache, 60, 2)
@@ -477,12 +567,20 @@ def train(args: argparse.Namespace, options: Options) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     defaults = Options()
-    parser.add_argument("--out", type=Path, default=Path("runs/detect"), help="folder for checkpoint, log and model")
-    parser.add_argument("--cache", type=Path, default=Path("runs/street"), help="folder for drawn pictures (4 GB)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/detect"), help="folder for checkpoint, log and model"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/street"), help="folder for drawn pictures (4 GB)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt if it exists")
-    parser.add_argument("--eval-only", type=Path, metavar="MODEL.onnx", help="only print the metrics of a model")
+    parser.add_argument(
+        "--eval-only", type=Path, metavar="MODEL.onnx", help="only print the metrics of a model"
+    )
     parser.add_argument("--eval-streets", type=int, default=200, help="unseen streets to evaluate on")
     parser.add_argument("--eval-frames", type=int, default=2, help="pictures of each")
     for name in ("steps", "batch", "seeds", "frames", "seed", "warmup"):
@@ -494,8 +592,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=cores, help="torch threads")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (0: none)")
-    parser.add_argument("--render-workers", type=int, default=cores, help="processes that draw the training set")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
+    parser.add_argument(
+        "--render-workers", type=int, default=cores, help="processes that draw the training set"
+    )
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16"
+    )
     args = parser.parse_args(argv)
     model = args.eval_only
     if model is None:
