@@ -18,11 +18,13 @@ from edgekit.errors import UsageError
 from edgekit.manifest import SCHEMA_VERSION, Manifest, Segment
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.find_input_rule import find_input_rule
+from edgekit.passes.graph import input_size
 from edgekit.passes.graph_facts import facts
 from edgekit.project import ModelEntry
 from edgekit.schema import to_json
 from edgekit.target import Target
 from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.toolchain import cache, evidence
 from edgekit.toolchain.data import Pictures, pictures
 
@@ -119,14 +121,29 @@ def read(entry: ModelEntry, options: Options, progress: Progress) -> Source:
         head=None if hint.family == "auto" else hint.family,
         num_classes=len(entry.classes) or None,
         columns=hint.columns or None,
+        normalized=hint.normalized,
     )
     assert prepared.head is not None, "the task detect has a head"
     rule, why = find_input_rule(prepared.model, prepared.head)
+    if rule is None:
+        rule, why = declared_rule(entry, prepared.model), "declared in the project"
     labels, note = entry.labels(prepared.head.num_classes)
     spec = entry.thresholds.apply(DetectSpec(entry.preprocess.apply(rule), prepared.head, labels))
     progress(f"{entry.name}: read and prepare", 1, 1)
     digest = hashlib.sha256(entry.source.read_bytes()).hexdigest()
     return Source(entry, prepared, spec, "; ".join(filter(None, (why, note))), digest, facts(prepared.model))
+
+
+def declared_rule(entry: ModelEntry, model: ir.Model) -> ImagePreprocess:
+    """The rule of a network whose family says nothing about it. Raises: UsageError unless it is declared."""
+    missing = [name for name in ("resize", "color", "mean", "std") if getattr(entry.preprocess, name) is None]
+    if missing:
+        raise UsageError(
+            f"model {entry.name}: its input rule is not known, expected {', '.join(missing)} in [model.preprocess] of "
+            "an edgekit.toml. Write one with 'edgekit init'"
+        )
+    height, width = input_size(model)
+    return ImagePreprocess(width, height)
 
 
 def bundle(
