@@ -53,9 +53,9 @@ class Decoder:
                 )
 
     def run(
-        self, outputs: Mapping[str, np.ndarray], threshold: float
+        self, outputs: Mapping[str, np.ndarray], threshold: float, all_classes: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every cell whose best class scores at least `threshold`.
+        """Every cell whose best class scores at least `threshold`; with `all_classes` every such class of a cell.
 
         outputs: float32 [1, C, H, W] by name (any strides, so NHWC views serve; family rows: [1, N, D]
             or [1, D, N], objectness and scores activated, in 0..1).
@@ -78,10 +78,14 @@ class Decoder:
             (rows,) = tensors
             tensors = [(rows if self.head.transposed else rows.transpose(0, 2, 1))[:, :, None, :]]
         if self._kernel is None:
-            return reference.decode(self._grids, tensors, threshold)
+            return reference.decode(self._grids, tensors, threshold, all_classes)
+        if all_classes:
+            self._reserve(
+                sum(g.height * g.width * (g.num_classes if g.score < 0 else 1) for g in self._grids)
+            )
         low_object, low_class = reference.screen(self.head.family, threshold)
         n = self._kernel.run(
-            tensors, threshold, low_object, low_class, self._boxes, self._scores, self._classes
+            tensors, threshold, low_object, low_class, all_classes, self._boxes, self._scores, self._classes
         )
         return self._boxes[:n], self._scores[:n], self._classes[:n]
 
@@ -97,18 +101,27 @@ class Decoder:
         self._shapes = shapes
         module = kernels.native()
         if module is not None:
-            capacity = sum(grid.height * grid.width for grid in self._grids)
+            self._reserve(sum(grid.height * grid.width for grid in self._grids))
+            self._kernel = module.Decoder([dataclasses.asdict(grid) for grid in self._grids])
+
+    def _reserve(self, capacity: int) -> None:
+        """Room for so many candidates; once grown it stays."""
+        if len(self._scores) < capacity:
             self._boxes = np.empty((capacity, 4), np.float32)
             self._scores = np.empty(capacity, np.float32)
             self._classes = np.empty(capacity, np.int32)
-            self._kernel = module.Decoder([dataclasses.asdict(grid) for grid in self._grids])
 
 
 def decode(
-    outputs: Mapping[str, np.ndarray], head: DetectHead, width: int, height: int, threshold: float
+    outputs: Mapping[str, np.ndarray],
+    head: DetectHead,
+    width: int,
+    height: int,
+    threshold: float,
+    all_classes: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`Decoder(head, width, height).run(outputs, threshold)`, for one call."""
-    return Decoder(head, width, height).run(outputs, threshold)
+    """`Decoder(head, width, height).run(outputs, threshold, all_classes)`, for one call."""
+    return Decoder(head, width, height).run(outputs, threshold, all_classes)
 
 
 def _level_grids(

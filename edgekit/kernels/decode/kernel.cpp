@@ -114,18 +114,17 @@ public:
     explicit Decoder(const py::list& grids) {
         for (const py::handle& grid : grids) {
             grids_.push_back(read_grid(grid.cast<py::dict>()));
-            capacity_ += size_t(grids_.back().height) * grids_.back().width;
             columns_ = std::max(columns_, grids_.back().width);
         }
-        cells_.resize(capacity_);
+        cells_.resize(columns_);
         best_.resize(columns_);
 #if defined(__x86_64__) && defined(__GNUC__)
         if (detect_isa() == Isa::avx2) max_ = max_into_avx2;
 #endif
     }
 
-    int run(const py::list& tensors, float threshold, float low_object, float low_class, py::array_t<float> boxes,
-            py::array_t<float> scores, py::array_t<int32_t> classes) {
+    int run(const py::list& tensors, float threshold, float low_object, float low_class, bool all_classes,
+            py::array_t<float> boxes, py::array_t<float> scores, py::array_t<int32_t> classes) {
         views_.clear();
         for (const py::handle& item : tensors) {
             const py::array a = py::reinterpret_borrow<py::array>(item);
@@ -134,8 +133,12 @@ public:
                               int(a.shape(1)), int(a.shape(2)), int(a.shape(3))});
         }
         for (const Grid& g : grids_) check(fits(g), "decode grid");
-        check(size_t(scores.size()) >= capacity_ && size_t(boxes.size()) >= 4 * capacity_ &&
-                  size_t(classes.size()) >= capacity_, "decode capacity");
+        size_t capacity = 0;
+        for (const Grid& g : grids_)
+            capacity += size_t(g.height) * g.width * (all_classes && g.score < 0 ? g.num_classes : 1);
+        check(size_t(scores.size()) >= capacity && size_t(boxes.size()) >= 4 * capacity &&
+                  size_t(classes.size()) >= capacity, "decode capacity");
+        all_classes_ = all_classes;
         threshold_ = threshold, low_object_ = low_object, low_class_ = low_class;
         boxes_ = boxes.mutable_data(), scores_ = scores.mutable_data(), classes_ = classes.mutable_data();
         py::gil_scoped_release release;
@@ -229,7 +232,22 @@ private:
             }
         }
         if (!(best >= double(low_class_))) return;
-        const float score = float(cell_score(g, y, x, best));
+        const bool object = g.object_tensor >= 0;
+        const double raw = object ? views_[g.object_tensor].value(g.object_start, y, x) : 0.0;
+        const double total = g.family == Family::fastestdet ? softmax_total(g, y, x, best) : 1.0;
+        if (!all_classes_ || g.score >= 0) {
+            emit(g, y, x, label, class_score(g, object, raw, best, best, total));
+            return;
+        }
+        const View& v = views_[g.class_tensor];
+        for (int c = 0; c < g.num_classes; c++) {
+            const double value = v.value(g.class_start + c, y, x);
+            if (value >= double(low_class_)) emit(g, y, x, c, class_score(g, object, raw, value, best, total));
+        }
+    }
+
+    void emit(const Grid& g, int y, int x, int label, double exact) {
+        const float score = float(exact);
         if (!(score >= threshold_ && score > 0)) return;
         float* box = boxes_ + size_t(4) * found_;
         cell_box(g, y, x, box);
@@ -239,20 +257,21 @@ private:
         classes_[found_++] = label;
     }
 
-    double cell_score(const Grid& g, int y, int x, double best) const {
-        const bool object = g.object_tensor >= 0;
-        const double raw = object ? views_[g.object_tensor].value(g.object_start, y, x) : 0.0;
-        if (g.family == Family::rows) return object ? raw * best : best;
-        if (g.family == Family::fastestdet) {
-            const View& v = views_[g.class_tensor];
-            double total = 0.0;
-            for (int c = 0; c < g.num_classes; c++) {
-                const double value = v.value(g.class_start + c, y, x);
-                total = total + exp64((value != value ? -kInf : value) - best);
-            }
-            return exp64(0.6 * log64(sigmoid(raw)) + 0.4 * log64(1.0 / total));
+    double softmax_total(const Grid& g, int y, int x, double best) const {
+        const View& v = views_[g.class_tensor];
+        double total = 0.0;
+        for (int c = 0; c < g.num_classes; c++) {
+            const double value = v.value(g.class_start + c, y, x);
+            total = total + exp64((value != value ? -kInf : value) - best);
         }
-        return object ? sigmoid(raw) * sigmoid(best) : sigmoid(best);
+        return total;
+    }
+
+    static double class_score(const Grid& g, bool object, double raw, double value, double best, double total) {
+        if (g.family == Family::rows) return object ? raw * value : value;
+        if (g.family == Family::fastestdet)
+            return exp64(0.6 * log64(sigmoid(raw)) + 0.4 * log64(exp64(value - best) / total));
+        return object ? sigmoid(raw) * sigmoid(value) : sigmoid(value);
     }
 
     static double expected_bin(const View& v, int channel, int bins, int y, int x) {
@@ -311,8 +330,8 @@ private:
     std::vector<View> views_;
     std::vector<int> cells_;
     std::vector<float> best_;
-    size_t capacity_ = 0;
     int columns_ = 1, found_ = 0;
+    bool all_classes_ = false;
     void (*max_)(float*, const float*, int) = max_into;
     float threshold_ = 0, low_object_ = 0, low_class_ = 0;
     float *boxes_ = nullptr, *scores_ = nullptr;
@@ -327,6 +346,6 @@ EDGEKIT_KERNEL(decode, m) {
     py::class_<Decoder>(m, "Decoder")
         .def(py::init<const py::list&>())
         .def("run", &Decoder::run, py::arg("tensors"), py::arg("threshold"), py::arg("low_object"),
-             py::arg("low_class"), py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
+             py::arg("low_class"), py::arg("all_classes"), py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
              py::arg("classes").noconvert());
 }

@@ -5,9 +5,10 @@ Only cells that can reach the threshold are looked at: an objectness or class va
 elementary functions below, written out operation by operation because libm's differ between
 platforms, and rounded once to float32.
 
-The best class of a cell only (the first of equals), as YOLOX does. NaN counts as -inf where classes
+The best class of a cell only (the first of equals), as detectors are deployed; with `all_classes` one
+candidate for every class above the threshold, as AP is measured. NaN counts as -inf where classes
 are compared; a cell whose score is below the threshold, 0 or NaN, or whose box is not finite, gives
-nothing. Candidates come level by level, anchor by anchor, row by row.
+nothing. Candidates come level by level, anchor by anchor, row by row, class by class.
 """
 
 from __future__ import annotations
@@ -106,13 +107,13 @@ def screen(family: Family, threshold: float) -> tuple[float, float]:
 
 
 def decode(
-    grids: Sequence[Grid], tensors: Sequence[np.ndarray], threshold: float
+    grids: Sequence[Grid], tensors: Sequence[np.ndarray], threshold: float, all_classes: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes float32 [n, 4] (x1 y1 x2 y2, input pixels), scores float32 [n], classes int32 [n]."""
     parts = []
     with np.errstate(all="ignore"):  # overflow and NaN are part of the definition
         for grid in grids:
-            parts.append(_decode_grid(grid, tensors, threshold))
+            parts.append(_decode_grid(grid, tensors, threshold, all_classes))
     boxes, scores, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
     return boxes, scores, classes
 
@@ -134,13 +135,13 @@ class _Cells:
 
 
 def _decode_grid(
-    grid: Grid, tensors: Sequence[np.ndarray], threshold: float
+    grid: Grid, tensors: Sequence[np.ndarray], threshold: float, all_classes: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low_object, low_class = screen(grid.family, threshold)
     cells = _Cells(tensors, np.arange(grid.height * grid.width))
     if grid.object_tensor >= 0:
         cells = cells.where(cells.values(grid.object_tensor, grid.object_start)[0] >= np.float32(low_object))
-    exact, label = _scores(grid, cells, low_class)
+    cells, exact, label = _scores(grid, cells, low_class, all_classes)
     score = exact.astype(np.float32)
     keep = (score >= np.float32(threshold)) & (score > 0) & (label >= 0) & (label < grid.num_classes)
     boxes = _boxes(grid, cells.where(keep)).astype(np.float32)
@@ -148,29 +149,35 @@ def _decode_grid(
     return boxes[finite], score[keep][finite], label[keep][finite].astype(np.int32)
 
 
-def _scores(grid: Grid, cells: _Cells, low_class: float) -> tuple[np.ndarray, np.ndarray]:
-    """Score and class of each cell; class -1 where the value lies below `low_class`."""
-    objectness = cells.values(grid.object_tensor, grid.object_start)[0] if grid.object_tensor >= 0 else None
+def _scores(
+    grid: Grid, cells: _Cells, low_class: float, all_classes: bool
+) -> tuple[_Cells, np.ndarray, np.ndarray]:
+    """Candidates: their cells, scores and classes; class -1 where the value lies below `low_class`."""
     if grid.score >= 0:
-        best = cells.values(grid.box_tensor, grid.score)[0]
+        value = best = cells.values(grid.box_tensor, grid.score)[0]
         label = (
             np.rint(cells.values(grid.box_tensor, grid.label)[0]) if grid.label >= 0 else np.zeros_like(best)
         )
+        total = np.ones_like(best)
     else:
         logits = cells.values(grid.class_tensor, grid.class_start, grid.num_classes)
         logits[np.isnan(logits)] = -np.inf
         label = np.argmax(logits, axis=0)
-        best = np.take_along_axis(logits, label[None], axis=0)[0]
-    label = np.where(best >= np.float32(low_class), label, -1)
-    if grid.family == "rows":
-        return (best if objectness is None else objectness * best), label
-    if grid.family == "fastestdet":
-        assert objectness is not None
+        value = best = np.take_along_axis(logits, label[None], axis=0)[0]
         total = np.zeros_like(best)
         for row in logits:
             total = total + exp(row - best)
-        return exp(0.6 * log(sigmoid(objectness)) + 0.4 * log(1.0 / total)), label
-    return (sigmoid(best) if objectness is None else sigmoid(objectness) * sigmoid(best)), label
+        if all_classes:
+            column, label = np.nonzero(logits.T >= np.float32(low_class))
+            cells, value, best, total = _Cells(cells.tensors, cells.index[column]), logits[label, column], best[column], total[column]  # fmt: skip
+    label = np.where(value >= np.float32(low_class), label, -1)
+    objectness = cells.values(grid.object_tensor, grid.object_start)[0] if grid.object_tensor >= 0 else None
+    if grid.family == "rows":
+        return cells, (value if objectness is None else objectness * value), label
+    if grid.family == "fastestdet":
+        assert objectness is not None
+        return cells, exp(0.6 * log(sigmoid(objectness)) + 0.4 * log(exp(value - best) / total)), label
+    return cells, (sigmoid(value) if objectness is None else sigmoid(objectness) * sigmoid(value)), label
 
 
 def _boxes(grid: Grid, cells: _Cells) -> np.ndarray:

@@ -33,12 +33,14 @@ class Postprocess:
         score_threshold: float | None = None,
         iou_threshold: float | None = None,
         max_detections: int | None = None,
+        all_classes: bool = False,
     ) -> Detections:
         """Boxes of a picture of `image_size` (height, width) that lies at `placement` in the input.
 
         outputs: the engine's raw outputs by name, float32 [1, C, H, W] (family rows: [1, N, D]).
-        The thresholds default to the spec's. One box per cell at most, that of its best class; boxes
-        are clipped to the picture.
+        The thresholds default to the spec's. One box per cell at most, that of its best class, or with
+        `all_classes` (how AP is measured) one for every class above the threshold; boxes are clipped
+        to the picture.
         Raises: UsageError for outputs that do not fit the head or thresholds out of range.
         """
         score = self.spec.score_threshold if score_threshold is None else score_threshold
@@ -49,7 +51,7 @@ class Postprocess:
                 f"detections: expected thresholds in 0..1 and max_detections at least 1, "
                 f"got score {score}, IoU {iou}, max_detections {limit}."
             )
-        boxes, scores, classes = self._decoder.run(outputs, score)
+        boxes, scores, classes = self._decoder.run(outputs, score, all_classes)
         if limit > len(self._keep):
             self._keep = np.empty(limit, np.int32)
         keep = nms(boxes, scores, classes, iou, limit, out=self._keep)

@@ -30,7 +30,9 @@ def evaluate_pipeline(
             raise UsageError(
                 f"picture {item.path}: cannot be read. Replace it or remove it from the annotations"
             )
-        detections = pipeline(image, score_threshold=EVAL_SCORE, max_detections=EVAL_DETECTIONS)
+        detections = pipeline(
+            image, score_threshold=EVAL_SCORE, max_detections=EVAL_DETECTIONS, all_classes=True
+        )
         results.append((item.id, detections))
         if progress is not None:
             progress(i + 1, len(data.images))
