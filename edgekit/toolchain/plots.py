@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgekit.toolchain.page import Markup, el, number
+from edgekit.toolchain.page import Markup, el, number, plain
 
 
 def _percent(share: float) -> str:
@@ -37,7 +37,10 @@ def bar_interval(share: float, low: float | None, high: float | None, class_: st
         el("rect", class_=class_, y=3, width=_percent(share), height=8, rx=2),
     ]
     if low is not None and high is not None:
-        shapes.append(el("line", class_="whisker", x1=_percent(low), x2=_percent(high), y1=7, y2=7))
+        shapes += [
+            el("line", class_=kind, x1=_percent(low), x2=_percent(high), y1=7, y2=7)
+            for kind in ("halo", "whisker")
+        ]
         shapes += [
             el("line", class_="whisker", x1=_percent(v), x2=_percent(v), y1=3, y2=11) for v in (low, high)
         ]
@@ -107,7 +110,7 @@ def drop_line(drop: float, limit: float) -> Markup:
         el("line", class_="limit", x1=at(limit), x2=at(limit), y1=8, y2=24),
         el("circle", class_="dot" if inside else "dot bad", cx=at(drop), cy=16, r=6),
         el("text", "0", x=at(0), y=40, text_anchor="middle"),
-        el("text", f"limit {number(limit, 2)}", x=at(limit), y=40, text_anchor="middle"),
+        el("text", f"limit {plain(limit)}", x=at(limit), y=40, text_anchor="middle"),
         class_="plot",
     )
 
