@@ -16,6 +16,7 @@ from typing import Any, Literal
 from edgekit import content
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_toml
+from edgekit.schema import printable
 
 MAX_PICTURES = 1_000_000
 DIGEST_PICTURES = 8
@@ -163,7 +164,7 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
 
 def from_option(text: str) -> DataSet:
     """`--calibration FOLDER|SET`. Raises: UsageError."""
-    what = f"option --calibration {text}"
+    what = f"option --calibration {printable(text, 200)}"
     if os.path.isdir(Path(text)):
         return resolve(DataTable(images=text), Path(), "calibration", what)
     if text in named_sets():

@@ -61,14 +61,14 @@ def error_bar(rms: float | None, worst: float | None) -> Markup:
         el("line", class_="grid", x1=_percent(i / -LOG_LOW), x2=_percent(i / -LOG_LOW), y1=0, y2=14)
         for i in range(0, 1 - LOG_LOW, 3)
     ]
-    shapes = [el("rect", class_="track", y=3, width="100%", height=8, rx=2)]
+    shapes = [el("rect", class_="track", y=3, width="100%", height=8, rx=2), *ticks]
     if rms:
         shapes.append(el("rect", class_="fill", y=3, width=_percent(share(rms)), height=8, rx=2))
     if worst:
         shapes.append(
             el("line", class_="mark", x1=_percent(share(worst)), x2=_percent(share(worst)), y1=1, y2=13)
         )
-    return _svg(14, *shapes, *ticks)
+    return _svg(14, *shapes)
 
 
 def range_line(median: float, p95: float | None, p99: float | None, scale: float) -> Markup:

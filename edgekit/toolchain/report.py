@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.archive import write_atomic
-from edgekit.toolchain.page import Facts, Markup, el, esc, fixed, join, number, plain, scaled, signed, table
+from edgekit.toolchain.page import (
+    Facts,
+    Markup,
+    count,
+    el,
+    esc,
+    fixed,
+    join,
+    number,
+    plain,
+    scaled,
+    signed,
+    table,
+)
 from edgekit.toolchain.report_sections import (
     Subject,
     agreement,
@@ -92,17 +105,21 @@ def comparison(subjects: Sequence[Subject], title: str) -> Markup:
         median = timed.at("stages", "total").number("median_ms")
         rows.append(
             [
-                el("a", s.bundle.manifest.model, href=f"#b{i}"),
-                s.bundle.manifest.target,
+                join(
+                    [
+                        el("a", s.bundle.manifest.model, href=f"#b{i}"),
+                        el("div", s.bundle.manifest.target, class_="note"),
+                    ]
+                ),
+                el("span", word, class_=f"pill {tone}"),
                 s.precision,
                 scaled(s.payload_bytes, "B"),
                 _or_dash(fixed(measured.at("payload").number(key), 3), key),
                 signed(measured.number("drop"), 4),
                 el("span", f"{number(median)} ms", title=cpu or None) if median is not None else "–",
-                el("span", word, class_=f"pill {tone}"),
             ]
         )
-    head = ["Model", "Target", "Precision", "Payload", "Metric", "Drop", "Median", "Verdict"]
+    head = ["Model", "Verdict", "Precision", "Payload", "Metric", "Drop", "Median"]
     machines = sorted({s.evidence.at("timing", "machine").text("cpu") for s in subjects} - {""})
     notes = ["Drop: float model minus payload, on the same pictures; – means not measured."]
     if machines:
@@ -115,7 +132,7 @@ def comparison(subjects: Sequence[Subject], title: str) -> Markup:
             el("h1", title),
             el(
                 "div",
-                table(head, rows, "wide", "   nnnn "),
+                table(head, rows, "wide", "   nnnn"),
                 el("p", " ".join(notes), class_="note"),
                 class_="compare",
             ),
@@ -167,7 +184,9 @@ def verdict(s: Subject) -> tuple[str, str, str]:
     drop, limit = s.evidence.at("metric").number("drop"), accept.number("max_drop")
     if passed is True:
         if drop is not None and limit is not None:
-            reason = f"drop {signed(drop, 4)}, limit {plain(limit)}"
+            pictures = s.evidence.at("metric").number("images")
+            on = f" on {count(pictures)} pictures" if pictures is not None else ""
+            reason = f"drop {signed(drop, 4)}{on}, limit {plain(limit)}"
         return "Accepted", "good", reason
     if passed is False:
         return "Outside its limits", "bad", reason
@@ -203,9 +222,7 @@ def tiles(s: Subject) -> Markup:
         _tile(
             "Boxes found again",
             f"{matched:.0f} of {wanted:.0f}" if matched is not None and wanted is not None else "",
-            f"scores within {number(agreed.number('score_shift_max'), 2)}"
-            if agreed.number("score_shift_max") is not None
-            else "",
+            _within(agreed.number("score_shift_max")) if agreed.number("score_shift_max") is not None else "",
         ),
         class_="tiles",
     )
@@ -214,6 +231,10 @@ def tiles(s: Subject) -> Markup:
 def _tile(what: str, value: str, more: str) -> Markup:
     shown = el("b", value) if value else el("b", NOT_MEASURED, class_="none")
     return el("div", el("div", what, class_="what"), shown, el("div", more, class_="more"), class_="tile")
+
+
+def _within(shift: float | None) -> str:
+    return "scores equal" if shift == 0 else f"scores within {number(shift, 2)}"
 
 
 PARTS = {

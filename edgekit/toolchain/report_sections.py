@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.spec import TensorSpec
 
+STAGES = ("preprocess", "engine", "decode", "total")
 MAX_SAMPLES = 24
 MAX_SAMPLE_BYTES = 4 << 20
 
@@ -95,15 +96,14 @@ def built(s: Subject) -> Markup:
     payloads = s.evidence.at("payloads")
     rows = []
     for segment, v in m.variants():
-        known = payloads.at(v.name)
-        weights = known.number("weight_bytes")
+        weights = payloads.at(v.name).number("weight_bytes")
+        share = f", {v.bytes / weights:.3f} × its weights" if weights else ""
         rows.append(
             [
                 f"{segment.name}/{v.name}",
                 v.backend,
                 v.precision,
-                scaled(v.bytes, "B"),
-                f"{v.bytes / weights:.3f} ×" if weights else "–",
+                scaled(v.bytes, "B") + share,
                 el("code", v.digest[:19] + "…"),
             ]
         )
@@ -116,12 +116,7 @@ def built(s: Subject) -> Markup:
                 class_="split",
             ),
             el("h3", "Payloads"),
-            table(
-                ["Payload", "Backend", "Precision", "Size", "Of its weights", "Digest"],
-                rows,
-                "",
-                "   nn ",
-            ),
+            table(["Payload", "Backend", "Precision", "Size", "Digest"], rows),
         ]
     )
 
@@ -194,7 +189,7 @@ def graph(s: Subject) -> Markup:
     facts = [
         ("Head found", head.text("found") or head.text("family")),
         ("Its outputs", outputs_),
-        ("Input rule", found.text("input_rule")),
+        ("Input rule", found.text("input_rule").removeprefix("input rule: ")),
     ]
     if any(value for _, value in facts):
         parts.append(pairs(facts))
@@ -202,9 +197,12 @@ def graph(s: Subject) -> Markup:
         most = max([p.number("nodes_before") or 0 for p in passes] + [1])
         rows = [
             [
-                p.text("name", 80),
+                join(
+                    [p.text("name", 80), el("div", p.text("note"), class_="note") if p.text("note") else ""]
+                ),
                 plots.bar(
-                    (p.number("nodes_after") or 0) / most, "base" if p.flag("changed") is False else "fill"
+                    (p.number("nodes_after") or 0) / most,
+                    "base" if p.flag("changed") is False or p.number("changed") == 0 else "fill",
                 ),
                 f"{count(p.number('nodes_before'))} → {count(p.number('nodes_after'))}",
                 number(p.number("max_abs_diff"), 2),
@@ -392,7 +390,8 @@ def timing(s: Subject) -> Markup:
         return absent(reason)
     t = s.evidence.at("timing")
     machine, stages = t.at("machine"), t.at("stages")
-    known = [(name, stages.at(name)) for name in list(stages.value)[:20]]
+    order = [k for k in STAGES if k in stages.value]
+    known = [(k, stages.at(k)) for k in [*order, *(k for k in stages.value if k not in STAGES)][:20]]
     values = [
         v
         for _, stage in known
