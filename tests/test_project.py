@@ -16,7 +16,7 @@ import pytest
 from edgekit import dataset, project
 from edgekit.cli import init
 from edgekit.dataset import DataSet, named_set, named_sets, picture_digest
-from edgekit.errors import OutputError, UsageError
+from edgekit.errors import CalibrationError, OutputError, UsageError
 from edgekit.project import (
     COLUMNS,
     PreprocessHint,
@@ -298,7 +298,19 @@ def test_picture_digest():
     assert re.fullmatch("[0-9a-f]{64}", digest)
     assert digest == picture_digest(pictures[:8]), "the first eight"
     assert digest != picture_digest(pictures[1:])
+    dataset.check_digest(DataSet(sha256=digest), pictures)
+    dataset.check_digest(DataSet(), pictures[1:])
+    with pytest.raises(CalibrationError, match=f"set mine: .* expected sha256 {digest}, got"):
+        dataset.check_digest(DataSet(name="mine", sha256=digest), pictures[1:])
     assert picture_digest([pictures[0]]) != picture_digest([pictures[0].reshape(3, 2, 3)]), "the shape counts"
+
+
+def test_recorded_digest_is_checked_when_drawn():
+    from edgekit.toolchain.data import render
+
+    data = DataSet(source="synthetic://street?size=64x64", count=1, seed=5, name="mine", sha256="0" * 64)
+    with pytest.raises(CalibrationError, match="its pictures have changed"):
+        render(data, lambda what, done, of: None)
 
 
 # --- class names -----------------------------------------------------------------------------------
