@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit import content
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.errors import CalibrationError, UsageError, did_you_mean
 from edgekit.files import read_toml
+from edgekit.schema import printable
 
 MAX_PICTURES = 1_000_000
 DIGEST_PICTURES = 8
@@ -100,9 +101,10 @@ def named_set(name: str) -> NamedSet:
 
 
 def picture_digest(pictures: Sequence[Any]) -> str:
-    """What `sha256` of a set states: SHA-256 over its first 8 pictures (all, when fewer), in order.
+    """What `sha256` of a set states: SHA-256 over the pictures of its first 8 seeds, in order.
 
-    pictures: numpy uint8 arrays [H, W, 3], BGR as sources give them; of each, the text "HxWx3:" and its bytes in C order.
+    pictures: numpy uint8 arrays [H, W, 3], BGR as sources give them; of each, the text "HxWx3:"
+    and its bytes in C order. Those after the eighth do not count.
     """
     import hashlib
 
@@ -115,6 +117,21 @@ def picture_digest(pictures: Sequence[Any]) -> str:
         digest.update(("x".join(map(str, picture.shape)) + ":").encode())
         digest.update(np.ascontiguousarray(picture).tobytes())
     return digest.hexdigest()
+
+
+def check_digest(data: DataSet, pictures: Sequence[Any]) -> None:
+    """Compare the pictures of the first 8 seeds with the digest that the set was recorded with, if it has one.
+
+    Raises: CalibrationError when they differ: the generator has changed since.
+    """
+    if not data.sha256:
+        return
+    got = picture_digest(pictures)
+    if got != data.sha256:
+        raise CalibrationError(
+            f"set {data.name or data.source}: its pictures have changed, expected sha256 {data.sha256}, got {got}. "
+            "Measure anew and record the new sha256"
+        )
 
 
 def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataSet:
@@ -163,7 +180,7 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
 
 def from_option(text: str) -> DataSet:
     """`--calibration FOLDER|SET`. Raises: UsageError."""
-    what = f"option --calibration {text}"
+    what = f"option --calibration {printable(text, 200)}"
     if os.path.isdir(Path(text)):
         return resolve(DataTable(images=text), Path(), "calibration", what)
     if text in named_sets():

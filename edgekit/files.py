@@ -1,15 +1,12 @@
-"""Small text files in, whole files out: one-line errors, bounded reads, nothing half-written."""
+"""Small text and TOML files: bounded reads, one-line errors. Whole files are written by `archive.write_atomic`."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
-from edgekit.errors import OutputError, UsageError
+from edgekit.errors import UsageError
 from edgekit.schema import SchemaError, from_json
 
 if sys.version_info >= (3, 11):
@@ -54,31 +51,3 @@ def read_toml(cls: type[T], path: Path, what: str) -> T:
         raise UsageError(f"{what}: not valid TOML: {error}") from None
     except RecursionError:
         raise UsageError(f"{what}: nested too deep") from None
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write `data` to `path` in one step: readers see the old file or the new one, never a part.
-
-    Missing folders are made. Raises: OutputError (disk full, read-only, no permission).
-    """
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"file {path}: cannot be written: {error.strerror}. Choose another place") from None
-    finally:
-        with contextlib.suppress(OSError):
-            if temporary:
-                os.unlink(temporary)
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

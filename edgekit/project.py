@@ -23,7 +23,7 @@ from edgekit.backends.base import BACKENDS
 from edgekit.dataset import DataSet, DataTable, Purpose, check_disjoint, from_option, resolve
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
-from edgekit.schema import SchemaError, from_json
+from edgekit.schema import SchemaError, from_json, printable
 from edgekit.spec import DType
 from edgekit.target import Target
 from edgekit.tasks.detect.coco import COCO_CLASSES
@@ -239,9 +239,11 @@ def load_project(path: Path) -> Project:
     """
     if os.path.isdir(path):
         if not os.path.isfile(path / FILE_NAME):
-            raise UsageError(f"folder {path}: holds no {FILE_NAME}. Write one: edgekit init {path}")
+            raise UsageError(
+                f"folder {printable(str(path), 200)}: holds no {FILE_NAME}. Write one with edgekit init"
+            )
         path = path / FILE_NAME
-    what = f"project {path}"
+    what = f"project {printable(str(path), 200)}"
     file = read_toml(_ProjectFile, path, what)
     if not file.model:
         raise UsageError(f"{what}: no model, expected at least one [[model]] table")
@@ -268,7 +270,7 @@ def bare_project(
 ) -> Project:
     """A project of one network and no file. Raises: UsageError for a missing file or a wrong option."""
     if not os.path.isfile(onnx):
-        raise UsageError(f"model {onnx}: no such file. Give the path of an .onnx file")
+        raise UsageError(f"model {printable(str(onnx), 200)}: no such file. Give the path of an .onnx file")
     name = safe_name(onnx.stem)
     project = Project(name, (ModelEntry(name=name, source=onnx),))
     return with_options(
@@ -335,7 +337,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises: UsageError for a file that is missing, binary, empty, or has an empty or a repeated line.
     """
-    what = f"classes file {path}"
+    what = f"classes file {printable(str(path), 200)}"
     text = read_text(path, what).removeprefix("\ufeff")
     return _check_classes([line.strip() for line in text.rstrip().splitlines()], what, "line")
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import random
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from edgekit import dataset, project
 from edgekit.cli import init
 from edgekit.dataset import DataSet, named_set, named_sets, picture_digest
-from edgekit.errors import OutputError, UsageError
+from edgekit.errors import CalibrationError, OutputError, UsageError
 from edgekit.project import (
     COLUMNS,
     PreprocessHint,
@@ -57,7 +58,7 @@ def refuse(call, *parts: str) -> str:
     with pytest.raises(UsageError) as caught:
         call()
     message = str(caught.value)
-    assert "\n" not in message
+    assert message.isprintable(), "one line, nothing that moves a terminal's cursor"
     assert caught.value.exit_code == 2
     for part in parts:
         assert part in message
@@ -156,6 +157,7 @@ def test_two_models(folder):
         (HEAD + '[model.target.host]\nprecision = "int4"\n', ("precision", "'int8'", "'int4'")),
         (HEAD + '[model.target.host]\nbackends = ["onxruntime"]\n', ("'onxruntime'", "'onnxruntime'")),
         (HEAD + 'classes = "no.txt"\n', ("no.txt", "no such file")),
+        (HEAD + 'classes = "a\\n\\u001b[2J.txt"\n', ("no such file",)),
         (HEAD + 'classes = ["a", "a"]\n', ("'a' is there twice", "entry 1 and entry 2")),
         (HEAD + "[model.calibration]\n", ("model[0].calibration", "expected one of", "got none")),
         (HEAD + '[model.calibration]\nset = "street"\nimages = "images"\n', ("got set and images",)),
@@ -200,6 +202,34 @@ def test_refused_files(folder, tmp_path):
     refuse(lambda: load_project(write(folder, twice)), "model[1].name", "there twice")
 
 
+def test_damaged_files_are_read_or_refused_in_one_line(folder):
+    """A valid file with a few bytes changed, cut or doubled: a project or a UsageError, nothing else."""
+    good = init.write_project(folder).read_bytes()
+    plain = re.sub(rb"(?m)^\s*#.*\n|\s+#.*$", b"", good)
+    rng = random.Random(3)
+    path, refused = folder / "edgekit.toml", []
+    for _ in range(400):
+        data = bytearray(plain)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(data))
+            kind = rng.randrange(3)
+            if kind == 0:
+                data[at] = rng.randrange(256)
+            elif kind == 1:
+                del data[at : at + rng.randint(1, 9)]
+            else:
+                data[at:at] = data[at : at + rng.randint(1, 40)]
+        path.write_bytes(data)
+        try:
+            load_project(path)
+        except UsageError as error:
+            refused.append(str(error))
+    assert len(refused) > 200
+    for message in refused:
+        assert message.isprintable()
+        assert str(path) in message or "classes file" in message
+
+
 # --- data sets -------------------------------------------------------------------------------------
 
 STREET = 'source = "synthetic://street?size=320x180"\n'
@@ -240,8 +270,8 @@ def test_indices_are_spread_evenly():
 def test_named_set(name):
     found = named_set(name)
     assert found.title
-    low = {"calibration": 1_000_000, "evaluation": 2_000_000}[found.purpose]
-    assert low <= found.seed <= found.seed + found.count <= low + 1_000_000, "training seeds are below"
+    low, high = {"evaluation": (10_000, 10**6), "calibration": (10**6, 2**31)}[found.purpose]
+    assert low <= found.seed < found.seed + found.count <= high, "training seeds are below"
 
 
 def test_named_sets_share_no_seed():
@@ -268,7 +298,19 @@ def test_picture_digest():
     assert re.fullmatch("[0-9a-f]{64}", digest)
     assert digest == picture_digest(pictures[:8]), "the first eight"
     assert digest != picture_digest(pictures[1:])
+    dataset.check_digest(DataSet(sha256=digest), pictures)
+    dataset.check_digest(DataSet(), pictures[1:])
+    with pytest.raises(CalibrationError, match=f"set mine: .* expected sha256 {digest}, got"):
+        dataset.check_digest(DataSet(name="mine", sha256=digest), pictures[1:])
     assert picture_digest([pictures[0]]) != picture_digest([pictures[0].reshape(3, 2, 3)]), "the shape counts"
+
+
+def test_recorded_digest_is_checked_when_drawn():
+    from edgekit.toolchain.data import render
+
+    data = DataSet(source="synthetic://street?size=64x64", count=1, seed=5, name="mine", sha256="0" * 64)
+    with pytest.raises(CalibrationError, match="its pictures have changed"):
+        render(data, lambda what, done, of: None)
 
 
 # --- class names -----------------------------------------------------------------------------------

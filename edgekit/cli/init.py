@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from edgekit.archive import write_atomic
 from edgekit.errors import UsageError
-from edgekit.files import write_whole
 from edgekit.project import FILE_NAME, safe_name
 
 TEMPLATE = """\
@@ -120,7 +120,8 @@ def write_project(folder: Path, model: Path | None = None, force: bool = False) 
         classes=("" if labels else "# ") + 'classes = "classes.txt"         # one name a line, or a list; '
         "without it 80 classes are taken as COCO's",
     )
-    return write_whole(path, text.encode("utf-8"))
+    write_atomic(path, [text.encode("utf-8")], "project")
+    return path
 
 
 def _source(folder: Path, model: Path | None) -> Path | None:

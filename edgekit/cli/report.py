@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 
 from edgekit.bundle import Bundle
+from edgekit.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    """Runs the verb. Raises: BundleError, UsageError, OutputError."""
     from edgekit.toolchain.report import write_comparison, write_report
 
+    if any(os.path.realpath(path) == os.path.realpath(args.out) for path in args.bundle):
+        raise UsageError(f"option --out {args.out}: is one of the bundles. Name another file")
     with contextlib.ExitStack() as opened:
         bundles = [opened.enter_context(Bundle.open(path)) for path in args.bundle]
         if len(bundles) == 1:

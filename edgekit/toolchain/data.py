@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from edgekit import synth
-from edgekit.dataset import DataSet
+from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest
 from edgekit.project import ModelEntry
 from edgekit.runtime.sources import open_source
 from edgekit.synth import coco as synth_coco
+from edgekit.synth.street import StreetWorld
 from edgekit.tasks.detect.dataset import CocoSet, read_coco
 from edgekit.tasks.detect.spec import DetectSpec
 from edgekit.toolchain import cache
@@ -79,11 +80,15 @@ def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:
     """Pictures and annotations of a synthetic set, drawn once into the cache: (instances.json, folder).
 
     Picture i is frame FRAME of the street `data.seed + i`: a new street, weather and light each.
-    Raises: UsageError for a source that is not a street, OutputError when the cache cannot be written.
+    Raises: UsageError for a source that is not a street, CalibrationError when the set's recorded
+    digest does not hold, OutputError when the cache cannot be written.
     """
     with open_source(data.source) as source:  # checks the query
         size = source.size
     assert size is not None, "a synthetic street has one size"
+    if data.sha256:
+        first = range(data.seed, data.seed + DIGEST_PICTURES)
+        check_digest(data, [StreetWorld(seed, *size).frame(FRAME).image for seed in first])
     code = sorted(Path(synth.__file__).parent.glob("*.py"))
     key = cache.digest(data.source, data.seed, data.count, FRAME, *(file.read_bytes() for file in code))
     folder = cache.cache_dir() / "street" / key

@@ -67,7 +67,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], class_: str = "", 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> Markup:
     """A list of names and values; empty values are left out."""
-    return el("dl", join(el("dt", name) + el("dd", value) for name, value in _safe(rows) if value))
+    return el("dl", join(join([el("dt", name), el("dd", value)]) for name, value in _safe(rows) if value))
 
 
 def _safe(rows: Iterable[tuple[str, str]]) -> Iterator[tuple[Markup, Markup]]:
@@ -91,6 +91,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return _minus(f"{value:,.{decimals}f}")
 
 
+def count(value: float | None) -> str:
+    """A whole number, thousands apart."""
+    return "–" if value is None else _minus(f"{value:,.0f}")
+
+
+def plain(value: float | None) -> str:
+    """As somebody would write it: 0.01, 0.25, 300."""
+    return "–" if value is None else _minus(f"{value:.4g}")
+
+
 def fixed(value: float | None, decimals: int) -> str:
     """A number with so many decimals, for columns that are compared."""
     return "–" if value is None else _minus(f"{value:,.{decimals}f}")
@@ -104,16 +114,16 @@ def signed(value: float | None, decimals: int) -> str:
     return _minus(shown if float(shown.replace(",", "")) != 0 else shown[1:])
 
 
-def scaled(value: float | None, unit: str, step: float = 1000.0) -> str:
+def scaled(value: float | None, unit: str) -> str:
     """With a prefix: 3.66 MB, 541 MMAC, 204.8 GB/s."""
     if value is None:
         return "–"
     size = abs(value)
     for prefix in ("", "k", "M", "G", "T", "P"):
-        if size < step or prefix == "P":
+        if size < 1000 or prefix == "P":
             decimals = 0 if not prefix or size >= 100 else (1 if size >= 10 else 2)
             return f"{_minus(f'{math.copysign(size, value):.{decimals}f}')} {prefix}{unit}".rstrip()
-        size /= step
+        size /= 1000
     raise AssertionError
 
 
@@ -197,4 +207,5 @@ def as_text(value: Any, limit: int = 400) -> str:
     if not isinstance(value, str):
         found = as_number(value)
         value = "" if found is None else f"{found:.10g}"
-    return value if len(value) <= limit else value[: limit - 1] + "…"
+    text: str = value
+    return text if len(text) <= limit else text[: limit - 1] + "…"

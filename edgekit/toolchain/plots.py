@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgekit.toolchain.page import Markup, el, number
+from edgekit.toolchain.page import Markup, el, number, plain
 
 
 def _percent(share: float) -> str:
@@ -37,7 +37,10 @@ def bar_interval(share: float, low: float | None, high: float | None, class_: st
         el("rect", class_=class_, y=3, width=_percent(share), height=8, rx=2),
     ]
     if low is not None and high is not None:
-        shapes.append(el("line", class_="whisker", x1=_percent(low), x2=_percent(high), y1=7, y2=7))
+        shapes += [
+            el("line", class_=kind, x1=_percent(low), x2=_percent(high), y1=7, y2=7)
+            for kind in ("halo", "whisker")
+        ]
         shapes += [
             el("line", class_="whisker", x1=_percent(v), x2=_percent(v), y1=3, y2=11) for v in (low, high)
         ]
@@ -58,14 +61,14 @@ def error_bar(rms: float | None, worst: float | None) -> Markup:
         el("line", class_="grid", x1=_percent(i / -LOG_LOW), x2=_percent(i / -LOG_LOW), y1=0, y2=14)
         for i in range(0, 1 - LOG_LOW, 3)
     ]
-    shapes = [el("rect", class_="track", y=3, width="100%", height=8, rx=2)]
+    shapes = [el("rect", class_="track", y=3, width="100%", height=8, rx=2), *ticks]
     if rms:
         shapes.append(el("rect", class_="fill", y=3, width=_percent(share(rms)), height=8, rx=2))
     if worst:
         shapes.append(
             el("line", class_="mark", x1=_percent(share(worst)), x2=_percent(share(worst)), y1=1, y2=13)
         )
-    return _svg(14, *shapes, *ticks)
+    return _svg(14, *shapes)
 
 
 def range_line(median: float, p95: float | None, p99: float | None, scale: float) -> Markup:
@@ -107,7 +110,7 @@ def drop_line(drop: float, limit: float) -> Markup:
         el("line", class_="limit", x1=at(limit), x2=at(limit), y1=8, y2=24),
         el("circle", class_="dot" if inside else "dot bad", cx=at(drop), cy=16, r=6),
         el("text", "0", x=at(0), y=40, text_anchor="middle"),
-        el("text", f"limit {number(limit, 2)}", x=at(limit), y=40, text_anchor="middle"),
+        el("text", f"limit {plain(limit)}", x=at(limit), y=40, text_anchor="middle"),
         class_="plot",
     )
 

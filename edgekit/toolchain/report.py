@@ -7,76 +7,44 @@ plainly, what was not measured; it computes no figure of its own beyond differen
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError
-from edgekit.files import write_whole
-from edgekit.target import Target
-from edgekit.toolchain import plots
+from edgekit.archive import write_atomic
 from edgekit.toolchain.page import (
     Facts,
     Markup,
-    as_text,
+    count,
     el,
     esc,
     fixed,
     join,
     number,
-    pairs,
+    plain,
     scaled,
     signed,
     table,
 )
+from edgekit.toolchain.report_sections import (
+    Subject,
+    agreement,
+    built,
+    graph,
+    metric,
+    outputs,
+    provenance,
+    samples,
+    sentence,
+    timing,
+)
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
-    from edgekit.spec import TensorSpec
 
-MAX_SAMPLES = 24
-MAX_SAMPLE_BYTES = 4 << 20
 NOT_MEASURED = "not measured"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A bundle and its evidence, with what the caller added."""
-
-    bundle: Bundle
-    evidence: Facts
-
-    @property
-    def target(self) -> Target | None:
-        """The board's facts; None when it is not known here, or is whatever machine built the bundle."""
-        name = self.bundle.manifest.target
-        return Target.load(name) if name != "host" and name in Target.names() else None
-
-    @property
-    def title(self) -> str:
-        name = self.bundle.manifest.target
-        if name == "host":
-            return "the machine that built it"
-        return self.target.title if self.target else name
-
-    @property
-    def precision(self) -> str:
-        return ", ".join(sorted({v.precision for _, v in self.bundle.manifest.variants()}))
-
-    @property
-    def payload_bytes(self) -> int:
-        return sum(v.bytes for _, v in self.bundle.manifest.variants())
-
-    def why_not(self, key: str) -> str:
-        """Why a part of the evidence is missing, or "" when it is there."""
-        found = self.evidence.at(key)
-        if "not_measured" in found.value:
-            return found.text("not_measured") or "the build recorded no reason"
-        return "" if found else "the build recorded nothing about it"
 
 
 # --- the page ----------------------------------------------------------------------------------
@@ -87,12 +55,14 @@ def write_report(bundle: Bundle, path: Path, extra: Mapping[str, Any] | None = N
 
     Raises: OutputError when it cannot be written, BundleError for a damaged bundle.
     """
-    return write_whole(path, render([bundle], extra).encode("utf-8"))
+    write_atomic(path, [render([bundle], extra).encode("utf-8")], "report")
+    return path
 
 
 def write_comparison(bundles: Sequence[Bundle], path: Path) -> Path:
     """Write one page about several bundles, a table that compares them on top. Raises as `write_report`."""
-    return write_whole(path, render(bundles).encode("utf-8"))
+    write_atomic(path, [render(bundles).encode("utf-8")], "report")
+    return path
 
 
 def render(bundles: Sequence[Bundle], extra: Mapping[str, Any] | None = None) -> str:
@@ -128,24 +98,28 @@ def comparison(subjects: Sequence[Subject], title: str) -> Markup:
     """The summary table of several bundles."""
     rows = []
     for i, s in enumerate(subjects, 1):
-        metric, timing = s.evidence.at("metric"), s.evidence.at("timing")
-        key = metric.text("name") or "AP"
+        measured, timed = s.evidence.at("metric"), s.evidence.at("timing")
+        key = measured.text("name") or "AP"
         word, tone, _ = verdict(s)
-        cpu = timing.at("machine").text("cpu", 60)
-        median = timing.at("stages", "total").number("median_ms")
+        cpu = timed.at("machine").text("cpu", 60)
+        median = timed.at("stages", "total").number("median_ms")
         rows.append(
             [
-                el("a", s.bundle.manifest.model, href=f"#b{i}"),
-                s.bundle.manifest.target,
+                join(
+                    [
+                        el("a", s.bundle.manifest.model, href=f"#b{i}"),
+                        el("div", s.bundle.manifest.target, class_="note"),
+                    ]
+                ),
+                el("span", word, class_=f"pill {tone}"),
                 s.precision,
                 scaled(s.payload_bytes, "B"),
-                _or_dash(fixed(metric.at("payload").number(key), 3), key),
-                signed(_drop(metric), 4),
+                _or_dash(fixed(measured.at("payload").number(key), 3), key),
+                signed(measured.number("drop"), 4),
                 el("span", f"{number(median)} ms", title=cpu or None) if median is not None else "–",
-                el("span", word, class_=f"pill {tone}"),
             ]
         )
-    head = ["Model", "Target", "Precision", "Payload", "Metric", "Drop", "Median", "Verdict"]
+    head = ["Model", "Verdict", "Precision", "Payload", "Metric", "Drop", "Median"]
     machines = sorted({s.evidence.at("timing", "machine").text("cpu") for s in subjects} - {""})
     notes = ["Drop: float model minus payload, on the same pictures; – means not measured."]
     if machines:
@@ -158,7 +132,7 @@ def comparison(subjects: Sequence[Subject], title: str) -> Markup:
             el("h1", title),
             el(
                 "div",
-                table(head, rows, "wide", "   nnnn "),
+                table(head, rows, "wide", "   nnnn"),
                 el("p", " ".join(notes), class_="note"),
                 class_="compare",
             ),
@@ -200,15 +174,6 @@ def section(title: str, note: str, body: Markup) -> Markup:
     return el("section", el("header", el("h2", title), el("p", note, class_="note")), el("div", body))
 
 
-def absent(reason: str) -> Markup:
-    """In place of a section's content: not measured, and why."""
-    return el("p", el("b", "Not measured."), " ", _sentence(reason), class_="absent")
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
-
-
 # --- the head of the page ----------------------------------------------------------------------
 
 
@@ -216,18 +181,16 @@ def verdict(s: Subject) -> tuple[str, str, str]:
     """(word, tone, reason): whether the build met its limits."""
     accept = s.evidence.at("accept")
     passed, reason = accept.flag("passed"), accept.text("reason")
-    drop, limit = _drop(s.evidence.at("metric")), accept.number("max_drop")
+    drop, limit = s.evidence.at("metric").number("drop"), accept.number("max_drop")
     if passed is True:
         if drop is not None and limit is not None:
-            reason = f"drop {signed(drop, 4)}, limit {number(limit)}"
+            pictures = s.evidence.at("metric").number("images")
+            on = f" on {count(pictures)} pictures" if pictures is not None else ""
+            reason = f"drop {signed(drop, 4)}{on}, limit {plain(limit)}"
         return "Accepted", "good", reason
     if passed is False:
         return "Outside its limits", "bad", reason
     return "Not proven", "warn", reason or s.why_not("metric") or "no limits were checked"
-
-
-def _drop(found: Facts) -> float | None:
-    return found.number("drop")
 
 
 def tiles(s: Subject) -> Markup:
@@ -257,11 +220,9 @@ def tiles(s: Subject) -> Markup:
             f"weights {scaled(sum(known), 'B')}" if known else s.precision,
         ),
         _tile(
-            "Boxes as the float network",
+            "Boxes found again",
             f"{matched:.0f} of {wanted:.0f}" if matched is not None and wanted is not None else "",
-            f"scores within {number(agreed.number('score_shift_max'), 2)}"
-            if agreed.number("score_shift_max") is not None
-            else "",
+            _within(agreed.number("score_shift_max")) if agreed.number("score_shift_max") is not None else "",
         ),
         class_="tiles",
     )
@@ -270,6 +231,10 @@ def tiles(s: Subject) -> Markup:
 def _tile(what: str, value: str, more: str) -> Markup:
     shown = el("b", value) if value else el("b", NOT_MEASURED, class_="none")
     return el("div", el("div", what, class_="what"), shown, el("div", more, class_="more"), class_="tile")
+
+
+def _within(shift: float | None) -> str:
+    return "scores equal" if shift == 0 else f"scores within {number(shift, 2)}"
 
 
 PARTS = {
@@ -287,8 +252,8 @@ def missing(s: Subject) -> Markup:
     for key, name in PARTS.items():
         reason = s.why_not(key)
         if reason and reason.rstrip(".") not in said:
-            lines.append(join([el("b", f"{name}: "), _sentence(reason)]))
-    lines += [esc(_sentence(text)) for text in s.evidence.texts("limits", 40)]
+            lines.append(join([el("b", f"{name}: "), sentence(reason)]))
+    lines += [esc(sentence(text)) for text in s.evidence.texts("limits", 40)]
     if not lines:
         return Markup("")
     return el(
@@ -297,407 +262,3 @@ def missing(s: Subject) -> Markup:
         el("ul", join(el("li", line) for line in dict.fromkeys(lines))),
         class_="missing",
     )
-
-
-# --- sections ----------------------------------------------------------------------------------
-
-
-def built(s: Subject) -> Markup:
-    m, model = s.bundle.manifest, s.evidence.at("model")
-    macs, parameters = model.number("macs"), model.number("parameters")
-    network = pairs(
-        [
-            ("Network", model.text("source") or m.model),
-            ("Parameters", scaled(parameters, "") if parameters is not None else ""),
-            ("Work per picture", scaled(macs, "MAC") if macs is not None else ""),
-            ("ONNX opset", model.text("opset")),
-            ("Input", join((_tensor(m.tensor(name)) for name in m.inputs), ", ")),
-            *_pipeline(Facts(m.pipeline)),
-        ]
-    )
-    payloads = s.evidence.at("payloads")
-    rows = []
-    for segment, v in m.variants():
-        known = payloads.at(v.name)
-        weights = known.number("weight_bytes")
-        rows.append(
-            [
-                f"{segment.name}/{v.name}",
-                v.backend,
-                v.precision,
-                scaled(v.bytes, "B"),
-                f"{v.bytes / weights:.3f} ×" if weights else "–",
-                el("code", v.digest[:19] + "…"),
-            ]
-        )
-    return join(
-        [
-            el(
-                "div",
-                el("div", el("h3", "Model"), network),
-                el("div", el("h3", "Target"), _board(s)),
-                class_="split",
-            ),
-            el("h3", "Payloads"),
-            table(
-                ["Payload", "Backend", "Precision", "Size", "Of its weights", "Digest"],
-                rows,
-                "wide",
-                "   nn ",
-            ),
-        ]
-    )
-
-
-def _tensor(t: TensorSpec) -> Markup:
-    shape = " × ".join(map(str, t.shape))
-    return join([el("code", t.name), f" {shape} {t.dtype.value}" + (f" {t.layout}" if t.layout else "")])
-
-
-def _pipeline(p: Facts) -> list[tuple[str, str]]:
-    """What a detector does around the network."""
-    rule, labels = p.at("preprocess"), p.texts("labels", 10_000)
-    names = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
-    kept = [(p.number("score_threshold"), "score ≥ {}"), (p.number("iou_threshold"), "NMS IoU {}")]
-    mean, std = ("/".join(rule.texts(k)) for k in ("mean", "std"))
-    steps = [
-        rule.text("resize", 40),
-        rule.text("color", 10),
-        f"mean {mean}" if mean else "",
-        f"std {std}" if std else "",
-    ]
-    return [
-        ("Preprocessing", ", ".join(filter(None, steps))),
-        ("Decoding", p.at("head").text("family", 40)),
-        ("Boxes kept", ", ".join(text.format(number(v, 2)) for v, text in kept if v is not None)),
-        (f"{len(labels)} classes", names),
-    ]
-
-
-def _board(s: Subject) -> Markup:
-    name, board = s.bundle.manifest.target, s.target
-    if board is None:
-        cpu = s.evidence.at("timing", "machine").text("cpu")
-        why = (
-            "The machine that built the bundle."
-            if name == "host"
-            else "Facts of this board are not known here."
-        )
-        return pairs([("Name", name), ("CPU", cpu), ("", why)])
-    gpu, software = board.gpu, board.software[0] if board.software else None
-    rates = [(gpu.int8_tops, "int8 TOPS"), (gpu.fp16_tflops, "fp16 TFLOPS")] if gpu is not None else []
-    return pairs(
-        [
-            ("Board", board.title),
-            ("CPU", join((f"{c.cores} × {c.name} at {c.clock_hz / 1e9:.2g} GHz" for c in board.cpus), ", ")),
-            ("GPU", f"{gpu.name}, {gpu.sms} SMs, compute {gpu.compute_capability}" if gpu else ""),
-            ("Dense peak", ", ".join(f"{number(v)} {unit}" for v, unit in rates if v)),
-            ("Memory", f"{scaled(board.dram_bytes, 'B', 1024)}, {scaled(board.dram_bytes_per_s, 'B/s')}".replace("GB,", "GiB,")),
-            ("Software", " · ".join(filter(None, [
-                software.os,
-                f"JetPack {software.jetpack}" if software.jetpack else "",
-                f"TensorRT {software.tensorrt}" if software.tensorrt else "",
-                f"CUDA {software.cuda}" if software.cuda else "",
-            ])) if software else ""),
-        ]
-    )  # fmt: skip
-
-
-def graph(s: Subject) -> Markup:
-    found, model = s.evidence.at("graph"), s.evidence.at("model")
-    passes, ops, head = found.tables("passes"), model.numbers("ops"), found.at("head")
-    if not passes and not ops and not head:
-        return absent(s.why_not("graph"))
-    parts: list[str] = []
-    outputs_ = ", ".join(head.texts("outputs"))
-    facts = [
-        ("Head found", head.text("found") or head.text("family")),
-        ("Its outputs", outputs_),
-        ("Input rule", found.text("input_rule")),
-    ]
-    if any(value for _, value in facts):
-        parts.append(pairs(facts))
-    if passes:
-        most = max([p.number("nodes_before") or 0 for p in passes] + [1])
-        rows = [
-            [
-                p.text("name", 80),
-                plots.bar((p.number("nodes_after") or 0) / most),
-                f"{number(p.number('nodes_before'), 6)} → {number(p.number('nodes_after'), 6)}",
-                number(p.number("max_abs_diff"), 2),
-            ]
-            for p in passes
-        ]
-        parts += [
-            el("h3", "Passes"),
-            table(["Pass", "Nodes left", "Before → after", "Largest difference"], rows, "", " bnn"),
-        ]
-        parts.append(
-            el(
-                "p",
-                "Largest difference: of any output, before against after the pass; – means not compared.",
-                class_="legend",
-            )
-        )
-    if ops:
-        ranked = sorted(ops.items(), key=lambda item: (-item[1], item[0]))
-        top, rest = ranked[:10], ranked[10:]
-        most = max(1.0, ranked[0][1])
-        lines = [[el("code", esc(k[:60])), plots.bar(v / most), number(v, 6)] for k, v in top]
-        title = f"Operators ({number(sum(ops.values()), 8)} nodes)"
-        parts += [el("h3", title), table(["Operator", "", "Nodes"], lines, "tight", " bn")]
-        if rest:
-            parts.append(
-                el("p", "And " + ", ".join(f"{k[:60]} {number(v, 6)}" for k, v in rest[:60]), class_="legend")
-            )
-    return join(parts)
-
-
-def outputs(s: Subject) -> Markup:
-    reason = s.why_not("payloads")
-    if reason:
-        return absent(reason)
-    parts: list[Markup] = []
-    for name in list(s.evidence.at("payloads").value)[:16]:
-        known = s.evidence.at("payloads", name)
-        rows = []
-        for t in known.tables("outputs"):
-            span = t.interval("range")
-            width = span[1] - span[0] if span else 0.0
-            rms, worst = t.number("rms"), t.number("max_abs")
-            shares = [v / width if v is not None and width > 0 else None for v in (rms, worst)]
-            sqnr = t.number("sqnr_db")
-            exact = worst == 0
-            rows.append(
-                [
-                    el("code", t.text("tensor", 120)),
-                    plots.error_bar(*shares),
-                    "exact" if exact else number(rms, 2),
-                    "exact" if exact else number(worst, 2),
-                    "∞" if exact else (f"{number(sqnr, 3)} dB" if sqnr is not None else "–"),
-                    f"{number(span[0], 3)} … {number(span[1], 3)}" if span else "–",
-                ]
-            )
-        title = " · ".join(
-            filter(None, [as_text(name, 80), known.text("backend", 40), known.text("precision", 40)])
-        )
-        images, what = known.number("images"), known.text("pictures")
-        parts.append(el("h3", title))
-        if rows:
-            parts.append(
-                table(
-                    ["Output", "Error of its range", "rms", "Largest", "SQNR", "Range"],
-                    rows,
-                    "wide",
-                    " bnnnn",
-                )
-            )
-        else:
-            parts.append(absent("the build recorded no output errors for this payload"))
-        if images:
-            parts.append(
-                el("p", f"Over {images:.0f} pictures" + (f": {what}" if what else "") + ".", class_="legend")
-            )
-    legend = "Bar: rms error as a share of the output's range, from 10⁻⁹ to 1, logarithmic; mark: the largest error."
-    return join([*parts, el("p", legend, class_="legend")])
-
-
-def agreement(s: Subject) -> Markup:
-    reason = s.why_not("agreement")
-    if reason:
-        return absent(reason)
-    a = s.evidence.at("agreement")
-    points = a.points("pairs")
-    wanted, matched = a.number("boxes_reference"), a.number("boxes_matched")
-    facts = pairs(
-        [
-            ("Pictures", number(a.number("images"), 6)),
-            ("Float network", f"{number(wanted, 8)} boxes"),
-            ("Payload", f"{number(a.number('boxes_payload'), 8)} boxes" if a.number("boxes_payload") is not None else ""),
-            ("Found again", f"{number(matched, 8)} boxes" + (f" ({100 * matched / wanted:.1f} %)" if wanted and matched is not None else "")),
-            ("Score difference", f"mean {_number_signed(a.number('score_shift_mean'))}, largest {number(a.number('score_shift_max'), 2)}"
-             if a.number("score_shift_max") is not None else ""),
-        ]
-    )  # fmt: skip
-    if not points:
-        return join([facts, el("p", "No matched boxes to plot.", class_="legend")])
-    shifts = [b - a_ for a_, b in points]
-    right = (
-        plots.histogram(shifts)
-        if any(shifts)
-        else el("p", f"All {len(shifts)} plotted scores are equal to four decimals.", class_="absent")
-    )
-    figures = el("div", el("figure", plots.scatter(points)), el("figure", right), class_="split")
-    return join([facts, el("h3", f"Scores of {len(points)} matched boxes"), figures])
-
-
-def _number_signed(value: float | None) -> str:
-    shown = number(value, 2)
-    return f"+{shown}" if value is not None and value > 0 else shown
-
-
-def metric(s: Subject) -> Markup:
-    reason = s.why_not("metric")
-    if reason:
-        return absent(reason)
-    m, accept = s.evidence.at("metric"), s.evidence.at("accept")
-    key = m.text("name", 20) or "AP"
-    reference, payload = m.numbers("reference", 20), m.numbers("payload", 20)
-    low_high = m.interval("interval95")
-    rows = []
-    for name in [key, *(k for k in {**reference, **payload} if k != key)]:
-        base, got = reference.get(name), payload.get(name)
-        low, high = low_high if low_high and name == key else (None, None)
-        rows.append(
-            [
-                name[:40],
-                el(
-                    "div",
-                    plots.bar(base or 0, "base", 5),
-                    plots.bar_interval(got or 0, low, high),
-                    class_="two",
-                ),
-                fixed(base, 3),
-                fixed(got, 3),
-                signed(got - base, 4) if got is not None and base is not None else "–",
-            ]
-        )
-    legend = [
-        el("span", el("i", class_="key base"), "float network"),
-        el("span", el("i", class_="key"), "payload"),
-    ]
-    if low_high:
-        legend.append(
-            el("span", f"whisker: 95 % of {key}, {fixed(low_high[0], 3)} to {fixed(low_high[1], 3)}")
-        )
-    parts: list[Markup] = [
-        pairs(
-            [
-                ("Pictures", " · ".join(filter(None, [number(m.number("images"), 6), m.text("data")]))),
-                ("Measured by", m.text("measured_by")),
-            ]
-        ),
-        el("h3", "Float network and payload"),
-        table(["", "", "Float", "Payload", "Change"], rows, "", " bnnn"),
-        el("p", join(legend), class_="legend"),
-    ]
-    drop, limit = _drop(m), accept.number("max_drop")
-    if drop is not None and limit is not None:
-        parts += [
-            el("h3", f"Drop of {key}: {signed(drop, 4)}, accepted up to {number(limit)}"),
-            plots.drop_line(drop, limit),
-        ]
-    classes = sorted(m.numbers("per_class", 400).items(), key=lambda item: (-item[1], item[0]))
-    if classes:
-        lines = (
-            el(
-                "div",
-                el("span", name[:60], title=name[:200]),
-                plots.bar(v),
-                el("span", fixed(v, 3)),
-                class_="row",
-            )
-            for name, v in classes
-        )
-        parts += [el("h3", f"{key} of each class, payload"), el("div", join(lines), class_="classes")]
-    return join(parts)
-
-
-def timing(s: Subject) -> Markup:
-    reason = s.why_not("timing")
-    if reason:
-        return absent(reason)
-    t = s.evidence.at("timing")
-    machine, stages = t.at("machine"), t.at("stages")
-    known = [(name, stages.at(name)) for name in list(stages.value)[:20]]
-    values = [
-        v
-        for _, stage in known
-        for k in ("median_ms", "p95_ms", "p99_ms")
-        if (v := stage.number(k)) is not None
-    ]
-    scale = max(values, default=0.0)
-    if scale <= 0:
-        return absent("the build recorded no stage times")
-    rows = []
-    for name, stage in known:
-        median, p95, p99 = (stage.number(k) for k in ("median_ms", "p95_ms", "p99_ms"))
-        rows.append(
-            [
-                name[:40],
-                plots.range_line(median, p95, p99, scale) if median is not None else "",
-                fixed(median, 3),
-                fixed(p95, 3),
-                fixed(p99, 3),
-                number(stage.number("runs"), 8),
-            ]
-        )
-    cores, threads = machine.number("cores"), machine.number("threads")
-    return join(
-        [
-            pairs(
-                [
-                    ("Machine", machine.text("cpu")),
-                    ("Cores", number(cores, 4) if cores is not None else ""),
-                    ("Threads", ("chosen by the library" if threads == 0 else number(threads, 4)) if threads is not None else ""),
-                    ("System", machine.text("os")),
-                    ("Picture", " × ".join(t.texts("image"))),
-                ]
-            ),
-            el("h3", "Milliseconds per picture"),
-            table(["Stage", "", "Median", "p95", "p99", "Runs"], rows, "", " bnnnn"),
-            el("p", f"Bar: median; line: on to p95 and p99. Full width is {number(scale)} ms. {t.text('note')}", class_="legend"),
-        ]
-    )  # fmt: skip
-
-
-def samples(s: Subject) -> Markup:
-    shown = [_sample(s.bundle, f) for f in s.evidence.tables("samples", MAX_SAMPLES)]
-    if not shown:
-        return el("p", "The build recorded no pictures.", class_="absent")
-    return el("div", join(shown), class_="split")
-
-
-def _sample(bundle: Bundle, sample: Facts) -> Markup:
-    name, caption = sample.text("file"), sample.text("caption")
-    try:
-        data = bundle.read(name)
-    except EdgekitError as error:
-        return el("p", el("b", "Picture missing. "), str(error), class_="absent")
-    kind = _picture_type(bytes(data[:12]))
-    if kind is None or len(data) > MAX_SAMPLE_BYTES:
-        return el(
-            "p", el("b", "Picture left out. "), f"{name} is not a JPEG or PNG of a fit size.", class_="absent"
-        )
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    return el("figure", el("img", src=source, alt=caption or "sample picture"), el("figcaption", caption))
-
-
-def _picture_type(head: bytes) -> str | None:
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    return "png" if head.startswith(b"\x89PNG\r\n\x1a\n") else None
-
-
-def provenance(s: Subject) -> Markup:
-    m = s.bundle.manifest
-    rows = [("Bundle", s.bundle.path.name), ("Payload digest", el("code", m.payload_digest))]
-    rows += [(k, el("code", v)) for k, v in _flat(m.provenance)]
-    entries = sorted(m.files.items())[:200]
-    table_ = table(
-        ["File", "Bytes", "SHA-256"],
-        [[el("code", name), f"{entry.bytes:,}", el("code", entry.sha256)] for name, entry in entries],
-        "wide",
-        " n ",
-    )
-    return join([pairs(rows), el("h3", "Files"), table_])
-
-
-def _flat(value: Any, prefix: str = "", depth: int = 4) -> list[tuple[str, str]]:
-    """A JSON tree as rows of text, at most 200."""
-    if isinstance(value, Mapping) and depth:
-        rows = [row for k, v in value.items() for row in _flat(v, f"{prefix} {k}".strip()[:80], depth - 1)]
-        return rows[:200]
-    if isinstance(value, (list, tuple)):
-        return [(prefix, ", ".join(filter(None, map(as_text, value[:40]))))]
-    return [(prefix, as_text(value))]
