@@ -22,8 +22,11 @@ from hypothesis import strategies as st
 from edgekit import archive, signing
 from edgekit.bundle import Bundle, golden_bytes, write_bundle
 from edgekit.errors import BundleError, MissingExtraError, OutputError, UsageError
+from edgekit.manifest import MAX_FILES, MAX_PATH, Manifest
+from edgekit.schema import MAX_JSON_VALUES
 from edgekit.signing import generate_keys
 from tests.bundle_samples import EVIDENCE, files_of, forge, rebuild, sample, write_sample
+from tests.helpers import ROOT
 
 
 def one_line(error: BaseException) -> str:
@@ -439,3 +442,30 @@ def test_opening_imports_no_heavy_package(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True, timeout=60
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_the_reader_in_the_docs_works(tmp_path: Path) -> None:
+    """docs/bundle.md is the specification: its example code and its limits are those of the reader."""
+    text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "docs/bundle.md", "exec"), namespace)
+    path = write_sample(tmp_path / "x.edge")
+    manifest, evidence, files = namespace["read"](path)
+    with Bundle.open(path) as bundle:
+        assert manifest["payload_digest"] == bundle.payload_digest
+        assert evidence == bundle.evidence
+        assert files == files_of(path)
+        assert [v["path"] for _, v in namespace["variants"](manifest)] == [
+            v.path for _, v in bundle.manifest.variants()
+        ]
+    for limit in (MAX_FILES, MAX_PATH, MAX_JSON_VALUES, archive.MAX_BYTES, archive.ALIGN_PAYLOAD):
+        assert f"{limit:,}" in text or str(limit) in text
+    for field in dataclasses.fields(Manifest):
+        assert f"`{field.name}`" in text
+    first = path.read_bytes()[:64].hex()
+    dump = "".join(
+        "".join(line.split()[1:9]) for line in text.split("first bytes of a bundle\n```\n")[1].split("\n")[:4]
+    )
+    assert first[:28] == dump[:28]
+    assert first[52:86] == dump[52:86]

@@ -27,7 +27,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from edgekit.errors import EdgekitError
 
@@ -88,7 +89,7 @@ def _child(jobs: Sequence[Job], handle: Handle, writer: int, memory: int) -> Non
         for job in jobs:
             outcome, note = judge(handle, job)
             # one write per line, flushed by the kernel: the parent waits for nothing else
-            os.write(writer, json.dumps([outcome, note[:1000]]).encode() + b"\n")
+            os.write(writer, json.dumps([outcome, note[-1500:]]).encode() + b"\n")
     finally:
         os._exit(0)
 
@@ -149,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if outcome == "refused":
                     messages.add(note)
                 if outcome in BAD:
-                    failures.append({"part": what, "kind": kind, "seed": seed, "outcome": outcome, "note": note})
+                    failures.append(
+                        {"part": what, "kind": kind, "seed": seed, "outcome": outcome, "note": note}
+                    )
                     print(f"{what} {kind} {seed}: {outcome} {note}", file=sys.stderr)
     seconds = time.monotonic() - began
     total = sum(counts.values(), Counter())

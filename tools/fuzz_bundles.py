@@ -164,16 +164,27 @@ class Bundles:
 
     def m_zip_bomb(self, rng: random.Random, _: bytes, files: dict[str, bytes], spans: Any) -> bytes:
         name = rng.choice((*files, "evidence/bomb"))
-        return _zip([*((n, d) for n, d in files.items() if n != name), (name, bytes(8 << 20))], zipfile.ZIP_DEFLATED)
+        return _zip(
+            [*((n, d) for n, d in files.items() if n != name), (name, bytes(8 << 20))], zipfile.ZIP_DEFLATED
+        )
 
     def m_zip_attributes(self, rng: random.Random, data: bytes, _: Any, spans: Any) -> bytes:
         """Links, devices, folders and set-uid by external attributes; encryption and method fields."""
         start, _end = rng.choice(spans["table"])
         bad = bytearray(data)
-        kind = rng.choice((stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK, 0))
+        kind = rng.choice(
+            (stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK, 0)
+        )
         mode = kind | rng.choice((0o777, 0o4755, 0o600))
         at, form, value = rng.choice(
-            ((38, "<I", mode << 16), (38, "<I", 0x10), (8, "<H", 1), (8, "<H", 0x800), (10, "<H", 8), (10, "<H", 99))
+            (
+                (38, "<I", mode << 16),
+                (38, "<I", 0x10),
+                (8, "<H", 1),
+                (8, "<H", 0x800),
+                (10, "<H", 8),
+                (10, "<H", 99),
+            )
         )
         struct.pack_into(form, bad, start + at, value)
         return bytes(bad)
@@ -182,7 +193,9 @@ class Bundles:
         """Two table entries lead to the same bytes, or one into another's."""
         a, b = rng.sample(spans["table"], 2)
         bad = bytearray(data)
-        bad[a[0] + 42 : a[0] + 46] = rng.choice((data[b[0] + 42 : b[0] + 46], struct.pack("<I", rng.randrange(len(data)))))
+        bad[a[0] + 42 : a[0] + 46] = rng.choice(
+            (data[b[0] + 42 : b[0] + 46], struct.pack("<I", rng.randrange(len(data))))
+        )
         if rng.random() < 0.5:  # the checksums and sizes along with it
             bad[a[0] + 16 : a[0] + 28] = data[b[0] + 16 : b[0] + 28]
         return bytes(bad)
@@ -198,7 +211,9 @@ class Bundles:
     # forgeries: somebody repairs the container, and more and more of the checksums
 
     def m_swapped_payloads(self, rng: random.Random, _: bytes, files: dict[str, bytes], spans: Any) -> bytes:
-        a, b = rng.sample([n for n in files if n not in ("manifest.json", "manifest.sha256", "signature.json")], 2)
+        a, b = rng.sample(
+            [n for n in files if n not in ("manifest.json", "manifest.sha256", "signature.json")], 2
+        )
         files[a], files[b] = files[b], files[a]
         return rebuild(files)
 
@@ -286,7 +301,9 @@ def prepare(folder: Path) -> tuple[list[str], Callable[[str, int], str]]:
 
 def _spans(data: bytes) -> dict[str, list[tuple[int, int]]]:
     """Where the parts of a good bundle lie, by kind."""
-    spans: dict[str, list[tuple[int, int]]] = {k: [] for k in ("header", "name", "padding", "data", "manifest", "table")}
+    spans: dict[str, list[tuple[int, int]]] = {
+        k: [] for k in ("header", "name", "padding", "data", "manifest", "table")
+    }
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         entries = file.infolist()
         table = file.start_dir
@@ -297,7 +314,9 @@ def _spans(data: bytes) -> dict[str, list[tuple[int, int]]]:
         spans["header"].append((start, start + 30))
         spans["name"].append((start + 30, start + 30 + names))
         spans["padding"].append((start + 30 + names, body))
-        spans["manifest" if entry.filename.startswith("manifest.") else "data"].append((body, body + entry.file_size))
+        spans["manifest" if entry.filename.startswith("manifest.") else "data"].append(
+            (body, body + entry.file_size)
+        )
         spans["table"].append((table, table + 46 + names))
         table += 46 + names
     spans["end"] = [(table, len(data))]

@@ -59,7 +59,9 @@ def small_detector(opset: int = 13, seed: int = 3) -> onnx.ModelProto:
         nodes.append(helper.make_node("Sigmoid", [conv("pool", name, (channels, 8, 1, 1), 1)], [f"{name}.p"]))
         parts.append(f"{name}.p")
     nodes.append(helper.make_node("Concat", parts, ["cat"], axis=1))
-    nodes.append(helper.make_node("Reshape", ["cat", constant("shape", np.array([1, 8, 16], np.int64))], ["flat"]))
+    nodes.append(
+        helper.make_node("Reshape", ["cat", constant("shape", np.array([1, 8, 16], np.int64))], ["flat"])
+    )
     nodes.append(helper.make_node("Transpose", ["flat"], ["output"], perm=[0, 2, 1]))
     graph = helper.make_graph(
         nodes,
@@ -89,7 +91,9 @@ class Models:
         choice = self.shipped if self.shipped and rng.random() < SHARE_OF_SHIPPED else self.small
         model = onnx.ModelProto()
         model.CopyFrom(rng.choice(choice))
-        mutate: Callable[[random.Random, onnx.ModelProto], bytes | None] = getattr(self, "m_" + kind.replace(" ", "_"))
+        mutate: Callable[[random.Random, onnx.ModelProto], bytes | None] = getattr(
+            self, "m_" + kind.replace(" ", "_")
+        )
         data = mutate(rng, model)
         path = self.folder / "mutant.onnx"
         path.write_bytes(model.SerializeToString() if data is None else data)
@@ -147,7 +151,16 @@ class Models:
         return data[:a] + data[b : b + size] + data[a + size :]
 
     def m_bytes_foreign(self, rng: random.Random, model: onnx.ModelProto) -> bytes:
-        starts = (b"PK\3\4", b"\x89PNG\r\n", b"\xff\xd8\xff", b"<html>", b"\x80\x02}", b"\0\0\0\0TFL3", b"{", b"ftrt")
+        starts = (
+            b"PK\3\4",
+            b"\x89PNG\r\n",
+            b"\xff\xd8\xff",
+            b"<html>",
+            b"\x80\x02}",
+            b"\0\0\0\0TFL3",
+            b"{",
+            b"ftrt",
+        )
         return rng.choice((rng.choice(starts), b"")) + rng.randbytes(rng.choice((0, 10, 5000)))
 
     # graphs
@@ -156,7 +169,19 @@ class Models:
         del model.graph.node[rng.randrange(len(model.graph.node))]
 
     def m_node_operator(self, rng: random.Random, model: onnx.ModelProto) -> None:
-        ops = ("Relu", "Nope", "Loop", "If", "Conv", "Add", "Reshape", "NonMaxSuppression", "Einsum", "QuantizeLinear", "")
+        ops = (
+            "Relu",
+            "Nope",
+            "Loop",
+            "If",
+            "Conv",
+            "Add",
+            "Reshape",
+            "NonMaxSuppression",
+            "Einsum",
+            "QuantizeLinear",
+            "",
+        )
         _node(rng, model).op_type = rng.choice(ops)
 
     def m_node_domain(self, rng: random.Random, model: onnx.ModelProto) -> None:
@@ -189,7 +214,21 @@ class Models:
         """An attribute's value, type or name changed, or a new one."""
         node = rng.choice([n for n in model.graph.node if n.attribute])
         attribute = rng.choice(node.attribute)
-        values: tuple[Any, ...] = (0, -1, 1, 3, 2**31, -(2**63), 1.5, "x", [], [0, 0], [1] * 40, [-1, -1, 9, 9], [2**40] * 2)
+        values: tuple[Any, ...] = (
+            0,
+            -1,
+            1,
+            3,
+            2**31,
+            -(2**63),
+            1.5,
+            "x",
+            [],
+            [0, 0],
+            [1] * 40,
+            [-1, -1, 9, 9],
+            [2**40] * 2,
+        )
         made = helper.make_attribute(attribute.name, rng.choice([v for v in values if v != []]))
         if rng.random() < 0.2:
             made.name = rng.choice(("dilations", "group", "auto_pad", "nope", ""))
@@ -214,7 +253,9 @@ class Models:
             tensor.dims.extend([rng.choice((1, 2, 0, 2**40))] * rng.choice((1, 30)))
 
     def m_weight_type(self, rng: random.Random, model: onnx.ModelProto) -> None:
-        rng.choice(model.graph.initializer).data_type = rng.choice((0, 1, 2, 6, 7, 8, 10, 11, 14, 16, 17, 22, 99, -1))
+        rng.choice(model.graph.initializer).data_type = rng.choice(
+            (0, 1, 2, 6, 7, 8, 10, 11, 14, 16, 17, 22, 99, -1)
+        )
 
     def m_weight_data(self, rng: random.Random, model: onnx.ModelProto) -> None:
         """Raw data cut, grown or gone, or beside a second copy."""
@@ -235,15 +276,33 @@ class Models:
         tensor.data_location = TensorProto.EXTERNAL
         if rng.random() < 0.7:
             tensor.ClearField("raw_data")
-        places = ("../../../etc/passwd", "/etc/passwd", "/dev/zero", "mutant.onnx", "", ".", "nope.bin", "a\0b", "x" * 5000)
+        places = (
+            "../../../etc/passwd",
+            "/etc/passwd",
+            "/dev/zero",
+            "mutant.onnx",
+            "",
+            ".",
+            "nope.bin",
+            "a\0b",
+            "x" * 5000,
+        )
         numbers = ("0", "-1", "10", str(2**70), "x")
-        for key, value in (("location", rng.choice(places)), ("offset", rng.choice(numbers)), ("length", rng.choice(numbers))):
+        for key, value in (
+            ("location", rng.choice(places)),
+            ("offset", rng.choice(numbers)),
+            ("length", rng.choice(numbers)),
+        ):
             if rng.random() < 0.8:
                 tensor.external_data.add(key=key, value=value)
 
     def m_names(self, rng: random.Random, model: onnx.ModelProto) -> None:
         """Empty, doubled, enormous and unprintable names, used consistently."""
-        old = rng.choice([t.name for t in model.graph.initializer] + [o for n in model.graph.node for o in n.output] + ["images"])
+        old = rng.choice(
+            [t.name for t in model.graph.initializer]
+            + [o for n in model.graph.node for o in n.output]
+            + ["images"]
+        )
         new = rng.choice(("", "images", "stem", "x" * 100_000, "a\nb\x1b[2J", "é\u202e", "a b/..;$(x)", "\0"))
         for node in model.graph.node:
             node.input[:] = [new if n == old else n for n in node.input]
@@ -282,7 +341,9 @@ class Models:
         elif trick == 2:
             side.add().CopyFrom(helper.make_tensor_value_info("ghost", TensorProto.FLOAT, [1]))
         elif trick == 3:
-            graph.output.add().CopyFrom(helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 32, 32]))
+            graph.output.add().CopyFrom(
+                helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 32, 32])
+            )
         else:
             for tensor in graph.initializer:
                 value = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -305,18 +366,24 @@ class Models:
         if trick == 0:
             last = "output"
             for i in range(rng.choice((50, 2000))):
-                graph.node.append(helper.make_node(rng.choice(("Identity", "Neg", "Relu")), [last], [f"chain{i}"]))
+                graph.node.append(
+                    helper.make_node(rng.choice(("Identity", "Neg", "Relu")), [last], [f"chain{i}"])
+                )
                 last = f"chain{i}"
             graph.output[0].name = last
         elif trick == 1:
             inner = helper.make_graph([], "g0", [], [])
             for i in range(rng.choice((3, 30))):
-                node = helper.make_node("If", ["images"], ["y"], then_branch=inner, else_branch=helper.make_graph([], "e", [], []))
+                node = helper.make_node(
+                    "If", ["images"], ["y"], then_branch=inner, else_branch=helper.make_graph([], "e", [], [])
+                )
                 inner = helper.make_graph([node], f"g{i}", [], [])
             graph.node.add().CopyFrom(inner.node[0])
         else:
             for i in range(500):
-                graph.output.add().CopyFrom(helper.make_tensor_value_info(f"ghost{i}", TensorProto.FLOAT, [1]))
+                graph.output.add().CopyFrom(
+                    helper.make_tensor_value_info(f"ghost{i}", TensorProto.FLOAT, [1])
+                )
 
 
 def _node(rng: random.Random, model: onnx.ModelProto) -> onnx.NodeProto:
@@ -340,7 +407,9 @@ def _same_function(path: Path, prepared: Any) -> bool | None:
     ours = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     feeds = {
-        value.name: rng.uniform(0, 1, [d if isinstance(d, int) and d > 0 else 1 for d in value.shape]).astype(np.float32)
+        value.name: rng.uniform(0, 1, [d if isinstance(d, int) and d > 0 else 1 for d in value.shape]).astype(
+            np.float32
+        )
         for value in ours.get_inputs()
     }
     try:
