@@ -57,8 +57,16 @@ inline void horizontal_scalar(const Horizontal& s, const uint8_t* row, int from,
     }
 }
 
-void horizontal_portable(const Horizontal& s, const uint8_t* row, uint16_t* dst) {
+void horizontal_portable(const Horizontal& s, const uint8_t* row, const uint8_t*, uint16_t* dst) {
     horizontal_scalar(s, row, 0, dst);
+}
+
+// A frame comes from memory, and the rows skipped between two output rows lead hardware prefetchers
+// astray: each block asks for its like in the rows that are needed next.
+EDGEKIT_INLINE void prefetch(const uint8_t* ahead, int32_t offset) {
+#if defined(__GNUC__)
+    __builtin_prefetch(ahead + offset);
+#endif
 }
 
 EDGEKIT_INLINE int blend(int top, int bottom, const uint16_t* h0, const uint16_t* h1, int i) {
@@ -135,12 +143,13 @@ TARGET EDGEKIT_INLINE __m256i two_pixels(const uint8_t* row, const int32_t* offs
     return _mm256_srli_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(8)), 4);
 }
 
-TARGET void horizontal_avx2(const Horizontal& s, const uint8_t* row, uint16_t* dst) {
+TARGET void horizontal_avx2(const Horizontal& s, const uint8_t* row, const uint8_t* ahead, uint16_t* dst) {
     const __m256i shuffle = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s.shuffle)));
     int x = 0;
     for (; x + 8 <= s.safe; x += 8) {
         const int32_t* offset = s.offset + x;
         const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s.weight + x));
+        prefetch(ahead, offset[0]), prefetch(ahead, offset[4]);
         // each lane: channels 0 1 2 - of pixel 0, then of pixel 1
         const __m256i p01 = _mm256_packus_epi32(two_pixels<0>(row, offset, shuffle, weight),
                                                 two_pixels<1>(row, offset, shuffle, weight));
@@ -223,7 +232,7 @@ EDGEKIT_INLINE uint16x4_t one_pixel(const uint8_t* row, int32_t offset, uint8x8_
     return vrshrn_n_u32(sum, 4);
 }
 
-void horizontal_neon(const Horizontal& s, const uint8_t* row, uint16_t* dst) {
+void horizontal_neon(const Horizontal& s, const uint8_t* row, const uint8_t* ahead, uint16_t* dst) {
     uint8_t order[8];  // s.shuffle names (first, second) x 3 as 16-bit values
     for (int c = 0; c < 4; c++) {
         order[c] = s.shuffle[4 * c];
@@ -234,6 +243,7 @@ void horizontal_neon(const Horizontal& s, const uint8_t* row, uint16_t* dst) {
     for (; x + 4 <= s.safe; x += 4) {
         const int32_t* offset = s.offset + x;
         const uint32_t* weight = s.weight + x;
+        prefetch(ahead, offset[0]);
         const uint16x4_t p0 = one_pixel(row, offset[0], shuffle, weight[0]);
         const uint16x4_t p1 = one_pixel(row, offset[1], shuffle, weight[1]);
         const uint16x4_t p2 = one_pixel(row, offset[2], shuffle, weight[2]);
@@ -365,14 +375,16 @@ private:
         pad_rows(dst, 0, top_);
         for (int y = 0; y < h_; y++) {
             const int j = y_index_[y], bottom = y_weight_[y], next = std::min(j + 1, in_h_ - 1);
+            const uint8_t* ahead = src + (y + 1 < h_ ? y_index_[y + 1] : j) * stride;  // rows needed next
+            const ptrdiff_t ahead_next = y + 1 < h_ && y_index_[y + 1] + 1 < in_h_ ? stride : 0;
             if (held[0] != j && held[1] == j) {
                 std::swap(rows[0], rows[1]);
                 std::swap(held[0], held[1]);
             }
-            if (held[0] != j) horizontal(s, src + j * stride, rows[0]), held[0] = j;
+            if (held[0] != j) horizontal(s, src + j * stride, ahead, rows[0]), held[0] = j;
             const uint16_t* second = rows[0];  // weight 0: any row will do
             if (bottom != 0 && next != j) {
-                if (held[1] != next) horizontal(s, src + next * stride, rows[1]), held[1] = next;
+                if (held[1] != next) horizontal(s, src + next * stride, ahead + ahead_next, rows[1]), held[1] = next;
                 second = rows[1];
             }
             store_row(dst, top_ + y, rows[0], second, bottom);
@@ -380,13 +392,13 @@ private:
         pad_rows(dst, top_ + h_, out_h_);
     }
 
-    void horizontal(const Horizontal& s, const uint8_t* row, uint16_t* dst) const {
+    void horizontal(const Horizontal& s, const uint8_t* row, const uint8_t* ahead, uint16_t* dst) const {
 #if EDGEKIT_AVX2
-        if (isa_ == Isa::avx2) return horizontal_avx2(s, row, dst);
+        if (isa_ == Isa::avx2) return horizontal_avx2(s, row, ahead, dst);
 #elif EDGEKIT_NEON
-        if (isa_ == Isa::neon) return horizontal_neon(s, row, dst);
+        if (isa_ == Isa::neon) return horizontal_neon(s, row, ahead, dst);
 #endif
-        horizontal_portable(s, row, dst);
+        horizontal_portable(s, row, ahead, dst);
     }
 
     void vertical(const Vertical& v, void* dst) const {
