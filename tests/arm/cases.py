@@ -1,0 +1,103 @@
+"""Inputs and outputs of the kernels, the same on every machine: made of integers and exact arithmetic only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgekit.kernels.decode import decode
+from edgekit.kernels.letterbox import letterbox
+from edgekit.kernels.nms import nms
+from edgekit.spec import DType
+from edgekit.tasks.detect.spec import Channels, DetectHead, HeadLevel
+from edgekit.tasks.preprocess import ImagePreprocess
+
+WIDTH, HEIGHT = 96, 64
+
+RULES = {
+    "yolox": ImagePreprocess(WIDTH, HEIGHT),
+    "ultralytics": ImagePreprocess(
+        WIDTH, HEIGHT, resize="letterbox-center", color="rgb", std=(255.0, 255.0, 255.0)
+    ),
+    "imagenet": ImagePreprocess(
+        WIDTH, HEIGHT, "stretch", mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), layout="NHWC"
+    ),
+    "half": ImagePreprocess(WIDTH, HEIGHT, std=(255.0, 255.0, 255.0), dtype=DType.float16),
+    "bytes": ImagePreprocess(WIDTH, HEIGHT, "stretch", dtype=DType.uint8),
+}
+PICTURES = ((48, 37), (64, 96), (127, 333))
+"""Heights and widths: enlarged, as it is, shrunk."""
+
+
+def results() -> dict[str, np.ndarray]:
+    """Every kernel on every case, by name. Runs the kernels that `EDGEKIT_KERNELS` selects."""
+    return {**_letterbox(), **_decode(), **_nms()}
+
+
+def _letterbox() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    out = {}
+    for height, width in PICTURES:
+        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for name, rule in RULES.items():
+            shape = (1, HEIGHT, WIDTH, 3) if rule.layout == "NHWC" else (1, 3, HEIGHT, WIDTH)
+            tensor = np.empty(shape, rule.dtype.value)
+            letterbox(picture, rule, tensor)
+            out[f"letterbox {name} {width}x{height}"] = tensor
+    return out
+
+
+def heads() -> dict[str, DetectHead]:
+    """One head of each family, strides 8 and 16, five classes."""
+    classes = 5
+
+    def levels(split: tuple[int, int | None, int], anchors: int = 0) -> tuple[HeadLevel, ...]:
+        box, objectness, start = split
+        sizes = tuple((10.0 + 7 * a, 13.0 + 5 * a) for a in range(anchors))
+        return tuple(
+            HeadLevel(
+                stride,
+                Channels(f"p{stride}", box),
+                Channels(f"p{stride}", start),
+                None if objectness is None else Channels(f"p{stride}", objectness),
+                sizes,
+            )
+            for stride in (8, 16)
+        )
+
+    columns = ("cx", "cy", "w", "h", "obj", "cls*")
+    return {
+        "yolox": DetectHead("yolox", classes, levels((0, 4, 5))),
+        "yolov5": DetectHead("yolov5", classes, levels((0, 4, 5), anchors=3)),
+        "yolov8": DetectHead("yolov8", classes, levels((0, None, 64)), bins=16, cell_offset=0.5),
+        "nanodet": DetectHead("nanodet", classes, levels((0, None, 32)), bins=8),
+        "fastestdet": DetectHead("fastestdet", classes, levels((1, 0, 5))),
+        "rows": DetectHead("rows", classes, rows="rows", columns=columns),
+    }
+
+
+def _decode() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2)
+    out = {}
+    for family, head in heads().items():
+        if family == "rows":
+            tensors = {"rows": (rng.random((1, 120, 10)) * 1.2).astype(np.float32)}
+        else:
+            channels = {"yolov5": 3 * 10, "yolov8": 69, "nanodet": 37}.get(family, 10)
+            tensors = {
+                f"p{s}": (rng.random((1, channels, HEIGHT // s, WIDTH // s)) * 12 - 6).astype(np.float32)
+                for s in (8, 16)
+            }
+        for threshold in (0.0, 0.3):
+            boxes, scores, classes = decode(tensors, head, WIDTH, HEIGHT, threshold)
+            for part, value in (("boxes", boxes), ("scores", scores), ("classes", classes)):
+                out[f"decode {family} {threshold} {part}"] = value.copy()
+    return out
+
+
+def _nms() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    corner = (rng.random((400, 2)) * 80).astype(np.float32)
+    boxes = np.concatenate([corner, corner + (rng.random((400, 2)) * 30).astype(np.float32)], axis=1)
+    scores = (rng.integers(0, 50, 400) / 50).astype(np.float32)  # with ties
+    classes = rng.integers(0, 3, 400).astype(np.int32)
+    return {f"nms {iou}": nms(boxes, scores, classes, iou, 100).copy() for iou in (0.0, 0.45, 0.65, 1.0)}

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# test.sh [MODEL [BUILD OPTIONS...]]: build bundles for the Raspberry Pis here, run them on emulated ones.
+#
+# Without arguments it takes the detector that ships with edgekit. Prints "skipped: ..." and exits 0 only when
+# a package index cannot be reached; everything else that goes wrong is a failure.
+set -euo pipefail
+ARGUMENTS=("$@"); set --
+# shellcheck source=tools/arm/lib.sh
+source "$(dirname "$(realpath "$0")")/lib.sh"
+export PYTHON EDGEKIT_ARM_DIR=$ARM_DIR
+export PYTHONPATH=$ROOT OMP_NUM_THREADS=1
+started=$SECONDS
+
+reachable() { # run a step; its exit code 75 ends the test as skipped
+  local code=0; "$@" || code=$?
+  if [ "$code" = "$UNREACHABLE" ]; then echo "skipped: ARM tests need a package index that cannot be reached"; exit 0; fi
+  [ "$code" = 0 ] || { say "$(basename "$2") failed"; exit "$code"; }
+}
+reachable bash "$HERE/setup.sh"
+reachable bash "$HERE/cross.sh"
+
+work=$ARM_DIR/work
+rm -rf "$work"; mkdir -p "$work"
+say "building bundles for rpi4 and rpi5"
+"$PYTHON" -m edgekit build ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} --target rpi4,rpi5 --out "$work/bundles" >&2
+"$PYTHON" "$HERE/expect.py" "$work/expected" "$work"/bundles/*.edge
+
+cd "$ARM_DIR/stage"
+export PYTHONPATH=$ARM_DIR/stage EDGEKIT_ARM_EXPECTED=$work/expected EDGEKIT_CACHE=$work/cache
+for device in pi4 pi5; do
+  say "tests on the emulated $device"
+  ARM_DEVICE=$device "$ARM_DIR/armpython" -m pytest -m arm -p no:cacheprovider tests/arm
+  bundle=$(ls "$work"/expected/*."r$device".edge)
+  ARM_DEVICE=$device ARM_COUNT=$work/counts-$device.jsonl \
+    "$ARM_DIR/armpython" "$HERE/count.py" "$bundle" "$work/expected/frames.npz"
+done
+echo "ARM tests passed on pi4 and pi5 in $((SECONDS - started)) s"
