@@ -28,7 +28,8 @@ def graph(
 
     def infos(side: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
         return [
-            helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), shape) for n, shape in side.items()
+            helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), shape)
+            for n, shape in side.items()
         ]
 
     initializers = [numpy_helper.from_array(np.asarray(a), n) for n, a in (weights or {}).items()]
@@ -66,7 +67,23 @@ def random_network(seed: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         _, c, h, w = shape
         out = fresh()
         kind = rng.choice(
-            "conv depthwise relu sigmoid silu add mul concat pool resize clip transpose reshape slice softmax".split()
+            [
+                "conv",
+                "depthwise",
+                "relu",
+                "sigmoid",
+                "silu",
+                "add",
+                "mul",
+                "concat",
+                "pool",
+                "resize",
+                "clip",
+                "transpose",
+                "reshape",
+                "slice",
+                "softmax",
+            ]
         )
         if kind == "conv":
             n = int(rng.integers(1, 6))
@@ -236,9 +253,13 @@ BAD: dict[str, Bad] = {
         tensorrt="10.11",
         refused_by_nvidia=False,
     ),
-    "opset": Bad(_unary("y = Relu(x)", opset=8), "opset", "opset 8, expected 9 to 20", refused_by_nvidia=False),
+    "opset": Bad(
+        _unary("y = Relu(x)", opset=8), "opset", "opset 8, expected 9 to 20", refused_by_nvidia=False
+    ),
     "newer opset": Bad(_unary("y = Relu(x)", opset=21), "opset", "9 to 20", refused_by_nvidia=False),
-    "dynamic shape": Bad(_unary("y = Relu(x)", (1, 4, "h", "w")), "dynamic", "expected fixed sizes", refused_by_nvidia=False),
+    "dynamic shape": Bad(
+        _unary("y = Relu(x)", (1, 4, "h", "w")), "dynamic", "expected fixed sizes", refused_by_nvidia=False
+    ),
     "float64": Bad(
         _unary("y = Relu(x)", types={"x": TensorProto.DOUBLE, "y": TensorProto.DOUBLE}),
         "type",
@@ -311,7 +332,9 @@ BAD: dict[str, Bad] = {
     "uint8": Bad(qdq(dtype=np.uint8, zero=0), "quantization", "uint8", refused_by_nvidia=False),
     "int32 bias": Bad(qdq(bias=True), "quantization", "bias"),
     "weights only": Bad(qdq(activation=False), "quantization", "only its weights", refused_by_nvidia=False),
-    "activations only": Bad(qdq(weight=False), "quantization", "only its activations", refused_by_nvidia=False),
+    "activations only": Bad(
+        qdq(weight=False), "quantization", "only its activations", refused_by_nvidia=False
+    ),
     "weight axis": Bad(qdq(axis=1), "quantization", "axis 1, expected 0", refused_by_nvidia=False),
     "transposed weight axis": Bad(
         qdq(transpose=True), "quantization", "axis 0, expected 1", refused_by_nvidia=False

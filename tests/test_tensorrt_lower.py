@@ -90,7 +90,10 @@ def test_float32_is_exact() -> None:
 
 def conv_net(weight: np.ndarray, tail: str = "y = Relu(c)") -> onnx.ModelProto:
     return graph(
-        f"c = Conv(x, w) \n {tail}", {"x": (1, 4, 8, 8)}, {"y": (1, 4, 8, 8)}, {"w": weight.astype(np.float32)}
+        f"c = Conv(x, w) \n {tail}",
+        {"x": (1, 4, 8, 8)},
+        {"y": (1, 4, 8, 8)},
+        {"w": weight.astype(np.float32)},
     )
 
 
@@ -109,7 +112,12 @@ def test_weights_beyond_float16_keep_their_node_float32() -> None:
 
 def test_known_activations_beyond_the_limit_keep_their_node_float32() -> None:
     net = conv_net(np.ones((4, 4, 1, 1)))
-    assert [n.op_type for n in lowered(net, ranges={"c": 512.0}).graph.node] == ["Cast", "Conv", "Relu", "Cast"]
+    assert [n.op_type for n in lowered(net, ranges={"c": 512.0}).graph.node] == [
+        "Cast",
+        "Conv",
+        "Relu",
+        "Cast",
+    ]
     # c is written by Conv and read by Relu: both stay, so no Cast is left
     assert [n.op_type for n in lowered(net, ranges={"c": 513.0}).graph.node] == ["Conv", "Relu"]
 
@@ -136,7 +144,15 @@ def test_operators_listed_as_float32_stay_so() -> None:
         opset=18,
     )
     half = lowered(net)
-    assert [n.op_type for n in half.graph.node] == ["Cast", "Relu", "Cast", "ReduceSumSquare", "Cast", "Sqrt", "Cast"]
+    assert [n.op_type for n in half.graph.node] == [
+        "Cast",
+        "Relu",
+        "Cast",
+        "ReduceSumSquare",
+        "Cast",
+        "Sqrt",
+        "Cast",
+    ]
     # the sum, 204800, is beyond float16: the Cast after it overflows unless the range is known
     x = np.full((1, 512), 20, np.float32)
     kept = lowered(net, ranges={"s": 204800.0})

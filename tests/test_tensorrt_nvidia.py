@@ -39,7 +39,9 @@ def plan_of(model: ir.Model) -> BuildPlan:
     """A plan for a graph that `lower` would refuse."""
 
     def sides(values):
-        return tuple(Io(str(v.name), "float32", tuple(d for d in v.shape if isinstance(d, int))) for v in values)
+        return tuple(
+            Io(str(v.name), "float32", tuple(d for d in v.shape if isinstance(d, int))) for v in values
+        )
 
     return BuildPlan(sides(model.graph.inputs), sides(model.graph.outputs), 1 << 30, Hardware("Orin", "8.7"))
 
@@ -94,7 +96,7 @@ def test_monitor_cancels_nvidias_build() -> None:
     """The builder itself stops when the monitor says so."""
     from edgekit.backends.tensorrt import compile as module
 
-    data, plan = payload()
+    data, _ = payload()
     monitor = module.Monitor()
     monitor.cancelled = True
     log = module.Log()
@@ -120,7 +122,12 @@ def test_ctrl_c_ends_a_build_process() -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
