@@ -40,7 +40,9 @@ DATA = fake.network([("x", SHAPE)], [("y", SHAPE)])
 
 
 def variant(plan: BuildPlan = PLAN) -> Variant:
-    return Variant("v", "tensorrt", "float16", "onnx", "payloads/v.onnx", len(DATA), "sha256:0", plan.to_options())
+    return Variant(
+        "v", "tensorrt", "float16", "onnx", "payloads/v.onnx", len(DATA), "sha256:0", plan.to_options()
+    )
 
 
 @pytest.fixture
@@ -196,7 +198,12 @@ def test_progress_rises_from_0_to_1(board) -> None:
 
 def test_the_plan_reaches_the_builder(board) -> None:
     load(plan=replace(PLAN, tf32=True, workspace_bytes=123 << 20, optimization_level=4)).close()
-    expected = {"limits": {"WORKSPACE": 123 << 20}, "flags": ["TF32"], "level": 4, "timing": fake.TIMING_MAGIC}
+    expected = {
+        "limits": {"WORKSPACE": 123 << 20},
+        "flags": ["TF32"],
+        "level": 4,
+        "timing": fake.TIMING_MAGIC,
+    }
     assert board.last_plan == expected
     load(plan=replace(PLAN, timing_cache="off")).close()
     assert (board.last_plan["flags"], board.last_plan["timing"]) == ([], None)
@@ -325,7 +332,11 @@ def test_interrupt_cancels_the_build_and_keeps_nothing(board) -> None:
 
 
 def test_parser_errors_come_all_in_one_line(board) -> None:
-    board.parser_errors = [("DeformConv", "n1", "Plugin\nnot found"), ("Det", "n2", "no importer"), ("", "", "x")]
+    board.parser_errors = [
+        ("DeformConv", "n1", "Plugin\nnot found"),
+        ("Det", "n2", "no importer"),
+        ("", "", "x"),
+    ]
     with pytest.raises(LoweringError) as caught:
         load()
     message = str(caught.value)
@@ -444,7 +455,7 @@ class FakePycuda:
     class Error(Exception):
         pass
 
-    class device_attribute:  # noqa: N801 - pycuda's name
+    class device_attribute:
         MULTIPROCESSOR_COUNT = 16
 
     def __init__(self) -> None:
@@ -560,7 +571,9 @@ def test_device_half_imports_only_numpy() -> None:
         "bad = {'onnx', 'onnx_ir', 'torch', 'cv2', 'onnxruntime', 'tensorrt', 'cuda', 'pycuda'} & set(sys.modules); "
         "assert not bad, bad"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
 def test_warnings_are_not_silent() -> None:

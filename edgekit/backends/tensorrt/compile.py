@@ -6,6 +6,7 @@ builds ahead of time for `compute_capability`, so this code runs for real withou
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -268,26 +269,29 @@ def _build(
     inside TensorRT's callbacks, which must not throw."""
     result: list[Any] = []
     failure: list[Exception] = []
+    # not Thread.join: interrupted by Ctrl-C, it takes a running thread for ended (CPython issue 90882)
+    finished = threading.Event()
 
     def work() -> None:
         try:
             result.append(builder.build_serialized_network(network, config))
         except Exception as error:  # noqa: BLE001 - handed to the calling thread below
             failure.append(error)
+        finally:
+            finished.set()
 
-    worker = threading.Thread(target=work, name="edgekit-tensorrt-build", daemon=True)
+    if progress:
+        progress(0.0, "compiling")
+    threading.Thread(target=work, name="edgekit-tensorrt-build", daemon=True).start()
     try:
-        if progress:
-            progress(0.0, "compiling")
-        worker.start()
-        while worker.is_alive():
-            worker.join(_POLL_S)
+        while not finished.wait(_POLL_S):
             if progress:
                 progress(*monitor.read())
     except BaseException:  # Ctrl-C or the callback's own error: stop the build, then let it through
         monitor.cancelled = True
-        if worker.ident is not None:
-            worker.join()
+        while not finished.is_set():  # leaving while TensorRT still works would crash the process
+            with contextlib.suppress(KeyboardInterrupt):
+                finished.wait()
         raise
     if failure:
         raise EdgekitError(f"TensorRT: build failed: {failure[0]}") from failure[0]

@@ -73,7 +73,7 @@ def dtype_name(value: ir.Value | None) -> str:
     if value is None or value.dtype is None:
         return ""
     name = value.dtype.name.lower()
-    return {"float": "float32"}.get(name, name)
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

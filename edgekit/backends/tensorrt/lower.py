@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.backends.base import Payload
-from edgekit.backends.tensorrt.compact import compact_bytes
 from edgekit.backends.tensorrt.float16 import to_float16
 from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
 from edgekit.backends.tensorrt.plan import MIN_TENSORRT, BuildPlan, Hardware, Io, parse_version
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 PRECISIONS = ("float16", "float32")
+MAX_IR_VERSION = 10
 
 
 def lower(
@@ -34,9 +34,12 @@ def lower(
     `ranges` (value name -> largest absolute activation) keeps nodes out of it that would overflow.
     Raises: LoweringError, one line with every reason, when TensorRT on that board cannot run the graph.
     """
+    import onnx_ir as ir
     from onnx_ir.passes import common
 
-    what = f"model {model.graph.name or 'graph'!r} for {target.name}"
+    from edgekit.passes import compact
+
+    what = f"network for {target.name}"
     if precision not in PRECISIONS:
         known = " or ".join(PRECISIONS)
         raise LoweringError(f"{what}: precision {precision!r} is not supported by tensorrt, expected {known}")
@@ -44,6 +47,10 @@ def lower(
     assert target.gpu is not None
 
     model = model.clone()
+    for value in model.graph.initializers.values():
+        # a clone shares its tensors, and renaming a value renames its tensor
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy(), value.const_value.dtype, name=value.name)
     for step in (
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -66,13 +73,13 @@ def lower(
         tf32=precision == "float16",
         kept_float32=kept,
     )
-    data = compact_bytes(model)
+    compact.run(model)
     return (
         Payload(
             backend="tensorrt",
             precision=precision,
             format="onnx",
-            data=data,
+            data=_serialize(model),
             inputs=tuple(_spec(io) for io in plan.inputs),
             outputs=tuple(_spec(io) for io in plan.outputs),
             options=plan.to_options(),
@@ -84,6 +91,16 @@ def workspace_bytes(target: Target) -> int:
     """Scratch memory that compiling and running may take: an eighth of the memory that a Jetson's CPU and GPU
     share, at most 4 GiB (TensorRT's own default is all of it)."""
     return min(target.dram_bytes // 8, 4 << 30)
+
+
+def _serialize(model: ir.Model) -> bytes:
+    import onnx_ir as ir
+
+    # the newest format that the ONNX 1.16 inside TensorRT 10.0 to 10.5 knows
+    model.ir_version = min(model.ir_version or MAX_IR_VERSION, MAX_IR_VERSION)
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]  # TensorRT infers types and shapes itself
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _release(target: Target) -> str:
@@ -132,4 +149,4 @@ def _io(value: ir.Value, what: str) -> Io:
 
 
 def _spec(io: Io) -> TensorSpec:
-    return TensorSpec(io.name, DType(io.dtype), io.shape)
+    return TensorSpec(io.name, DType(io.dtype), io.shape, "NCHW" if len(io.shape) == 4 else "")

@@ -1,0 +1,180 @@
+"""Parse and build for real through NVIDIA's ahead-of-time builder, which needs no GPU (`make test-nvidia`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+
+import onnx_ir as ir
+import pytest
+
+from edgekit.backends.tensorrt.compile import compile_engine
+from edgekit.backends.tensorrt.lint import lint
+from edgekit.backends.tensorrt.lower import lower
+from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
+from edgekit.errors import LoweringError
+from edgekit.target import Target
+from tests.helpers import ROOT
+from tests.tensorrt_graphs import BAD, build, qdq, random_network
+
+trt = pytest.importorskip("tensorrt_rtx", reason="needs NVIDIA's builder: make test-nvidia")
+pytestmark = pytest.mark.nvidia
+
+ORIN = Target.load("jetson-orin")
+CAPABILITIES = ("8.6", "12.0")
+
+
+def payload(seed: int = 3, precision: str = "float16") -> tuple[bytes, BuildPlan]:
+    model, _ = random_network(seed)
+    (made,) = lower(ir.from_proto(model), ORIN, precision)
+    return made.data, BuildPlan.from_options(dict(made.options))
+
+
+def plan_of(model: ir.Model) -> BuildPlan:
+    """A plan for a graph that `lower` would refuse."""
+
+    def sides(values):
+        return tuple(
+            Io(str(v.name), "float32", tuple(d for d in v.shape if isinstance(d, int))) for v in values
+        )
+
+    return BuildPlan(sides(model.graph.inputs), sides(model.graph.outputs), 1 << 30, Hardware("Orin", "8.7"))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_lower_writes_is_accepted(seed: int, precision: str, capability: str) -> None:
+    data, plan = payload(seed, precision)
+    assert compile_engine(trt, data, plan, compute_capability=capability).nbytes > 0
+
+
+@pytest.mark.parametrize("name", sorted(n for n in BAD if BAD[n].refused_by_nvidia))
+def test_what_the_lint_calls_refused_is_refused(name: str) -> None:
+    model = build(BAD[name])
+    assert lint(model, BAD[name].tensorrt, BAD[name].compute_capability)
+    plan = plan_of(model)
+    with pytest.raises(LoweringError) as caught:
+        compile_engine(trt, BAD[name].model.SerializeToString(), plan, compute_capability="8.6")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "expected [(" not in message, "refused for its plan, not for its fault"
+
+
+def test_quantized_convolution_as_the_lint_wants_it_is_accepted() -> None:
+    model = build(replace(BAD["uint8"], model=qdq()))
+    assert lint(model) == ()
+    compile_engine(trt, qdq().SerializeToString(), plan_of(model), compute_capability="8.6")
+
+
+def test_progress_rises_from_0_to_1() -> None:
+    data, plan = payload()
+    seen: list[float] = []
+    compile_engine(trt, data, plan, progress=lambda d, _: seen.append(d), compute_capability="8.6")
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0, 1)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
+def test_progress_callback_can_stop_the_build(stop: type[BaseException]) -> None:
+    data, plan = payload()
+
+    def progress(done: float, text: str) -> None:
+        raise stop
+
+    with pytest.raises(stop):
+        compile_engine(trt, data, plan, progress=progress, compute_capability="8.6")
+    compile_engine(trt, data, plan, compute_capability="8.6")
+
+
+def test_monitor_cancels_nvidias_build() -> None:
+    """The builder itself stops when the monitor says so."""
+    from edgekit.backends.tensorrt import compile as module
+
+    data, _ = payload()
+    monitor = module.Monitor()
+    monitor.cancelled = True
+    log = module.Log()
+    sink = module.logger(trt, log)
+    builder = trt.Builder(sink)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, sink)
+    assert parser.parse(data)
+    config = builder.create_builder_config()
+    config.progress_monitor = module._monitor(trt, monitor)
+    with pytest.raises(LoweringError, match=r"[Cc]ancel"):
+        module._build(builder, network, config, monitor, None, log)
+
+
+def test_ctrl_c_ends_a_build_process() -> None:
+    """A real SIGINT in a loop of builds: the process ends by KeyboardInterrupt, not by a crash."""
+    code = (
+        "import sys, tensorrt_rtx as trt\n"
+        "from tests.test_tensorrt_nvidia import payload, compile_engine\n"
+        "data, plan = payload()\n"
+        "print('ready', flush=True)\n"
+        "while True: compile_engine(trt, data, plan, compute_capability='8.6')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"), [(b"", "no outputs"), (b"not ONNX at all", "parse"), (payload()[0][:200], "parse")]
+)
+def test_damaged_files_are_refused(data: bytes, says: str) -> None:
+    with pytest.raises(LoweringError, match=says):
+        compile_engine(trt, data, payload()[1], compute_capability="8.6")
+
+
+def test_another_network_than_the_plan_is_refused() -> None:
+    data, plan = payload()
+    with pytest.raises(LoweringError, match="of its plan"):
+        compile_engine(trt, data, replace(plan, inputs=()), compute_capability="8.6")
+
+
+@pytest.mark.parametrize("capability", ["8.7", "1.0"])
+def test_capabilities_that_it_cannot_build_for(capability: str) -> None:
+    data, plan = payload()
+    with pytest.raises(LoweringError, match=f"cannot build for compute capability {capability}"):
+        compile_engine(trt, data, plan, compute_capability=capability)
+
+
+def test_timing_cache_calls_exist() -> None:
+    """This builder keeps no timings and warns so, but takes the calls as TensorRT 10 does."""
+    data, plan = payload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        first = compile_engine(trt, data, plan, timing_cache=b"", compute_capability="8.6")
+        assert first.timing_cache
+        again = compile_engine(trt, data, plan, timing_cache=first.timing_cache, compute_capability="8.6")
+        damaged = compile_engine(trt, data, plan, timing_cache=b"damaged" * 9, compute_capability="8.6")
+    assert again.nbytes == first.nbytes
+    assert any("timing cache" in w for w in damaged.warnings)
+
+
+def test_two_builds_are_equal_in_size_and_config_is_taken() -> None:
+    data, plan = payload()
+    sizes = {compile_engine(trt, data, plan, compute_capability="8.6").nbytes for _ in range(2)}
+    assert len(sizes) == 1
+    other = replace(plan, optimization_level=0, sparse_weights=True, tf32=not plan.tf32)
+    assert compile_engine(trt, data, other, compute_capability="8.6").nbytes > 0

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""check.py MODEL.onnx|BUNDLE.edge ... [--cc 8.6 12.0] [--json]
+
+Parses and builds every TensorRT payload with NVIDIA's own builder (tensorrt_rtx, no GPU needed), by the
+code that runs on a Jetson, and lints it first. Default capabilities: 8.6 (nearest to Orin's 8.7, which the
+builder refuses without that GPU) and 12.0 (nearest to Thor's 11.0). Uses the documented API only; the
+engines are dropped unread. Exit code: 0 all accepted, 1 something refused, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from edgekit.backends.tensorrt.compile import compile_engine
+from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
+from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
+from edgekit.bundle import Bundle
+from edgekit.errors import EdgekitError, MissingExtraError, UsageError
+
+DEFAULT = ("8.6", "12.0")
+HINT = "Run: pip install -r tools/nvidia/requirements.txt (x86-64 Linux), or: make test-nvidia"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One ONNX to check, by the plan it came with or a plain one."""
+
+    name: str
+    data: bytes
+    plan: BuildPlan
+
+
+def candidates(path: Path) -> Iterator[Candidate]:
+    """The TensorRT payloads of a bundle, or the one model of an ONNX file."""
+    if not path.exists():
+        raise UsageError(f"file {path}: not found")
+    if path.suffix == ".onnx":
+        data = path.read_bytes()
+        yield Candidate(path.name, data, plain_plan(path, data))
+        return
+    with Bundle.open(path) as bundle:
+        for segment, variant in bundle.manifest.variants():
+            if variant.backend == "tensorrt":
+                name = f"{path.name}:{segment.name}/{variant.name}"
+                yield Candidate(
+                    name, bytes(bundle.read(variant.path)), BuildPlan.from_options(variant.options)
+                )
+
+
+def plain_plan(path: Path, data: bytes) -> BuildPlan:
+    model = load(data, path)
+
+    def sides(values: Any) -> tuple[Io, ...]:
+        shapes = [(str(v.name), dtype_name(v), tuple(v.shape or ())) for v in values]
+        return tuple(
+            Io(n, t, tuple(d if isinstance(d, int) else -1 for d in shape)) for n, t, shape in shapes
+        )
+
+    # old exporters list weights as inputs
+    inputs = [v for v in model.graph.inputs if not v.is_initializer()]
+    return BuildPlan(sides(inputs), sides(model.graph.outputs), 4 << 30, Hardware("any", "8.7"))
+
+
+def load(data: bytes, where: object) -> Any:
+    """As onnx_ir.Model with the types that the lint needs."""
+    import onnx
+    import onnx_ir as ir
+    from google.protobuf.message import DecodeError
+    from onnx_ir.passes import common
+
+    try:
+        model = ir.from_proto(onnx.load_from_string(data))
+    except (DecodeError, ValueError, TypeError) as error:
+        raise UsageError(f"file {where}: not an ONNX model: {error}") from None
+    for step in (common.RemoveInitializersFromInputsPass(), common.ShapeInferencePass()):
+        model = step(model).model
+    return model
+
+
+def check(trt: Any, candidate: Candidate, capability: str) -> dict[str, Any]:
+    """{"accepted", "seconds", "engine_bytes"} or {"accepted": False, "reason"}."""
+    try:
+        built = compile_engine(trt, candidate.data, candidate.plan, compute_capability=capability)
+    except EdgekitError as error:
+        return {"accepted": False, "reason": str(error)}
+    return {"accepted": True, "seconds": round(built.seconds, 3), "engine_bytes": built.nbytes}
+
+
+def capability(text: str) -> str:
+    """86, 8.6 -> "8.6"; 120, 12.0 -> "12.0"."""
+    digits = text.replace(".", "")
+    if not digits.isdigit() or len(digits) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a compute capability such as 8.6")
+    return f"{digits[:-1]}.{digits[-1]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--cc", nargs="+", type=capability, default=list(DEFAULT), metavar="CC")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    args = parser.parse_args()
+    try:
+        import tensorrt_rtx as trt
+    except ImportError:
+        raise MissingExtraError("tensorrt_rtx", "", "check payloads", hint=HINT) from None
+    results: dict[str, Any] = {}
+    for path in args.files:
+        found = list(candidates(path))
+        if not found:
+            raise UsageError(f"bundle {path}: holds no TensorRT payload")
+        for item in found:
+            findings = lint(load(item.data, item.name))
+            targets = {cc: check(trt, item, cc) for cc in args.cc}
+            results[item.name] = {"lint": [str(f) for f in findings], "targets": targets}
+            if not args.json:
+                show(item, summary(findings), targets)
+    good = all(not r["lint"] and all(t["accepted"] for t in r["targets"].values()) for r in results.values())
+    if args.json:
+        print(
+            json.dumps({"builder": f"tensorrt_rtx {trt.__version__}", "accepted": good, "payloads": results})
+        )
+    else:
+        print(
+            f"{'all accepted' if good else 'NOT accepted'} by tensorrt_rtx {trt.__version__}: {len(results)} payloads"
+        )
+    return 0 if good else 1
+
+
+def show(item: Candidate, findings: str, targets: dict[str, Any]) -> None:
+    print(f"{item.name} ({len(item.data) / 1e6:.2f} MB)")
+    if findings:
+        print(f"  lint: {findings}")
+    for cc, result in targets.items():
+        if result["accepted"]:
+            text = f"accepted, {result['seconds']:.2f} s, engine {result['engine_bytes'] / 1e6:.2f} MB"
+        else:
+            text = f"REFUSED: {result['reason']}"
+        print(f"  {cc:>4}: {text}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EdgekitError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
