@@ -355,4 +355,34 @@ def _infer(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
                 f"{where}: tensor {value.name!r} has shape {_x(dims)}, expected sizes from 1 and at most "
                 f"{MAX_ELEMENTS} elements. Give another input size with --shape."
             )
+    _check_convolutions(model.graph, where)
     return model
+
+
+def _check_convolutions(graph: onnx.GraphProto, where: str) -> None:
+    """What onnx's inference leaves open: channels that match, kernels no larger than their input."""
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.input, *graph.value_info, *graph.output)
+    }
+    shapes |= {t.name: list(t.dims) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Conv":
+            continue
+        x, w, y = (shapes.get(n, []) for n in (node.input[0], node.input[1], node.output[0]))
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if not x or not w or 0 in x or len(x) != len(w):
+            continue
+        group, spatial = int(attributes.get("group", 1)), len(x) - 2
+        pads = attributes.get("pads", [0] * 2 * spatial)
+        dilations = attributes.get("dilations", [1] * spatial)
+        small = [
+            i
+            for i in range(spatial)
+            if x[2 + i] + pads[i] + pads[spatial + i] < (w[2 + i] - 1) * dilations[i] + 1
+        ]
+        if x[1] != w[1] * group or (group > 0 and w[0] % group) or (small and "auto_pad" not in attributes):
+            raise ModelError(
+                f"{where}: Conv {node.name or node.output[0]!r} takes {_x(x)} with weights {_x(w)}, "
+                f"group {group}, and cannot: its channels or kernel do not fit (output {_x(y)}). Export the model again."
+            )

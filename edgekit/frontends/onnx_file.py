@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped,unused-ignore]
 from onnx import TensorProto
 
 from edgekit.errors import ModelError
@@ -68,6 +68,8 @@ def read(path: Path) -> onnx.ModelProto:
             f"model {path}: not an ONNX file, or cut short ({len(data)} bytes do not parse). "
             "Export or download it again."
         ) from None
+    if not _is_text_clean(model):
+        raise ModelError(f"model {path}: damaged, a name in it is not UTF-8. Export or download it again.")
     if not model.HasField("graph") or not model.graph.node:
         raise ModelError(f"model {path}: not an ONNX model, no graph with operators in it. Export it again.")
     budget = MAX_BYTES
@@ -98,6 +100,17 @@ def _read_bytes(path: Path) -> bytes:
         raise ModelError(f"model {path}: no such file. Check the path.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"model {path}: cannot be read: {one_line(error)}. Check the path.") from None
+
+
+def _is_text_clean(message: Message) -> bool:
+    """Protobuf hands out strings that are no UTF-8 as bytes, which nothing after this expects."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for item in (value,) if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(item, bytes) or (isinstance(item, Message) and not _is_text_clean(item)):
+                return False
+    return True
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:

@@ -61,8 +61,7 @@ def run(model: ir.Model) -> int:
         value.name = next(names)
         value.metadata_props.clear()
         value.doc_string = None
-        if value not in weights:
-            value.shape, value.type = None, None
+        value.shape, value.type = None, None  # of weights too: the tensors themselves state both
     for value in weights:
         graph.register_initializer(value)
     return count + len(inner)
