@@ -393,3 +393,47 @@ def test_real_yolox_head(path: str) -> None:
     )
     np.testing.assert_allclose(scores, score[keep], rtol=1e-4)
     np.testing.assert_array_equal(classes, activated[0, keep, 5:].argmax(axis=1))
+
+
+@pytest.mark.parametrize("index", range(len(heads(3))))
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.3])
+def test_all_classes(index: int, threshold: float) -> None:
+    """Every class above the threshold: native equals reference; the best of each box is what one class gives."""
+    head = heads(3)[index]
+    rng = np.random.default_rng(100 + index)
+    outputs = {name: rng.normal(0, 1.5, shape).astype(np.float32) for name, shape in shapes(head).items()}
+    for tensor in outputs.values():
+        tensor.reshape(-1)[::97] = np.nan
+    found = {}
+    for path in PATHS:
+        with using(path):
+            found[path] = [a.copy() for a in decode(outputs, head, *SIZE, threshold, all_classes=True)]
+            best = [a.copy() for a in decode(outputs, head, *SIZE, threshold)]
+    for a, b in zip(*found.values(), strict=True) if len(found) > 1 else []:
+        np.testing.assert_array_equal(a, b)
+    boxes, scores, classes = found[PATHS[0]]
+    several = head.family != "rows" or "cls*" in head.columns
+    assert len(scores) > len(best[1]) if several else len(scores) == len(best[1])
+    candidates = {
+        (*box, score, label) for box, score, label in zip(boxes.tolist(), scores, classes, strict=True)
+    }
+    assert candidates >= {(*box, s, c) for box, s, c in zip(best[0].tolist(), best[1], best[2], strict=True)}
+
+
+def test_all_classes_by_formula() -> None:
+    head = next(h for h in heads(3) if h.family == "yolox")
+    rng = np.random.default_rng(5)
+    outputs = {name: rng.normal(0, 1.5, shape).astype(np.float32) for name, shape in shapes(head).items()}
+    _, scores, classes = decode(outputs, head, *SIZE, 0.1, all_classes=True)
+    wanted = []
+    for level in head.levels:
+        logits = outputs[level.classes.tensor][
+            0, level.classes.start : level.classes.start + head.num_classes
+        ]
+        assert level.objectness is not None
+        objectness = outputs[level.objectness.tensor][0, level.objectness.start]
+        score = 1 / (1 + np.exp(-logits.astype(float))) / (1 + np.exp(-objectness.astype(float)))
+        cells = score.reshape(head.num_classes, -1).T
+        wanted += [(s, c) for cell in cells for c, s in enumerate(cell) if s >= 0.1]
+    np.testing.assert_allclose(scores, [s for s, _ in wanted], rtol=1e-6)
+    np.testing.assert_array_equal(classes, [c for _, c in wanted])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half

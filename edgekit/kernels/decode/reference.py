@@ -168,7 +168,7 @@ def _scores(
         for row in logits:
             total = total + exp(row - best)
         if all_classes:
-            column, label = np.nonzero(logits.T >= np.float32(low_class))
+            column, label = np.nonzero(np.float32(low_class) <= logits.T)
             cells, value, best, total = _Cells(cells.tensors, cells.index[column]), logits[label, column], best[column], total[column]  # fmt: skip
     label = np.where(value >= np.float32(low_class), label, -1)
     objectness = cells.values(grid.object_tensor, grid.object_start)[0] if grid.object_tensor >= 0 else None

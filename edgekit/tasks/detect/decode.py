@@ -33,14 +33,14 @@ class Postprocess:
         score_threshold: float | None = None,
         iou_threshold: float | None = None,
         max_detections: int | None = None,
-        all_classes: bool = False,
+        for_metric: bool = False,
     ) -> Detections:
         """Boxes of a picture of `image_size` (height, width) that lies at `placement` in the input.
 
         outputs: the engine's raw outputs by name, float32 [1, C, H, W] (family rows: [1, N, D]).
-        The thresholds default to the spec's. One box per cell at most, that of its best class, or with
-        `all_classes` (how AP is measured) one for every class above the threshold; boxes are clipped
-        to the picture.
+        The thresholds default to the spec's. One box per cell at most, that of its best class, clipped
+        to the picture. `for_metric`: one box for every class above the threshold, not clipped, as the
+        detectors' own evaluation scripts judge a network (clipping alone would raise AP by up to 0.01).
         Raises: UsageError for outputs that do not fit the head or thresholds out of range.
         """
         score = self.spec.score_threshold if score_threshold is None else score_threshold
@@ -51,22 +51,28 @@ class Postprocess:
                 f"detections: expected thresholds in 0..1 and max_detections at least 1, "
                 f"got score {score}, IoU {iou}, max_detections {limit}."
             )
-        boxes, scores, classes = self._decoder.run(outputs, score, all_classes)
+        boxes, scores, classes = self._decoder.run(outputs, score, all_classes=for_metric)
         if limit > len(self._keep):
             self._keep = np.empty(limit, np.int32)
         keep = nms(boxes, scores, classes, iou, limit, out=self._keep)
         return Detections(
-            to_picture(boxes[keep], placement, image_size), scores[keep], classes[keep], self.spec.labels
+            to_picture(boxes[keep], placement, None if for_metric else image_size),
+            scores[keep],
+            classes[keep],
+            self.spec.labels,
         )
 
 
-def to_picture(boxes: np.ndarray, placement: Placement, image_size: tuple[int, int]) -> np.ndarray:
-    """Boxes [n, 4] from network-input pixels to pixels of the picture, clipped to it; in place.
+def to_picture(boxes: np.ndarray, placement: Placement, image_size: tuple[int, int] | None) -> np.ndarray:
+    """Boxes [n, 4] from network-input pixels to pixels of the picture, clipped to it if given; in place.
 
     Written from the corners, x = (x_in - left) / scale_x, as the inverse of the letterbox.
     """
-    p, (height, width) = placement, image_size
+    p = placement
     boxes -= np.array((p.left, p.top, p.left, p.top), np.float32)
     boxes /= np.array((p.scale_x, p.scale_y, p.scale_x, p.scale_y), np.float32)
+    if image_size is None:
+        return boxes
+    height, width = image_size
     zero = np.zeros(4, np.float32)
     return np.clip(boxes, zero, np.array((width, height, width, height), np.float32), out=boxes)

@@ -31,7 +31,7 @@ def evaluate_pipeline(
                 f"picture {item.path}: cannot be read. Replace it or remove it from the annotations"
             )
         detections = pipeline(
-            image, score_threshold=EVAL_SCORE, max_detections=EVAL_DETECTIONS, all_classes=True
+            image, score_threshold=EVAL_SCORE, max_detections=EVAL_DETECTIONS, for_metric=True
         )
         results.append((item.id, detections))
         if progress is not None:

@@ -56,11 +56,11 @@ class DetectPipeline:
         score_threshold: float | None = None,
         iou_threshold: float | None = None,
         max_detections: int | None = None,
-        all_classes: bool = False,
+        for_metric: bool = False,
     ) -> Detections:
         """Detect on a picture, uint8 [H, W, 3] in BGR order, any size; boxes in its pixels.
 
-        Thresholds default to the bundle's. all_classes: a box may carry several classes, see Postprocess.
+        Thresholds default to the bundle's. for_metric: see Postprocess.
 
         Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
         """
@@ -77,7 +77,7 @@ class DetectPipeline:
             score_threshold=score_threshold,
             iou_threshold=iou_threshold,
             max_detections=max_detections,
-            all_classes=all_classes,
+            for_metric=for_metric,
         )
         self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
         return detections
