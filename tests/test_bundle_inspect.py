@@ -86,6 +86,22 @@ def test_page_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert max(map(len, page.splitlines())) < 160
 
 
+def test_page_of_lists_and_unknowns() -> None:
+    long = [
+        "a sentence that is so long that two of them do not fit on one line",
+        "another such sentence, as limits are",
+    ]
+    rows = inspect._flat({"short": ["a", 1, 0.5], "long": long, "none": None, "deep": {"list": [{"a": 1}]}})
+    assert rows == [
+        ("short", "a, 1, 0.5"),
+        ("long", long[0]),
+        ("", long[1]),
+        ("none", "not known"),
+        ("deep.list", "1 entries (--json shows them)"),
+    ]
+    assert len(inspect._flat({str(i): [i] for i in range(99)})) == 41
+
+
 def test_page_shows_no_control_characters(tmp_path: Path) -> None:
     """Names and evidence may come from a stranger; a terminal must not obey them."""
     from edgekit.bundle import write_bundle

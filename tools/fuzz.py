@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     failures.append(
                         {"part": what, "kind": kind, "seed": seed, "outcome": outcome, "note": note}
                     )
-                    print(f"{what} {kind} {seed}: {outcome} {note}", file=sys.stderr)
+                    print(f"{what} {kind} {seed}: {outcome} {note[-600:]}", file=sys.stderr)
     seconds = time.monotonic() - began
     total = sum(counts.values(), Counter())
     if args.json:

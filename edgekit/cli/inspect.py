@@ -181,6 +181,12 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
+def _scalar(value: Any) -> str:
+    if value is None:
+        return "not known"
+    return f"{value:.6g}" if isinstance(value, float) else printable(str(value), 110)
+
+
 def _flat(tree: dict[str, Any], prefix: str = "", limit: int = 40) -> list[tuple[str, ...]]:
     """Scalars of a table as (dotted key, value) rows; lists by their length."""
     rows: list[tuple[str, ...]] = []
@@ -190,9 +196,14 @@ def _flat(tree: dict[str, Any], prefix: str = "", limit: int = 40) -> list[tuple
             rows += _flat(value, name + ".", limit)
         elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
             rows.append((name, f"{len(value)} entries (--json shows them)"))
+        elif isinstance(value, list):
+            text = ", ".join(map(_scalar, value))
+            if len(text) <= 90:
+                rows.append((name, text))
+            else:
+                rows += [(name if i == 0 else "", _scalar(item)) for i, item in enumerate(value)]
         else:
-            shown = f"{value:.6g}" if isinstance(value, float) else printable(str(value), 90)
-            rows.append((name, shown))
+            rows.append((name, _scalar(value)))
     if len(rows) > limit:
         rows = [*rows[:limit], ("...", f"{len(rows) - limit} more (--json shows them)")]
     return rows
