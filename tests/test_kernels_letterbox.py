@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import threading
 from dataclasses import replace
 
@@ -129,8 +130,12 @@ def test_within_one_level_of_cv2(path: str, h: int, w: int, out_h: int, out_w: i
     with using(path):
         out = empty_input(spec)
         letterbox(image, spec, out)
-    expected = cv2.resize(image, (out_w, out_h), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(out[0].astype(int) - expected).max() <= 1
+    got = out[0].astype(int)
+    assert np.abs(got - cv2.resize(image, (out_w, out_h), interpolation=cv2.INTER_LINEAR_EXACT)).max() <= 1
+    # cv2's ARM build shortens its sums: up to 1.25 levels off the exact value, where x86 is off by 0.78 and
+    # this kernel by 0.57 everywhere (test_whole_input_is_written_as_specified holds it to 0.6)
+    limit = 2 if platform.machine() == "aarch64" else 1
+    assert np.abs(got - cv2.resize(image, (out_w, out_h), interpolation=cv2.INTER_LINEAR)).max() <= limit
 
 
 @pytest.mark.parametrize("path", PATHS)

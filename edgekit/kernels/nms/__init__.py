@@ -47,15 +47,13 @@ def nms(
             f"nms: expected iou_threshold in 0..1, max_detections and max_candidates at least 1, "
             f"got {iou_threshold}, {max_detections}, {max_candidates}."
         )
-    if n and (classes.min() < 0 or classes.max() > MAX_CLASS):
-        raise UsageError(
-            f"nms: class out of range, expected 0..{MAX_CLASS}, got {classes.min()}..{classes.max()}."
-        )
     assert out is None or (
         out.dtype == np.int32 and out.flags.c_contiguous and len(out) >= min(n, max_detections)
     )
     module = kernels.native()
     if module is None:
+        if n and (classes.min() < 0 or classes.max() > MAX_CLASS):
+            raise _class_out_of_range(classes)
         kept = reference.nms(boxes, scores, classes, iou_threshold, max_detections, max_candidates)
         if out is None:
             return kept
@@ -64,5 +62,13 @@ def nms(
     if out is None:
         out = np.empty(min(n, max_detections), np.int32)
     arrays = (np.ascontiguousarray(boxes), np.ascontiguousarray(scores), np.ascontiguousarray(classes))
-    count = module.nms(*arrays, iou_threshold, max_detections, max_candidates, out)
+    count = module.nms(*arrays, iou_threshold, max_detections, max_candidates, MAX_CLASS, out)
+    if count < 0:  # looked at there, where it costs nothing
+        raise _class_out_of_range(classes)
     return out[:count]
+
+
+def _class_out_of_range(classes: np.ndarray) -> UsageError:
+    return UsageError(
+        f"nms: class out of range, expected 0..{MAX_CLASS}, got {classes.min()}..{classes.max()}."
+    )

@@ -13,8 +13,9 @@ struct Kept {
     int next;  // the one kept before it in the same class, or -1
 };
 
+// Number of boxes kept, their indices in `out`; -1 for a class outside 0..max_class.
 int nms(const float* boxes, const float* scores, const int32_t* classes, int n, float threshold, int max_detections,
-        int max_candidates, int32_t* out) {
+        int max_candidates, int max_class, int32_t* out) {
     // one set per thread, grown once: nothing is allocated per call
     static thread_local std::vector<int32_t> order;
     static thread_local std::vector<Kept> kept;
@@ -24,6 +25,7 @@ int nms(const float* boxes, const float* scores, const int32_t* classes, int n, 
     int32_t top_class = -1;
     for (int i = 0; i < n; i++) {
         const float* b = boxes + size_t(4) * i;
+        if (classes[i] < 0 || classes[i] > max_class) return -1;
         if (scores[i] != scores[i]) continue;
         if (!(std::isfinite(b[0]) && std::isfinite(b[1]) && std::isfinite(b[2]) && std::isfinite(b[3]))) continue;
         order.push_back(i);
@@ -68,7 +70,7 @@ EDGEKIT_KERNEL(nms, m) {
         "nms",
         [](const py::array_t<float, py::array::c_style>& boxes, const py::array_t<float, py::array::c_style>& scores,
            const py::array_t<int32_t, py::array::c_style>& classes, float threshold, int max_detections,
-           int max_candidates, py::array_t<int32_t, py::array::c_style> out) {
+           int max_candidates, int max_class, py::array_t<int32_t, py::array::c_style> out) {
             const int n = int(scores.size());
             edgekit::check(boxes.size() == 4 * py::ssize_t(n) && classes.size() == n, "nms arrays");
             edgekit::check(out.size() >= std::min(n, max_detections), "nms out");
@@ -76,8 +78,9 @@ EDGEKIT_KERNEL(nms, m) {
             const int32_t* c = classes.data();
             int32_t* o = out.mutable_data();
             py::gil_scoped_release release;
-            return edgekit::nms(b, s, c, n, threshold, max_detections, max_candidates, o);
+            return edgekit::nms(b, s, c, n, threshold, max_detections, max_candidates, max_class, o);
         },
         py::arg("boxes").noconvert(), py::arg("scores").noconvert(), py::arg("classes").noconvert(),
-        py::arg("iou_threshold"), py::arg("max_detections"), py::arg("max_candidates"), py::arg("out").noconvert());
+        py::arg("iou_threshold"), py::arg("max_detections"), py::arg("max_candidates"), py::arg("max_class"),
+        py::arg("out").noconvert());
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -56,23 +57,33 @@ class Postprocess:
             self._keep = np.empty(limit, np.int32)
         keep = nms(boxes, scores, classes, iou, limit, out=self._keep)
         return Detections(
-            to_picture(boxes[keep], placement, None if for_metric else image_size),
+            to_picture(boxes[keep], placement, image_size, clip=not for_metric),
             scores[keep],
             classes[keep],
             self.spec.labels,
         )
 
 
-def to_picture(boxes: np.ndarray, placement: Placement, image_size: tuple[int, int] | None) -> np.ndarray:
-    """Boxes [n, 4] from network-input pixels to pixels of the picture, clipped to it if given; in place.
+@functools.lru_cache(maxsize=16)
+def _mapping(placement: Placement, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offset, scale and limit of x1 y1 x2 y2: float32 [4] each."""
+    p, (height, width) = placement, image_size
+    offset = np.array((p.left, p.top, p.left, p.top), np.float32)
+    scale = np.array((p.scale_x, p.scale_y, p.scale_x, p.scale_y), np.float32)
+    return offset, scale, np.array((width, height, width, height), np.float32)
 
-    Written from the corners, x = (x_in - left) / scale_x, as the inverse of the letterbox.
+
+def to_picture(
+    boxes: np.ndarray, placement: Placement, image_size: tuple[int, int], clip: bool = True
+) -> np.ndarray:
+    """Boxes float32 [n, 4] from network-input pixels to pixels of the picture, in place.
+
+    The inverse of the letterbox: x = (x_in - left) / scale_x, likewise y.
     """
-    p = placement
-    boxes -= np.array((p.left, p.top, p.left, p.top), np.float32)
-    boxes /= np.array((p.scale_x, p.scale_y, p.scale_x, p.scale_y), np.float32)
-    if image_size is None:
+    offset, scale, limit = _mapping(placement, image_size)
+    boxes -= offset
+    boxes /= scale
+    if not clip:
         return boxes
-    height, width = image_size
-    zero = np.zeros(4, np.float32)
-    return np.clip(boxes, zero, np.array((width, height, width, height), np.float32), out=boxes)
+    np.maximum(boxes, np.float32(0), out=boxes)
+    return np.minimum(boxes, limit, out=boxes)
