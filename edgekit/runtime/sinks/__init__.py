@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from edgekit.errors import UsageError, did_you_mean
@@ -26,9 +27,11 @@ def open_sink(path: str | Path, *, fps: float | None = None, labels: tuple[str, 
     MissingExtraError without OpenCV (at the first frame; never for `.jsonl`).
     """
     text, path = str(path), Path(path)
+    if "\0" in text:
+        raise UsageError("sink: a name with a NUL byte. Check the path")
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
         raise UsageError(f"sink {text}: fps {fps} is not usable, expected above 0 up to 1000")
-    if text.endswith(("/", "\\")) or path.is_dir():
+    if text.endswith(("/", "\\")) or os.path.isdir(path):  # a name that cannot exist is no folder
         return pictures.FolderSink(path, labels)
     suffix = path.suffix.lower()
     if suffix == ".jsonl":

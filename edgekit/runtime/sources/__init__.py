@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.runtime.sources import header, pictures, video
-from edgekit.runtime.sources.base import Source, printable
+from edgekit.runtime.sources.base import Source, printable, split_uri
 from edgekit.runtime.sources.pictures import read_picture
 
 __all__ = ["Source", "open_source", "read_picture"]
@@ -41,7 +41,7 @@ def open_source(uri: str | Path, *, limit: int | None = None) -> Source:
 
 
 def _file_path(uri: str) -> Path:
-    parts = urllib.parse.urlsplit(uri)
+    parts = split_uri(uri)
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
         raise UsageError(f"source {uri}: not a local file, expected file:///path. Give the plain path")
     return Path(urllib.parse.unquote(parts.path))

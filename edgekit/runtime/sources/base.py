@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import urllib.parse
 from types import TracebackType
 
 from edgekit.errors import UsageError
@@ -77,6 +78,14 @@ class Source(abc.ABC):
 def printable(name: object) -> str:
     """A path or URI for a one-line message: control characters and stray bytes are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
+def split_uri(uri: str) -> urllib.parse.SplitResult:
+    """The parts of a URI. Raises: UsageError."""
+    try:
+        return urllib.parse.urlsplit(uri)
+    except ValueError as error:  # a lone bracket is taken for half an IPv6 address
+        raise UsageError(f"source {printable(uri)}: not a valid URI: {error}. Check it") from None
 
 
 def check_size(width: int, height: int) -> str | None:
