@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import EdgekitError, MissingExtraError, UsageError
+from edgekit.picture import HeaderError, decode_picture, read_header
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources import open_source, read_picture
-from edgekit.runtime.sources.header import HeaderError, read_header
-from edgekit.runtime.sources.pictures import decode_picture, natural_key
+from edgekit.runtime.sources.pictures import natural_key
 from tests.helpers import ROOT, shared_data
 
 # 8x8 CMYK JPEG as Adobe writes it (inverted), cyan 255: what RGB (0, 255, 255) prints as
@@ -375,6 +375,17 @@ def test_a_video_gives_its_frames_and_times(tmp_path: Path, name: str, code: str
     assert all(f.captured_ns >= opened for f in frames)
     levels = [float(f.image.mean()) for f in frames]
     assert np.abs(np.array(levels) - 12 * np.arange(20)).max() < 6
+    assert source.skipped == []
+
+
+@pytest.mark.skipif(not hasattr(cv2, "imwriteanimation"), reason="this OpenCV cannot write a test GIF")
+def test_times_are_the_containers_not_the_mean_rate(tmp_path: Path) -> None:
+    clip = cv2.Animation()
+    clip.frames = [np.full((32, 32, 3), level, np.uint8) for level in (20, 120, 220, 60)]
+    clip.durations = np.array([100, 300, 200, 150], np.int32)
+    assert cv2.imwriteanimation(str(tmp_path / "a.gif"), clip)
+    source = open_source(tmp_path / "a.gif")
+    assert [f.pts_ns for f in source] == [0, 100_000_000, 400_000_000, 600_000_000]
     assert source.skipped == []
 
 

@@ -7,10 +7,11 @@ import re
 import urllib.parse
 from pathlib import Path
 
-from edgekit.errors import UsageError, did_you_mean
-from edgekit.runtime.sources import header, pictures, video
-from edgekit.runtime.sources.base import Source, printable, split_uri
-from edgekit.runtime.sources.pictures import read_picture
+from edgekit import picture
+from edgekit.errors import UsageError, did_you_mean, printable
+from edgekit.picture import read_picture
+from edgekit.runtime.sources import pictures, video
+from edgekit.runtime.sources.base import Source, split_uri
 
 __all__ = ["Source", "open_source", "read_picture"]
 
@@ -72,8 +73,8 @@ def _open_path(path: Path, uri: str, limit: int | None) -> Source:
 def _open_file(path: Path, uri: str, limit: int | None) -> Source:
     if path.suffix.lower() in video.SUFFIXES:
         return video.VideoSource(uri, path, limit)
-    if path.suffix.lower() in header.SUFFIXES:
+    if path.suffix.lower() in picture.SUFFIXES:
         return pictures.OnePicture(uri, path, limit)
     with path.open("rb") as file:  # no telling suffix: let the content decide
-        still = header.kind_of(file.read(16))
+        still = picture.kind_of(file.read(16))
     return pictures.OnePicture(uri, path, limit) if still else video.VideoSource(uri, path, limit)
