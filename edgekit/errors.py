@@ -92,3 +92,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "Known: " + ", ".join(names) + "."
+
+
+def printable(name: object) -> str:
+    """A path or URI for a one-line message: control characters and stray bytes are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))

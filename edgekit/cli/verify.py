@@ -77,7 +77,7 @@ def _run(bundle: Any, args: argparse.Namespace) -> dict[str, Any]:
         from edgekit.tasks.detect.dataset import read_coco
         from edgekit.tasks.detect.evaluate import evaluate_pipeline
 
-        data = read_coco(args.data, args.images, limit=args.limit)
+        data = read_coco(args.data, args.images, limit=args.limit, labels=engine.labels)
         metric, _ = evaluate_pipeline(engine.pipeline(), data, progress=_progress)
         result.update(metric=metric, images=len(data.images), reference=_reference(bundle, data))
         return result

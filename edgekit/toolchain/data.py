@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekit import synth
 from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest
+from edgekit.picture import read_picture
 from edgekit.project import ModelEntry
 from edgekit.runtime.sources import open_source
 from edgekit.synth import coco as synth_coco
@@ -42,10 +43,7 @@ class Pictures:
     def unlabelled(self, count: int) -> list[np.ndarray]:
         """The first `count` pictures, uint8 [H, W, 3] BGR."""
         if self.labelled is not None:
-            import cv2
-
-            found = [cv2.imread(str(item.path), cv2.IMREAD_COLOR) for item in self.labelled.images[:count]]
-            return [image for image in found if image is not None]
+            return [read_picture(item.path) for item in self.labelled.images[:count]]
         with open_source(self.source, limit=count) as source:
             return [np.array(frame.image) for frame in source]
 

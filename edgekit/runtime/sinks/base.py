@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import errno
 import itertools
 import os
@@ -23,21 +24,31 @@ class Sink(abc.ABC):
     written); any other exception aborts.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
         self.path = path
+        self.labels = labels
+        """Class names for detections that bring none."""
         self.written = 0
         """Frames written."""
 
-    @abc.abstractmethod
     def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         """Take one result; `age_ms`: from capture of the frame to now. Raises: OutputError."""
+        if self.labels and not detections.labels:
+            detections = dataclasses.replace(detections, labels=self.labels)
+        self._write(frame, detections, age_ms)
+        self.written += 1
+
+    @abc.abstractmethod
+    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+        """What `write` does; `written` is the number of frames before this one."""
 
     @abc.abstractmethod
     def close(self) -> None:
         """Finish. Calling it again does nothing. Raises: OutputError."""
 
     def abort(self) -> None:
-        """Leave nothing unfinished behind; what is whole already stays. Never raises."""
+        """Leave nothing unfinished behind; what is whole already stays. Calling it again does nothing."""
+        return
 
     def __enter__(self) -> Sink:
         return self

@@ -20,12 +20,12 @@ class JsonLinesSink(Sink):
     does not fit is taken back: the file holds whole lines at any time.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
+        super().__init__(path, labels)
         self._file = -1
         make_parent(path)
 
-    def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         head = {"source": frame.source, "seq": frame.seq, "pts_ns": frame.pts_ns, "age_ms": round(age_ms, 3)}
         try:
             line = json.dumps({**head, **detections.to_json()}, allow_nan=False).encode() + b"\n"
@@ -41,7 +41,6 @@ class JsonLinesSink(Sink):
             self._append(line)
         except OSError as error:
             raise failure(self.path, error) from None
-        self.written += 1
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)

@@ -35,11 +35,11 @@ def _write_picture(path: Path, frame: Frame, detections: Detections) -> None:
 class PictureSink(Sink):
     """The annotated frame at exactly `path`. When more follow, all are numbered: name_000001.png and on."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
+        super().__init__(path, labels)
         make_parent(path)
 
-    def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         if self.written == 0:
             _write_picture(self.path, frame, detections)
         else:
@@ -49,7 +49,6 @@ class PictureSink(Sink):
                 except OSError as error:
                     raise failure(self.path, error) from None
             _write_picture(self._numbered(self.written + 1), frame, detections)
-        self.written += 1
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.stem}_{number:06d}{self.path.suffix}")
@@ -65,14 +64,13 @@ class FolderSink(Sink):
     world become `<stem>_<seq>.png`; a second file of one name gets `_2`, `_3` and on.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
+        super().__init__(path, labels)
         make_parent(path / "any")
         self._used: set[str] = set()
 
-    def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         _write_picture(self.path / self._name(frame), frame, detections)
-        self.written += 1
 
     def _name(self, frame: Frame) -> str:
         source = Path(frame.source.partition("?")[0]) if "://" in frame.source else Path(frame.source)

@@ -30,15 +30,15 @@ class VideoSink(Sink):
     scaled to fit and centred on black. Frames are `1 / fps` apart, whatever their timestamps.
     """
 
-    def __init__(self, path: Path, fps: float | None) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, fps: float | None = None, labels: tuple[str, ...] = ()) -> None:
+        super().__init__(path, labels)
         self._fps = fps or DEFAULT_FPS
         self._writer: Any = None
         self._unfinished = temporary(path)
         self._size = (0, 0)
         make_parent(path)
 
-    def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         cv2 = load_cv2("write videos")
         if self._writer is None:
             refuse_overwriting(self.path, frame)
@@ -46,8 +46,7 @@ class VideoSink(Sink):
         image = fit(draw(frame.image, detections), *self._size)
         with quiet(cv2):
             self._writer.write(image)
-        self.written += 1
-        if self.written % _CHECK_EVERY == 0:  # the encoder never says that the disk is full
+        if self.written % _CHECK_EVERY == _CHECK_EVERY - 1:  # the encoder never says that the disk is full
             try:
                 free = shutil.disk_usage(self.path.parent).free
             except OSError as error:

@@ -7,10 +7,11 @@ import re
 import urllib.parse
 from pathlib import Path
 
-from edgekit.errors import UsageError, did_you_mean
-from edgekit.runtime.sources import header, pictures, video
-from edgekit.runtime.sources.base import Source, printable
-from edgekit.runtime.sources.pictures import read_picture
+from edgekit import picture
+from edgekit.errors import UsageError, did_you_mean, printable
+from edgekit.picture import read_picture
+from edgekit.runtime.sources import pictures, video
+from edgekit.runtime.sources.base import Source, split_uri
 
 __all__ = ["Source", "open_source", "read_picture"]
 
@@ -41,7 +42,7 @@ def open_source(uri: str | Path, *, limit: int | None = None) -> Source:
 
 
 def _file_path(uri: str) -> Path:
-    parts = urllib.parse.urlsplit(uri)
+    parts = split_uri(uri)
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
         raise UsageError(f"source {uri}: not a local file, expected file:///path. Give the plain path")
     return Path(urllib.parse.unquote(parts.path))
@@ -72,8 +73,8 @@ def _open_path(path: Path, uri: str, limit: int | None) -> Source:
 def _open_file(path: Path, uri: str, limit: int | None) -> Source:
     if path.suffix.lower() in video.SUFFIXES:
         return video.VideoSource(uri, path, limit)
-    if path.suffix.lower() in header.SUFFIXES:
+    if path.suffix.lower() in picture.SUFFIXES:
         return pictures.OnePicture(uri, path, limit)
     with path.open("rb") as file:  # no telling suffix: let the content decide
-        still = header.kind_of(file.read(16))
+        still = picture.kind_of(file.read(16))
     return pictures.OnePicture(uri, path, limit) if still else video.VideoSource(uri, path, limit)

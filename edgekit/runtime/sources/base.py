@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import abc
+import urllib.parse
 from types import TracebackType
 
-from edgekit.errors import UsageError
+from edgekit.errors import UsageError, printable
 from edgekit.runtime.frames import Frame
-
-MAX_SIDE = 16_384
-"""Longest side of a picture or video, pixels; `ImagePreprocess` has the same bound."""
-MAX_PIXELS = 200_000_000
-"""Most pixels of one picture: 600 MB when decoded."""
 
 
 class Source(abc.ABC):
@@ -74,18 +70,9 @@ class Source(abc.ABC):
         self.close()
 
 
-def printable(name: object) -> str:
-    """A path or URI for a one-line message: control characters and stray bytes are escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
-
-
-def check_size(width: int, height: int) -> str | None:
-    """Why pixels of this size are refused, or None. Asked before anything is decoded."""
-    if width < 1 or height < 1:
-        return f"its header says {width}x{height} pixels"
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        return (
-            f"{width}x{height} pixels is too large, expected at most {MAX_SIDE} a side "
-            f"and {MAX_PIXELS // 10**6} megapixels"
-        )
-    return None
+def split_uri(uri: str) -> urllib.parse.SplitResult:
+    """The parts of a URI. Raises: UsageError."""
+    try:
+        return urllib.parse.urlsplit(uri)
+    except ValueError as error:  # a lone bracket is taken for half an IPv6 address
+        raise UsageError(f"source {printable(uri)}: not a valid URI: {error}. Check it") from None

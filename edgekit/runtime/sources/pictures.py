@@ -10,62 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.errors import MissingExtraError, UsageError
-from edgekit.optional import load_cv2, quiet
+from edgekit.picture import SUFFIXES, read_picture
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sources.base import Source, check_size, printable
-from edgekit.runtime.sources.header import SUFFIXES, HeaderError, read_header
-
-_MAX_BYTES = 1 << 29
-
-
-def read_picture(path: str | Path) -> np.ndarray:
-    """Decode a picture file to uint8 BGR [height, width, 3].
-
-    EXIF orientation is applied; grey is repeated over the channels; 16-bit is scaled to 8 (value
-    / 256); an alpha channel is dropped, not blended; CMYK is converted; of a file with several
-    pages the first is read. The kind is told by content, not by suffix.
-
-    Raises: UsageError for a file that is missing, empty, truncated, no picture or too large
-    (16384 pixels a side, 200 megapixels, 512 MiB; checked before decoding). Damage inside a JPEG
-    that keeps its structure cannot be seen: the format has no checksum.
-    """
-    path, name = Path(path), printable(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"picture {name}: not a regular file. Give a picture file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"picture {name}: larger than {_MAX_BYTES >> 20} MiB. Give a smaller file")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"picture {name}: {reason}. Check the path") from None
-    try:
-        return decode_picture(data)
-    except ValueError as error:
-        raise UsageError(f"picture {name}: {error}. Replace the file") from None
-
-
-def decode_picture(data: bytes) -> np.ndarray:
-    """As `read_picture`, from the bytes of a file. Raises: ValueError, its text is the reason."""
-    if not data:
-        raise HeaderError("the file is empty")
-    header = read_header(data)
-    problem = check_size(header.width, header.height)
-    if problem:
-        raise HeaderError(problem)
-    if not header.whole:
-        raise HeaderError(f"truncated: the end of the {header.kind} data is missing")
-    cv2 = load_cv2("read pictures")
-    with quiet(cv2):
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:  # a header that the decoder refuses, or no memory
-            image = None
-    if image is None:
-        raise HeaderError(f"damaged or unsupported {header.kind} data")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise HeaderError(f"decodes to {image.dtype} {list(image.shape)}, expected 8-bit colour")
-    return np.asarray(image)
+from edgekit.runtime.sources.base import Source
 
 
 def natural_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:

@@ -9,7 +9,7 @@ import urllib.parse
 
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sources.base import Source
+from edgekit.runtime.sources.base import Source, split_uri
 
 WORLDS = ("street",)
 KEYS = ("seed", "frames", "size", "fps")
@@ -27,7 +27,7 @@ class SyntheticSource(Source):
 
     def __init__(self, uri: str, limit: int | None = None) -> None:
         super().__init__(uri, limit)
-        parts = urllib.parse.urlsplit(uri)
+        parts = split_uri(uri)
         world = parts.netloc + parts.path.rstrip("/")
         if world not in WORLDS:
             raise UsageError(f"source {uri}: unknown world {world!r}. {did_you_mean(world, WORLDS)}")

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import UsageError
+from edgekit.errors import UsageError, printable
 from edgekit.optional import load_cv2, quiet
+from edgekit.picture import check_size
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sources.base import Source, check_size, printable
+from edgekit.runtime.sources.base import Source
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".gif")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.errors import UsageError, did_you_mean, printable
+from edgekit.tasks.detect.coco import COCO_ALIASES
 
 MAX_JSON_BYTES = 1 << 30
 
@@ -62,7 +63,7 @@ def read_coco(
     Raises: UsageError in one line for a file that cannot be read, is not COCO json, names missing
     pictures or categories the model does not have.
     """
-    what = f"annotations {instances}"
+    what = f"annotations {printable(instances)}"
     tree = _read(instances, what)
     images, notes, categories = (_table(tree, key, what) for key in ("images", "annotations", "categories"))
     try:
@@ -73,6 +74,7 @@ def read_coco(
             )
             for i in images
         ]
+        ids = {p.id for p in found}
         found = found if limit is None else found[:limit]
         index = _match(names, labels, what)
         wanted = {p.id for p in found}
@@ -92,13 +94,18 @@ def read_coco(
         raise UsageError(f"{what}: not COCO instances: {detail} is missing or of the wrong kind") from None
     if not found:
         raise UsageError(f"{what}: lists no pictures")
+    strays = {int(a["image_id"]) for a in notes} - ids
+    if strays:
+        raise UsageError(
+            f"{what}: {len(strays)} picture ids have boxes but no picture, the first is {min(strays)}"
+        )
     if len(wanted) != len(found):
         raise UsageError(f"{what}: {len(found) - len(wanted)} picture ids are there twice")
     missing = [p.path for p in found if not p.path.is_file()]
     if missing:
         raise UsageError(
             f"{what}: {len(missing)} of {len(found)} pictures are not in {folder}, the first is "
-            f"{missing[0].name}. Give their folder with --images"
+            f"{printable(missing[0].name)}. Give their folder with --images"
         )
     return CocoSet(
         f"{instances.parent.name}/{instances.name}" if instances.parent.name else instances.name,
@@ -147,16 +154,22 @@ def _match(names: dict[int, str], labels: tuple[str, ...], what: str) -> dict[in
     ordered = sorted(names)
     if not labels:
         return {category: i for i, category in enumerate(ordered)}
-    position = {label.lower(): i for i, label in enumerate(labels)}
-    unknown = [names[c] for c in ordered if names[c].lower() not in position]
+    position = {_plain(label): i for i, label in enumerate(labels)}
+    unknown = [names[c] for c in ordered if _plain(names[c]) not in position]
     if not unknown:
-        return {c: position[names[c].lower()] for c in ordered}
+        return {c: position[_plain(names[c])] for c in ordered}
     if len(ordered) == len(labels) and len(unknown) == len(ordered):
         return {category: i for i, category in enumerate(ordered)}
     raise UsageError(
         f"{what}: category {unknown[0]!r} is not a class of the model ({len(ordered)} categories, "
         f"{len(labels)} classes). {did_you_mean(unknown[0], labels)} Give the model's names with --classes"
     )
+
+
+def _plain(name: str) -> str:
+    """Spelling that does not matter: case, `_` for a space, darknet's names of six COCO classes."""
+    name = name.strip().lower().replace("_", " ")
+    return COCO_ALIASES.get(name, name)
 
 
 def _digest(pictures: list[Picture], truths: tuple[Truth, ...]) -> str:

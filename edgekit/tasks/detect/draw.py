@@ -29,9 +29,9 @@ _PALETTE: tuple[Color, ...] = (
     (136, 150, 0),
     (181, 81, 63),
     (74, 195, 139),
-    (140, 180, 255),
     (200, 130, 255),
     (255, 200, 130),
+    (140, 180, 255),
 )
 
 
@@ -40,6 +40,13 @@ def class_color(cls: int) -> Color:
     base = _PALETTE[cls % len(_PALETTE)]
     shade = (1.0, 0.8, 1.15, 0.65)[cls // len(_PALETTE) % 4]  # 64 colours before one comes again
     return (_level(base[0] * shade), _level(base[1] * shade), _level(base[2] * shade))
+
+
+def ink_color(ground: Color) -> Color:
+    """Dark or light letters, whichever contrast more with `ground` (WCAG 2.1 relative luminance)."""
+    b, g, r = ((c / 255) ** 2.2 for c in ground)
+    # equal contrast with black and white at luminance 0.18; letters this thin read a bit better in white
+    return (20, 20, 20) if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.25 else (255, 255, 255)
 
 
 def _level(value: float) -> int:
@@ -73,12 +80,21 @@ def draw(image: np.ndarray, detections: Detections, *, copy: bool = True) -> np.
             continue
         shown.append((rect, score, cls, label))
         # a dark rim keeps the line visible on a ground of its own colour
-        cv2.rectangle(canvas, rect[:2], rect[2:], (24, 24, 24), thickness + 2, cv2.LINE_AA)
-        cv2.rectangle(canvas, rect[:2], rect[2:], class_color(cls), thickness, cv2.LINE_AA)
-    taken: list[Rect] = []
+        cv2.rectangle(canvas, rect[:2], rect[2:], (24, 24, 24), thickness + 2)
+        cv2.rectangle(canvas, rect[:2], rect[2:], class_color(cls), thickness)
+    font = _Font(cv2, width, height)
+    tags: list[Rect] = []
+    texts = []
+    # the best choose their place first ...
     for rect, score, cls, label in reversed(shown):
         text = f"{_printable(label)} {score:.0%}" if np.isfinite(score) else _printable(label)
-        _tag(cv2, canvas, rect, text, class_color(cls), thickness, taken)
+        tag = font.place(rect, text, thickness, tags)
+        if tag is not None:
+            tags.append(tag)
+            texts.append((tag, text, class_color(cls)))
+    # ... and are drawn last, so that no label covers a better one
+    for tag, text, color in reversed(texts):
+        font.write(canvas, tag, text, color)
     return canvas
 
 
@@ -100,31 +116,43 @@ def _printable(label: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _tag(
-    cv2: Any, canvas: np.ndarray, rect: Rect, text: str, color: Color, thickness: int, taken: list[Rect]
-) -> None:
-    """The label at the best free place: above the box, inside it, below it; always inside the picture."""
-    height, width = canvas.shape[:2]
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, max(0.4, min(width, height) / 1000)
-    weight = max(1, round(scale * 1.6))
-    (text_w, text_h), below = cv2.getTextSize(text, font, scale, weight)
-    pad = max(2, round(text_h * 0.35))
-    tag_w, tag_h = text_w + 2 * pad, text_h + below // 2 + 2 * pad
-    if tag_w > width or tag_h > height:
-        return  # a picture too small for words: the box alone
-    edge = thickness // 2 + 1
-    left = min(max(rect[0] - edge, 0), width - tag_w)
-    places = [(left, rect[1] - edge - tag_h + 1), (left, rect[1] - edge), (left, rect[3] + edge)]
-    places = [(x, min(max(y, 0), height - tag_h)) for x, y in places]
-    spots = [(x, y, x + tag_w, y + tag_h) for x, y in places]
-    spot = next((s for s in spots if not any(_overlap(s, t) for t in taken)), spots[0])
-    taken.append(spot)
-    cv2.rectangle(canvas, spot[:2], (spot[2] - 1, spot[3] - 1), color, cv2.FILLED)
-    # ITU-R BT.601 luma decides between dark and light letters
-    luma = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
-    ink = (20, 20, 20) if luma > 130 else (255, 255, 255)
-    at = (spot[0] + pad, spot[1] + pad + text_h)
-    cv2.putText(canvas, text, at, font, scale, ink, weight, cv2.LINE_AA)
+class _Font:
+    """Text sized for one picture."""
+
+    def __init__(self, cv2: Any, width: int, height: int) -> None:
+        self.cv2 = cv2
+        self.width, self.height = width, height
+        self.face = cv2.FONT_HERSHEY_SIMPLEX
+        self.scale = max(0.4, min(width, height) / 1000)
+        self.weight = max(1, round(self.scale * 1.6))
+        (_, self.ascent), below = cv2.getTextSize("Ag", self.face, self.scale, self.weight)
+        self.pad = max(2, round(self.ascent * 0.35))
+        self.tag_height = self.ascent + below // 2 + 2 * self.pad
+
+    def place(self, rect: Rect, text: str, thickness: int, tags: list[Rect]) -> Rect | None:
+        """The first free place above, inside or below the box `rect`, always inside the picture.
+
+        None when the picture is too small for words.
+        """
+        (text_width, _), _ = self.cv2.getTextSize(text, self.face, self.scale, self.weight)
+        w, h = text_width + 2 * self.pad, self.tag_height
+        if w > self.width or h > self.height:
+            return None
+        edge = thickness // 2 + 1
+        lefts = (rect[0] - edge, rect[2] + edge - w)
+        tops = (rect[1] - edge - h + 1, rect[1] - edge, rect[3] + edge, rect[3] + edge - h)
+        corners = [
+            (min(max(x, 0), self.width - w), min(max(y, 0), self.height - h)) for x in lefts for y in tops
+        ]
+        spots = [(x, y, x + w, y + h) for x, y in corners]
+        return next((s for s in spots if not any(_overlap(s, t) for t in tags)), spots[0])
+
+    def write(self, canvas: np.ndarray, tag: Rect, text: str, color: Color) -> None:
+        """Fill the tag and write on it in dark or light letters, whichever reads better on `color`."""
+        self.cv2.rectangle(canvas, tag[:2], (tag[2] - 1, tag[3] - 1), color, self.cv2.FILLED)
+        ink = ink_color(color)
+        at = (tag[0] + self.pad, tag[1] + self.pad + self.ascent)
+        self.cv2.putText(canvas, text, at, self.face, self.scale, ink, self.weight, self.cv2.LINE_AA)
 
 
 def _overlap(a: Rect, b: Rect) -> bool:

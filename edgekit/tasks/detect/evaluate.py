@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgekit.errors import UsageError
-from edgekit.optional import load_cv2
+from edgekit.picture import read_picture
 from edgekit.tasks.detect.dataset import CocoSet
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.metric import evaluate
@@ -22,13 +22,13 @@ def evaluate_pipeline(
     pipeline: DetectPipeline, data: CocoSet, *, progress: Callable[[int, int], None] | None = None
 ) -> tuple[dict[str, Any], list[tuple[int, Detections]]]:
     """AP of `pipeline` on `data` (COCO rules), and the detections per picture id."""
-    cv2 = load_cv2("read pictures")
     results: list[tuple[int, Detections]] = []
     for i, item in enumerate(data.images):
-        image = cv2.imread(str(item.path), cv2.IMREAD_COLOR)
-        if image is None:
+        image = read_picture(item.path)
+        if image.shape[:2] != (item.height, item.width):
             raise UsageError(
-                f"picture {item.path}: cannot be read. Replace it or remove it from the annotations"
+                f"picture {item.path}: {image.shape[1]}x{image.shape[0]} pixels, but the annotations say "
+                f"{item.width}x{item.height}. Give the pictures that were annotated"
             )
         detections = pipeline(
             image, score_threshold=EVAL_SCORE, max_detections=EVAL_DETECTIONS, for_metric=True

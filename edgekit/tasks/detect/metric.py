@@ -22,7 +22,10 @@ def evaluate(data: CocoSet, results: Iterable[tuple[int, Detections]]) -> dict[s
     """AP of `results` (picture id, detections) on `data`.
 
     Returns: NAMES and AR100, each 0..1 or None where the data has nothing to measure it on, and
-    `per_class` (label -> AP). Raises: MissingExtraError without pycocotools.
+    `per_class` (label -> AP). A picture without a result counts as one where nothing was found.
+
+    Raises: MissingExtraError without pycocotools; ValueError for results that do not belong to
+    `data` (unknown or repeated picture id, class out of range, numbers that are not finite).
     """
     judged = _judge(data, results)
     if judged is None:
@@ -79,7 +82,9 @@ def _judge(data: CocoSet, results: Iterable[tuple[int, Detections]]) -> Any:
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise MissingExtraError("pycocotools", "build", "measure average precision") from None
-    rows = [
+    results = list(results)
+    _check(data, results)
+    rows: list[dict[str, Any]] = [
         {
             "image_id": image_id,
             "category_id": int(cls),
@@ -124,6 +129,22 @@ def _judge(data: CocoSet, results: Iterable[tuple[int, Detections]]) -> Any:
         judged.accumulate()
         judged.summarize()
     return judged
+
+
+def _check(data: CocoSet, results: list[tuple[int, Detections]]) -> None:
+    """pycocotools would drop what it does not know without a word, and the AP would still look right."""
+    known = {p.id for p in data.images}
+    seen: set[int] = set()
+    for image_id, found in results:
+        if image_id not in known or image_id in seen:
+            raise ValueError(
+                f"picture id {image_id} is {'repeated' if image_id in seen else 'not in the data'}"
+            )
+        seen.add(image_id)
+        if len(found) and not 0 <= found.classes.min() <= found.classes.max() < len(data.labels):
+            raise ValueError(f"picture {image_id}: a class outside the data's {len(data.labels)} classes")
+        if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+            raise ValueError(f"picture {image_id}: a box or score that is not finite")
 
 
 def _number(value: float) -> float | None:

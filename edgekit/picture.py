@@ -1,7 +1,8 @@
-"""Picture files by their first bytes: kind, size and whether the end is there, before decoding.
+"""Picture files, decoded with care: one reader for sources, calibration and evaluation.
 
-Decoders take a truncated JPEG for a whole one (the rest stays grey) and allocate what a header
-asks for; both are refused here. Sources: ITU T.81 (JPEG), W3C PNG, RFC 9649 (WebP), TIFF 6.0.
+Decoders take a truncated JPEG for a whole one (the rest stays grey) and allocate whatever a header
+asks for. So the first bytes are read here before a decoder sees the file: kind, size, and whether
+the end is there. Sources: ITU T.81 (JPEG), W3C PNG, RFC 9649 (WebP), TIFF 6.0.
 """
 
 from __future__ import annotations
@@ -9,10 +10,83 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+
+from edgekit.errors import UsageError, printable
+from edgekit.optional import load_cv2, quiet
+
+MAX_SIDE = 16_384
+"""Longest side of a picture or video, pixels; `ImagePreprocess` has the same bound."""
+MAX_PIXELS = 200_000_000
+"""Most pixels of one picture: 600 MB when decoded."""
+_MAX_BYTES = 1 << 29
 KINDS = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "PNM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 _MAX_SEGMENTS = 10_000
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """Decode a picture file to uint8 BGR [height, width, 3].
+
+    EXIF orientation is applied; grey is repeated over the channels; 16-bit is scaled to 8 (value
+    / 256); an alpha channel is dropped, not blended; CMYK is converted; of a file with several
+    pages the first is read. The kind is told by content, not by suffix.
+
+    Raises: UsageError for a file that is missing, empty, truncated, no picture or too large
+    (16384 pixels a side, 200 megapixels, 512 MiB; checked before decoding). Damage inside a JPEG
+    that keeps its structure cannot be seen: the format has no checksum.
+    """
+    path, name = Path(path), printable(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"picture {name}: not a regular file. Give a picture file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"picture {name}: larger than {_MAX_BYTES >> 20} MiB. Give a smaller file")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"picture {name}: {reason}. Check the path") from None
+    try:
+        return decode_picture(data)
+    except ValueError as error:
+        raise UsageError(f"picture {name}: {error}. Replace the file") from None
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """As `read_picture`, from the bytes of a file. Raises: ValueError, its text is the reason."""
+    if not data:
+        raise HeaderError("the file is empty")
+    header = read_header(data)
+    problem = check_size(header.width, header.height)
+    if problem:
+        raise HeaderError(problem)
+    if not header.whole:
+        raise HeaderError(f"truncated: the end of the {header.kind} data is missing")
+    cv2 = load_cv2("read pictures")
+    with quiet(cv2):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:  # a header that the decoder refuses, or no memory
+            image = None
+    if image is None:
+        raise HeaderError(f"damaged or unsupported {header.kind} data")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise HeaderError(f"decodes to {image.dtype} {list(image.shape)}, expected 8-bit colour")
+    return np.asarray(image)
+
+
+def check_size(width: int, height: int) -> str | None:
+    """Why pixels of this size are refused, or None. Asked before anything is decoded."""
+    if width < 1 or height < 1:
+        return f"its header says {width}x{height} pixels"
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        return (
+            f"{width}x{height} pixels is too large, expected at most {MAX_SIDE} a side "
+            f"and {MAX_PIXELS // 10**6} megapixels"
+        )
+    return None
 
 
 @dataclass(frozen=True)
