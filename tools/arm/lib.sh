@@ -3,7 +3,7 @@
 HERE=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 ROOT=$(realpath "$HERE/../..")
 ARM_DIR=$(realpath -m "${1:-${EDGEKIT_ARM_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/edgekit/arm}}")
-PYTHON=${PYTHON:-python3}
+PYTHON=${PYTHON:-$([ -x "$ROOT/.venv/bin/python" ] && echo "$ROOT/.venv/bin/python" || echo python3)}
 PY_VERSION=3.11   # of the emulated Python: Debian 12's
 UNREACHABLE=75    # exit code for: a package index cannot be reached (EX_TEMPFAIL)
 
