@@ -9,10 +9,11 @@ UNREACHABLE=75    # exit code for: a package index cannot be reached (EX_TEMPFAI
 
 say() { echo "arm: $*" >&2; }
 
-require_debian12() {
+require_debian12() { # the packages named here are Debian 12's; $OS_RELEASE stands for its name in tests
   [ "$(uname -m)" = x86_64 ] || { say "needs an x86_64 machine, this is $(uname -m): run the tests natively"; exit 1; }
-  # shellcheck disable=SC1091
-  local name; name=$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}" || true)
+  local name
+  # shellcheck disable=SC1090
+  name=$(. "${OS_RELEASE:-/etc/os-release}" 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}" || true)
   [ "$name" = "debian 12" ] || { say "needs Debian 12, this is ${name:-unknown}: use a debian:12 container"; exit 1; }
 }
 
