@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 from edgekit import host
 from edgekit.target import Target
@@ -13,10 +15,14 @@ TARGETS = {"pi4": "rpi4", "pi5": "rpi5", "orin": "jetson-orin", "v9": "android-a
 TOOLCHAIN = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxslim", "pycocotools", "rich", "cryptography"}
 
 
-def modules_after(code: str) -> set[str]:
-    script = f"{code}\nimport sys, json\nprint(json.dumps([m.partition('.')[0] for m in sys.modules]))"
+def modules_after(*steps: str) -> list[set[str]]:
+    """Top-level modules in sys.modules, third party only, after each step of one fresh interpreter."""
+    script = "import sys, json\n"
+    for step in steps:
+        script += f"{step}\nprint('STEP', json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))\n"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(out.stdout.splitlines()[-1]))
+    found = [set(json.loads(line[5:])) for line in out.stdout.splitlines() if line.startswith("STEP ")]
+    return [modules - set(sys.stdlib_module_names) for modules in found]
 
 
 def test_the_board_is_seen_as_its_target(device: str) -> None:
@@ -34,15 +40,15 @@ def test_a_tensorrt_bundle_is_refused_without_a_gpu() -> None:
     assert "no CUDA GPU" in why
 
 
-def test_the_device_half_brings_numpy_only() -> None:
-    before = modules_after("")
-    assert modules_after("import edgekit") - before - set(sys.stdlib_module_names) == {"edgekit"}
-    runtime = "import edgekit.runtime.engine, edgekit.tasks.detect.pipeline, edgekit.host"
-    assert modules_after(runtime) - before - set(sys.stdlib_module_names) <= {"edgekit", "numpy"}
-
-
-def test_loading_a_bundle_never_brings_the_toolchain(expected, bundles) -> None:  # type: ignore[no-untyped-def]
+def test_the_device_half_is_light(expected: Path, bundles: dict[str, dict[str, Any]]) -> None:
     path = expected / next(iter(bundles.values()))["path"]
-    found = modules_after(f"import edgekit\nedgekit.load({str(path)!r}, threads=1, self_test=False)")
-    assert "onnxruntime" in found
-    assert not found & TOOLCHAIN
+    start, edgekit, runtime, loaded = modules_after(
+        "",
+        "import edgekit",
+        "import edgekit.runtime.engine, edgekit.tasks.detect.pipeline, edgekit.host",
+        f"edgekit.load({str(path)!r}, threads=1, self_test=False)",
+    )
+    assert edgekit - start == {"edgekit"}
+    assert runtime - start <= {"edgekit", "numpy"}
+    assert "onnxruntime" in loaded
+    assert not loaded & TOOLCHAIN

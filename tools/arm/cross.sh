@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# cross.sh [DIR]: stages edgekit for the emulated boards in DIR/stage: a copy of what a device gets (edgekit,
-# targets, tests) plus the native kernels compiled for aarch64. Run setup.sh before.
+# cross.sh [DIR]: stages edgekit for the emulated boards in DIR/stage: what a device gets (package and targets),
+# the native kernels compiled for aarch64, and the tests. Run setup.sh before.
 #
 # Takes aarch64-linux-gnu-g++ if it is installed, else fetches Debian's own into DIR (EDGEKIT_ARM_OWN_CC=1
 # always does). Nothing is written into the source tree. Exit code 75: the package index cannot be reached.
@@ -35,16 +35,18 @@ else
   compiler=(env "LD_LIBRARY_PATH=$libraries" "$own/usr/bin/aarch64-linux-gnu-g++-12" "--sysroot=$own")
 fi
 
+# as an installed wheel: the content folders lie inside the package (setup.py)
 stage=$ARM_DIR/stage
 rm -rf "$stage"; mkdir -p "$stage"
-for part in edgekit targets calibration apps tests pyproject.toml; do
-  [ ! -e "$ROOT/$part" ] || cp -r "$ROOT/$part" "$stage/"
-done
+cp -r "$ROOT/edgekit" "$ROOT/tests" "$ROOT/pyproject.toml" "$stage/"
+mkdir -p "$stage/edgekit/_content"
+cp -r "$ROOT/targets" "$stage/edgekit/_content/"
 find "$stage" \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 mapfile -t sources < <(find "$ROOT/edgekit/kernels" -name '*.cpp' | sort)
 if [ "${#sources[@]}" -gt 0 ]; then
-  pybind=$("$PYTHON" -c 'import pybind11; print(pybind11.get_include())')
+  pybind=$("$PYTHON" -c 'import pybind11; print(pybind11.get_include())' 2>/dev/null) \
+    || { say "$PYTHON has no pybind11: run make setup first"; exit 1; }
   headers=$ARM_DIR/headers/usr/include
   includes=(-I "$ROOT/edgekit/kernels" -I "$pybind" -I "$headers/python$PY_VERSION" -I "$headers")
   key=$({ echo "$FLAGS" "${compiler[@]}"; "${compiler[@]}" --version; cat "${sources[@]}"

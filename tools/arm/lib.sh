@@ -3,16 +3,17 @@
 HERE=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 ROOT=$(realpath "$HERE/../..")
 ARM_DIR=$(realpath -m "${1:-${EDGEKIT_ARM_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/edgekit/arm}}")
-PYTHON=${PYTHON:-python3}
+PYTHON=${PYTHON:-$([ -x "$ROOT/.venv/bin/python" ] && echo "$ROOT/.venv/bin/python" || echo python3)}
 PY_VERSION=3.11   # of the emulated Python: Debian 12's
 UNREACHABLE=75    # exit code for: a package index cannot be reached (EX_TEMPFAIL)
 
 say() { echo "arm: $*" >&2; }
 
-require_debian12() {
+require_debian12() { # the packages named here are Debian 12's; $OS_RELEASE stands for its name in tests
   [ "$(uname -m)" = x86_64 ] || { say "needs an x86_64 machine, this is $(uname -m): run the tests natively"; exit 1; }
-  # shellcheck disable=SC1091
-  local name; name=$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}" || true)
+  local name
+  # shellcheck disable=SC1090
+  name=$(. "${OS_RELEASE:-/etc/os-release}" 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}" || true)
   [ "$name" = "debian 12" ] || { say "needs Debian 12, this is ${name:-unknown}: use a debian:12 container"; exit 1; }
 }
 
