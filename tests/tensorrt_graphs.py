@@ -37,6 +37,12 @@ def graph(
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
+KINDS = (
+    *("conv", "depthwise", "relu", "sigmoid", "silu", "add", "mul", "concat", "pool", "resize", "clip"),
+    *("transpose", "reshape", "slice", "softmax"),
+)
+
+
 def random_network(seed: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A random image network and an input for it: convolutions with the operators that detectors use."""
     rng = np.random.default_rng(seed)
@@ -66,25 +72,7 @@ def random_network(seed: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         source, shape = values[int(rng.integers(len(values)))]
         _, c, h, w = shape
         out = fresh()
-        kind = rng.choice(
-            [
-                "conv",
-                "depthwise",
-                "relu",
-                "sigmoid",
-                "silu",
-                "add",
-                "mul",
-                "concat",
-                "pool",
-                "resize",
-                "clip",
-                "transpose",
-                "reshape",
-                "slice",
-                "softmax",
-            ]
-        )
+        kind = rng.choice(KINDS)
         if kind == "conv":
             n = int(rng.integers(1, 6))
             scale = 1 / np.sqrt(9 * c)
