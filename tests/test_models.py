@@ -189,7 +189,8 @@ def tiny(tmp_path, out, *more):
     return [
         "--out", str(tmp_path / out), "--cache", str(tmp_path / "cache"), "--steps", "4", "--batch", "2",
         "--seeds", "2", "--frames", "2", "--warmup", "2", "--workers", "0", "--render-workers", "0",
-        "--save-every", "2", "--eval-every", "0", "--eval-streets", "1", "--eval-frames", "1", "--threads", "1", *more,
+        "--save-every", "2", "--eval-every", "0", "--eval-streets", "1", "--eval-frames", "1", "--threads", "1",
+        *more,
     ]  # fmt: skip
 
 

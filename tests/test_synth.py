@@ -47,9 +47,10 @@ def test_seeds_are_different_streets():
 
 def test_frame_contract():
     seen = np.zeros(len(CLASSES), int)
-    for seed in range(14):
+    for seed in [*range(9), 2**63 - 1]:
+        world = StreetWorld(seed)
         for index in (0, 250):
-            frame = StreetWorld(seed).frame(index)
+            frame = world.frame(index)
             n = len(frame.boxes)
             assert frame.image.shape == (360, 640, 3)
             assert frame.image.dtype == np.uint8
@@ -68,7 +69,7 @@ def test_frame_contract():
             assert (sides.max(1, initial=0) >= MIN_LONG_SIDE).all() or n == 0
             assert ((frame.visibility >= MIN_VISIBILITY) & (frame.visibility <= 1)).all()
             seen += np.bincount(frame.classes, minlength=len(CLASSES))
-    assert (seen > 5).all(), dict(zip(CLASSES, seen, strict=True))
+    assert (seen > 2).all(), dict(zip(CLASSES, seen, strict=True))
 
 
 def only(world, *things):
@@ -160,7 +161,7 @@ def test_things_persist_and_move():
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [({"seed": -1}, "street seed -1"), ({"seed": 2**31}, "seed"), ({"width": 10}, "street size 10x360")],
+    [({"seed": -1}, "street seed -1"), ({"seed": 2**63}, "seed"), ({"width": 10}, "street size 10x360")],
 )
 def test_wrong_arguments(arguments, text):
     with pytest.raises(UsageError, match=text):
@@ -229,9 +230,9 @@ coordinate = st.floats(-30, 60, width=32)
 def convex(draw):
     """A convex quad: four points of an ellipse in order, with an affine turn."""
     angles = sorted(draw(st.lists(st.floats(0, 6.28), min_size=4, max_size=4)))
-    cx, cy, rx, ry, lean = (
-        draw(coordinate), draw(coordinate), draw(st.floats(0.2, 40)), draw(st.floats(0.2, 40)), draw(st.floats(-1, 1)),
-    )  # fmt: skip
+    cx, cy = draw(coordinate), draw(coordinate)
+    rx, ry = draw(st.floats(0.2, 40)), draw(st.floats(0.2, 40))
+    lean = draw(st.floats(-1, 1))
     return [(cx + rx * np.cos(a) + lean * ry * np.sin(a), cy + ry * np.sin(a)) for a in angles]
 
 

@@ -26,9 +26,9 @@ REACH = 170.0
 _BLOCK, _VEHICLE, _WALKER, _LAMPS = range(4)
 
 
-def stream(*key: int) -> Random:
-    """A random stream of its own for every key of integers (each within ±2^31)."""
-    number = 0
+def stream(seed: int, *key: int) -> Random:
+    """A random stream of its own for every seed (any size) and key of integers (each within ±2^31)."""
+    number = seed
     for part in key:
         number = (number << 32) | (part & 0xFFFFFFFF)
     return Random(number)

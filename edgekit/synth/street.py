@@ -61,7 +61,7 @@ class StreetFrame:
 class StreetWorld:
     """An endless street filmed from a car. Every seed is another street, camera, weather and hour.
 
-    seed: any integer from 0 to 2^31 - 1.  width, height: pixels.  time, rain, fog: fix what the
+    seed: any integer from 0 to 2^63 - 1.  width, height: pixels.  time, rain, fog: fix what the
     seed would choose (`rain`, `fog` from 0 to 1).
     Raises UsageError for values out of range.
     """
@@ -70,9 +70,9 @@ class StreetWorld:
         self, seed: int = 0, width: int = 640, height: int = 360, *, time: Time | None = None,
         rain: float | None = None, fog: float | None = None,
     ) -> None:  # fmt: skip
-        if not 0 <= seed < 2**31:
+        if not 0 <= seed < 2**63:
             raise UsageError(
-                f"street seed {seed}: out of range, expected 0 to {2**31 - 1}. Choose another seed"
+                f"street seed {seed}: out of range, expected 0 to {2**63 - 1}. Choose another seed"
             )
         if not (64 <= width <= 4096 and 36 <= height <= 4096):
             raise UsageError(f"street size {width}x{height}: out of range, expected 64x36 to 4096x4096")
