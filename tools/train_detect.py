@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ SOURCE = (640, 360)
 
 
 def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """All cached frames of one street, resized to the network's width: images, boxes (input pixels), classes (-1: none)."""
+    """All cached frames of one street: images as wide as the network, boxes in their pixels, classes."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -60,7 +61,8 @@ def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray
 def rendered(
     cache: Path, seeds: int, frames: int, width: int, workers: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The training set, drawn once and kept in `cache`: (images [n, h, w, 3] on disk, boxes [n, 64, 4], classes [n, 64])."""
+    """The training set, drawn once and kept in `cache`: images [n, h, w, 3] on disk, boxes [n, 64, 4],
+    classes [n, 64] (-1: none)."""
     from rich.progress import track
 
     height = width * SOURCE[1] // SOURCE[0]
@@ -73,8 +75,8 @@ def rendered(
         boxes = np.zeros((shape[0], MAX_BOXES, 4), np.float32)
         classes = np.zeros((shape[0], MAX_BOXES), np.int8)
         jobs = [(seed, frames, width, height) for seed in range(seeds)]
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            done = pool.imap(_render, jobs)
+        with multiprocessing.get_context("spawn").Pool(workers) if workers else nullcontext() as pool:
+            done = pool.imap(_render, jobs) if pool else map(_render, jobs)
             for seed, image, box, kind in track(done, total=len(jobs), description="drawing streets"):
                 at = slice(seed * frames, (seed + 1) * frames)
                 images[at], boxes[at], classes[at] = image, box, kind
@@ -92,20 +94,22 @@ def rendered(
 class Options:
     """What decides the result; kept in the checkpoint and compared on --resume."""
 
-    steps: int = 8000
-    batch: int = 32
+    steps: int = 3000
+    batch: int = 16
     shards: int = 2
     """A batch is cut into this many parts, each normalised by its own statistics; they run side by side."""
     width: int = 384
     height: int = 224
     seeds: int = TRAIN_SEEDS
     frames: int = 14
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     weight_decay: float = 0.03
-    warmup: int = 300
-    ema: float = 0.9995
-    plain_tail: float = 0.15
-    """Share of the last steps without geometric augmentation, with an L1 box loss (as YOLOX ends its training)."""
+    warmup: int = 250
+    ema: float = 0.999
+    crop_width: int = 256
+    crop_height: int = 128
+    tail: float = 0.12
+    """Share of the steps, the last ones, on whole pictures and with an L1 box loss; crops before."""
     seed: int = 0
 
 
@@ -115,21 +119,37 @@ def augment(
     classes: np.ndarray,
     out: tuple[int, int],
     rng: np.random.Generator,
-    shape: bool,
+    crop: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One training picture on a canvas of out = (height, width): flip, zoom and shift, colour; padding 114, top left."""
+    """One training picture on a canvas out = (height, width), padded with 114.
+
+    Whole pictures lie top left, as the network will see them. `crop`: a window around a random
+    object, sometimes zoomed. Both: flip, brightness, contrast, colour.
+    """
     import cv2
 
     height, width = out
     h, w = image.shape[:2]
     if rng.random() < 0.5:
         image = image[:, ::-1]
-        boxes = boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array(
-            [w, 0, w, 0], np.float32
-        )
-    if shape and rng.random() < 0.7:
-        zoom = math.exp(rng.uniform(math.log(0.7), math.log(1.45)))
-        dx, dy = (rng.uniform(min(0, s - zoom * s), max(0, s - zoom * s)) for s in (w, h))
+        boxes = boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
+        boxes = boxes + np.array([w, 0, w, 0], np.float32)
+    if crop:
+        zoom = math.exp(rng.uniform(math.log(0.55), math.log(1.3))) if rng.random() < 0.5 else 1.0
+        if len(boxes) and rng.random() < 0.85:
+            box = boxes[rng.integers(len(boxes))]
+            middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        else:
+            middle = (rng.uniform(0, w), rng.uniform(0, h))
+        shift = []
+        for at, side, window in zip(middle, (w, h), (width, height), strict=True):
+            free = window - zoom * side  # keep the window inside the picture where it fits
+            shift.append(
+                float(np.clip(window * rng.uniform(0.2, 0.8) - zoom * at, min(free, 0), max(free, 0)))
+            )
+        if zoom == 1.0:
+            shift = [float(round(v)) for v in shift]
+        dx, dy = shift
         move = np.array([[zoom, 0, dx], [0, zoom, dy]], np.float32)
         image = cv2.warpAffine(
             np.ascontiguousarray(image),
@@ -149,7 +169,7 @@ def augment(
         canvas = np.full((height, width, 3), 114, np.uint8)
         canvas[:h, :w] = image
         image = canvas
-    if rng.random() < 0.6:
+    if rng.random() < 0.4:
         level = np.arange(256, dtype=np.float32)
         gamma, gain = (
             math.exp(rng.uniform(-0.3, 0.3)),
@@ -163,26 +183,28 @@ def augment(
 def make_batch(
     data: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options, step: int
 ) -> tuple[Any, Any, Any]:
-    """Batch of `step` (a function of the options and the step alone): uint8 [B,3,H,W], boxes [B,G,4], classes [B,G] (-1: none)."""
+    """Batch of `step`: uint8 [B, 3, H, W], boxes [B, G, 4], classes [B, G] (-1: none).
+
+    It depends on the options and the step alone.
+    """
     import torch
 
     images, boxes, classes = data
     total = len(images)
-    shape = step < options.steps * (1 - options.plain_tail)
+    crop = step < options.steps * (1 - options.tail)
+    size = (options.crop_height, options.crop_width) if crop else (options.height, options.width)
     picks = []
     for slot in range(options.batch):
         epoch, at = divmod(step * options.batch + slot, total)
         picks.append(int(_order(options.seed, epoch, total)[at]))
-    out = np.zeros((options.batch, options.height, options.width, 3), np.uint8)
+    out = np.zeros((options.batch, *size, 3), np.uint8)
     all_boxes = np.zeros((options.batch, MAX_BOXES, 4), np.float32)
     all_classes = np.full((options.batch, MAX_BOXES), -1, np.int64)
     most = 1
     for slot, pick in enumerate(picks):
         rng = np.random.default_rng([options.seed, step, slot])
         n = int((classes[pick] >= 0).sum())
-        out[slot], box, kind = augment(
-            images[pick], boxes[pick, :n], classes[pick, :n], (options.height, options.width), rng, shape
-        )
+        out[slot], box, kind = augment(images[pick], boxes[pick, :n], classes[pick, :n], size, rng, crop)
         all_boxes[slot, : len(box)], all_classes[slot, : len(box)] = box, kind
         most = max(most, len(box))
     return (
@@ -218,114 +240,13 @@ def batches(
             return make_batch(data, options, step)
 
     loader = tud.DataLoader(
-        Steps(), batch_size=None, sampler=range(start, options.steps), num_workers=workers,
+        Steps(),
+        batch_size=None,
+        sampler=range(start, options.steps),
+        num_workers=workers,
         prefetch_factor=4 if workers else None,
-    )  # fmt: skip
-    return iter(loader)
-
-
-# --- loss -------------------------------------------------------------------------------------------
-
-
-def overlaps(a: Any, b: Any) -> tuple[Any, Any]:
-    """(IoU, GIoU) of broadcastable boxes [..., 4] (Rezatofighi et al. 2019)."""
-    import torch
-
-    ax0, ay0, ax1, ay1 = a.unbind(-1)
-    bx0, by0, bx1, by1 = b.unbind(-1)
-    wide = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
-    inter = wide * (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0)
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inter
-    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (
-        torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
     )
-    iou = inter / union.clamp(min=1e-6)
-    return iou, iou - (hull - union) / hull.clamp(min=1e-6)
-
-
-def assign(boxes: Any, scores: Any, truth: Any, kinds: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-    """SimOTA (YOLOX, section 2.1): which truth every cell learns.
-
-    boxes [B,N,4] and scores [B,N,C] predicted, truth [B,G,4], kinds [B,G] (-1: none), size = (height,
-    width) of the input. Returns (matched [B,N] bool, which [B,N]). Candidates of a truth are, on each
-    level, the 5x5 cells around its centre whose centres lie, on each axis, within the box or one
-    stride; cost = -log(score of the class) + 3 * -log(IoU); the k cheapest are taken, k = sum of the
-    ten best IoUs; a cell wanted twice goes to the cheaper truth.
-    """
-    import torch
-
-    from edgekit.models.yolo_lite import STRIDES
-
-    batch, count = kinds.shape
-    middle = (truth[..., :2] + truth[..., 2:]) / 2
-    half = (truth[..., 2:] - truth[..., :2]) / 2
-    step = torch.arange(-2, 3, device=boxes.device)
-    cells_at, nears, first = [], [], 0
-    for stride in STRIDES:
-        rows, columns = size[0] // stride, size[1] // stride
-        axes = []
-        for axis, limit in ((0, columns), (1, rows)):
-            at = (middle[..., axis, None] / stride).floor().long() + step
-            away = ((at + 0.5) * stride - middle[..., axis, None]).abs()
-            good = (at >= 0) & (at < limit) & (away < half[..., axis, None].clamp(min=stride))
-            axes.append((at.clamp(0, limit - 1), good))
-        (x, x_good), (y, y_good) = axes
-        cells_at.append((first + y[..., :, None] * columns + x[..., None, :]).flatten(2))
-        nears.append((y_good[..., :, None] & x_good[..., None, :]).flatten(2))
-        first += rows * columns
-    cell = torch.cat(cells_at, 2)
-    near = torch.cat(nears, 2) & (kinds >= 0)[..., None]
-    flat = cell.flatten(1)
-    there = torch.gather(boxes, 1, flat[..., None].expand(-1, -1, 4)).view(*cell.shape, 4)
-    iou = overlaps(there, truth[:, :, None])[0] * near
-    kind = kinds.clamp(min=0)[..., None].expand_as(cell).flatten(1)
-    score = scores.flatten(1).gather(1, flat * scores.shape[-1] + kind).view_as(cell)
-    cost = -score.clamp(min=1e-8).log() - 3 * iou.clamp(min=1e-8).log() + 1e5 * ~near
-    wanted = iou.topk(10, -1).values.sum(-1).int().clamp(min=1)
-    cheap = cost.topk(10, -1, largest=False)
-    chosen = (torch.arange(10, device=cost.device) < wanted[..., None]) & near.gather(2, cheap.indices)
-    price = torch.where(chosen, cheap.values, torch.inf).flatten(1)
-    target = cell.gather(2, cheap.indices).flatten(1)
-    best = torch.full(boxes.shape[:2], torch.inf, device=boxes.device).scatter_reduce(1, target, price, "amin")
-    truth_number = torch.arange(count, device=cost.device)[None, :, None].expand(batch, -1, 10).flatten(1)
-    winner = torch.where(chosen.flatten(1) & (price <= best.gather(1, target)), truth_number, -1)
-    which = torch.full(boxes.shape[:2], -1, device=boxes.device).scatter_reduce(1, target, winner, "amax")
-    return which >= 0, which.clamp(min=0)
-
-
-def losses(
-    levels: Any, truth: Any, kinds: Any, grid: Any, stride: Any, size: tuple[int, int], l1: bool
-) -> dict[str, Any]:
-    """Box (GIoU), objectness and class losses per matched cell, YOLOX weights; box is weighted 5."""
-    import torch
-    import torch.nn.functional as F
-
-    from edgekit.models.yolo_lite import decode
-
-    raw = torch.cat([box.flatten(2) for box, _, _ in levels], 2).transpose(1, 2).float()
-    obj = torch.cat([o.flatten(2) for _, o, _ in levels], 2)[:, 0].float()
-    cls = torch.cat([c.flatten(2) for _, _, c in levels], 2).transpose(1, 2).float()
-    boxes = decode(raw, grid, stride)
-    with torch.no_grad():
-        scores = (obj.sigmoid()[..., None] * cls.sigmoid()).sqrt()
-        matched, which = assign(boxes.detach(), scores, truth, kinds, size)
-    count = matched.sum().clamp(min=1)
-    goal = torch.gather(truth, 1, which[..., None].expand(-1, -1, 4))[matched]
-    kind = torch.gather(kinds, 1, which)[matched]
-    iou, giou = overlaps(boxes[matched], goal)
-    target = F.one_hot(kind.clamp(min=0), cls.shape[-1]) * iou.detach()[:, None]
-    result = {
-        "box": 5 * (1 - giou).sum() / count,
-        "objectness": F.binary_cross_entropy_with_logits(obj, matched.float(), reduction="sum") / count,
-        "class": F.binary_cross_entropy_with_logits(cls[matched], target, reduction="sum") / count,
-    }
-    if l1:
-        step = stride.expand_as(matched)[matched][:, None]
-        cell = grid.expand(*matched.shape, 2)[matched]
-        side = (goal[:, 2:] - goal[:, :2]) / step
-        want = torch.cat([(goal[:, :2] + goal[:, 2:]) / 2 / step - cell, side.clamp(min=1e-4).log()], 1)
-        result["l1"] = (raw[matched] - want).abs().sum() / count
-    return result
+    return iter(loader)
 
 
 # --- evaluation -------------------------------------------------------------------------------------
@@ -401,8 +322,14 @@ def evaluate(model: Path, folder: Path, truth: dict[str, Any], threads: int = 1)
         rows = session.run(None, {"images": canvas.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
         for box, score, kind in zip(*detect(rows, ratio, height, width), strict=True):
             x, y, x1, y1 = (float(v) for v in box)
-            found.append({"image_id": entry["id"], "category_id": int(kind) + 1, "bbox": [x, y, x1 - x, y1 - y],
-                          "score": float(score)})  # fmt: skip
+            found.append(
+                {
+                    "image_id": entry["id"],
+                    "category_id": int(kind) + 1,
+                    "bbox": [x, y, x1 - x, y1 - y],
+                    "score": float(score),
+                }
+            )
     result: dict[str, Any] = {
         "AP": 0.0,
         "AP50": 0.0,
@@ -462,10 +389,12 @@ def train(args: argparse.Namespace, options: Options) -> Path:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from edgekit.models.yolo_lite import YoloLite, cells, export_onnx
+    from edgekit.models.yolox_loss import losses
 
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
+    each = max(1, args.threads // options.shards)  # no thread waits for another inside an operator
+    torch.set_num_threads(each)
     torch.manual_seed(options.seed)
     device = torch.device(args.device)
     data = rendered(args.cache, options.seeds, options.frames, options.width, args.render_workers)
@@ -482,26 +411,26 @@ def train(args: argparse.Namespace, options: Options) -> Path:
     checkpoint, log = out / "last.pt", out / "log.jsonl"
     if args.resume and checkpoint.is_file():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["options"] != asdict(options):
+        if state["options"] | {"steps": options.steps} != asdict(options):  # a longer or shorter run is fine
             raise SystemExit(
-                f"checkpoint {checkpoint}: made with other options, {state['options']}. Use them or a new --out"
+                f"checkpoint {checkpoint}: made with {state['options']}. Use these or a new --out"
             )
         model.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    grid, stride = cells(options.height, options.width, device)
-    size = (options.height, options.width)
     weights = list(model.parameters())
     replicas = [model] + [_twin(model) for _ in range(options.shards - 1)]
 
     def work(job: Any) -> tuple[dict[str, float], Any]:
         """Losses and gradients of one shard."""
         replica, images, truth, kinds, l1 = job
-        torch.set_num_threads(max(1, args.threads // options.shards))
+        torch.set_num_threads(each)
         images = images.float().contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             levels = replica(images)
+        size = (images.shape[2], images.shape[3])
+        grid, stride = cells(*size, device)
         parts = losses(levels, truth, kinds, grid, stride, size, l1)
         grads = torch.autograd.grad(torch.stack(list(parts.values())).sum(), weights)
         return {name: value.item() for name, value in parts.items()}, grads
@@ -524,11 +453,20 @@ def train(args: argparse.Namespace, options: Options) -> Path:
             images, truth, kinds = (part.to(device) for part in next(stream))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(options, step)
-            l1 = step >= options.steps * (1 - options.plain_tail)
-            done_parts = list(pool.map(work, zip(
-                replicas, images.chunk(options.shards), truth.chunk(options.shards), kinds.chunk(options.shards),
-                [l1] * options.shards, strict=True,
-            )))  # fmt: skip
+            l1 = step >= options.steps * (1 - options.tail)
+            done_parts = list(
+                pool.map(
+                    work,
+                    zip(
+                        replicas,
+                        images.chunk(options.shards),
+                        truth.chunk(options.shards),
+                        kinds.chunk(options.shards),
+                        [l1] * options.shards,
+                        strict=True,
+                    ),
+                )
+            )
             parts = {name: sum(p[name] for p, _ in done_parts) / options.shards for name in done_parts[0][0]}
             for number, weight in enumerate(weights):
                 weight.grad = torch.stack([grads[number] for _, grads in done_parts]).mean(0)
@@ -551,8 +489,16 @@ def train(args: argparse.Namespace, options: Options) -> Path:
                 print(json.dumps(line), file=lines, flush=True)
                 bar.update(task, completed=done, note=f"loss {line['loss']:.2f}")
             if done % args.save_every == 0 or done == last:
-                save(checkpoint, {"options": asdict(options), "step": done, "model": model.state_dict(),
-                                  "mean": mean.state_dict(), "optimizer": optimizer.state_dict()})  # fmt: skip
+                save(
+                    checkpoint,
+                    {
+                        "options": asdict(options),
+                        "step": done,
+                        "model": model.state_dict(),
+                        "mean": mean.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    },
+                )
                 export_onnx(
                     mean.cpu() if device.type != "cpu" else mean, exported, options.height, options.width
                 )
@@ -593,7 +539,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=cores, help="torch threads")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (0: none)")
     parser.add_argument(
-        "--render-workers", type=int, default=cores, help="processes that draw the training set"
+        "--render-workers", type=int, default=cores, help="processes that draw the training set (0: none)"
     )
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16"
@@ -601,8 +547,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     model = args.eval_only
     if model is None:
-        options = Options(steps=args.steps, batch=args.batch, seeds=args.seeds, frames=args.frames, seed=args.seed,
-                          warmup=args.warmup, lr=args.lr)  # fmt: skip
+        options = Options(
+            steps=args.steps,
+            batch=args.batch,
+            seeds=args.seeds,
+            frames=args.frames,
+            seed=args.seed,
+            warmup=args.warmup,
+            lr=args.lr,
+        )
         model = train(args, options)
         if args.stop_at and args.stop_at < options.steps:
             return 0

@@ -8,6 +8,7 @@ xy = (t_xy + cell) * stride, wh = exp(t_wh) * stride; score = sigmoid(obj) * sig
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -34,7 +35,8 @@ class Residual(nn.Module):
         self.expand = conv(channels // 2, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.expand(self.reduce(x))
+        expanded: Tensor = self.expand(self.reduce(x))
+        return x + expanded
 
 
 class Head(nn.Module):
@@ -131,7 +133,7 @@ def decode(raw_boxes: Tensor, grid: Tensor, stride: Tensor) -> Tensor:
 
 
 def export_onnx(model: YoloLite, path: Path, height: int, width: int, opset: int = 17) -> None:
-    """Write `model` as float32 ONNX with static input `images` [1, 3, height, width] and output `output` [1, N, 5 + C].
+    """Write `model` as float32 ONNX: input `images` [1, 3, height, width], output `output` [1, N, 5 + C].
 
     Batch norms are folded by the exporter. The file is written whole or not at all.
     """
@@ -139,10 +141,17 @@ def export_onnx(model: YoloLite, path: Path, height: int, width: int, opset: int
     wrapped = Export(model, height, width).eval()
     part = path.with_name(path.name + ".part")
     example = torch.zeros(1, 3, height, width)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the older exporter gives the plainer graph
         torch.onnx.export(
-            wrapped, (example,), str(part), input_names=["images"], output_names=["output"], opset_version=opset,
-            dynamo=False, do_constant_folding=True,
-        )  # fmt: skip
+            wrapped,
+            (example,),
+            str(part),
+            input_names=["images"],
+            output_names=["output"],
+            opset_version=opset,
+            dynamo=False,
+            do_constant_folding=True,
+        )
     part.replace(path)
     model.train(training)

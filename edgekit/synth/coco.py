@@ -19,7 +19,7 @@ def export_coco(
     width: int = 640,
     height: int = 360,
 ) -> Path:
-    """Draw frame numbers `frames` of every street in `seeds` into `folder`; returns the path of `instances.json`.
+    """Draw frames number `frames` of every street in `seeds` into `folder`; returns `instances.json`.
 
     Pictures are lossless PNG files `<seed>_<frame>.png` beside `instances.json` (COCO "instances":
     category id = class index + 1, box = [x, y, width, height] in pixels; `visibility` is kept as an
@@ -46,13 +46,21 @@ def export_coco(
                 (root / name).write_bytes(data.tobytes())
                 number = len(images) + 1
                 images.append({"id": number, "file_name": name, "width": width, "height": height})
-                for box, kind, visibility in zip(frame.boxes.tolist(), frame.classes.tolist(), frame.visibility.tolist(), strict=True):  # fmt: skip
+                for box, kind, visibility in zip(
+                    frame.boxes.tolist(), frame.classes.tolist(), frame.visibility.tolist(), strict=True
+                ):
                     x0, y0, x1, y1 = box
-                    annotations.append({
-                        "id": len(annotations) + 1, "image_id": number, "category_id": kind + 1,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
-                        "visibility": round(visibility, 4),
-                    })  # fmt: skip
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": number,
+                            "category_id": kind + 1,
+                            "bbox": [x0, y0, x1 - x0, y1 - y0],
+                            "area": (x1 - x0) * (y1 - y0),
+                            "iscrowd": 0,
+                            "visibility": round(visibility, 4),
+                        }
+                    )
         path = root / "instances.json"
         part = root / "instances.json.part"
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]

@@ -20,10 +20,11 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Mesh:
-    """corners [n, 4, 3] m, normals [n, 3] (outward, not unit), colors [n, 3] BGR, glow [n] bool (shines by itself).
+    """Quads as arrays, float32.
 
-    `lamps`: points that cast a glow at night, rows of (x, y, z, radius_m, b, g, r, facing):
-    facing < 0 shines against the direction of travel of the camera (towards it), 0 all around.
+    corners: [n, 4, 3] m.  normals: [n, 3], outward, any length.  colors: [n, 3] BGR.  glow: [n]
+    bool, shines by itself.  lamps: [k, 8], points with a halo at night: x, y, z, radius in m, b, g,
+    r, facing (sign of x it shines to; 0: all around).  footprint: x0, x1, y0, y1 of all corners.
     """
 
     corners: Array
@@ -31,9 +32,15 @@ class Mesh:
     colors: Array
     glow: Array
     lamps: Array
+    footprint: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
         return len(self.corners)
+
+
+def _across(axis: int, at: float, a: float, b: float) -> Point:
+    """The point whose coordinate `axis` is `at` and whose others are a, b in the order of x, y, z."""
+    return ((at, a, b), (a, at, b), (a, b, at))[axis]
 
 
 class MeshBuilder:
@@ -57,34 +64,51 @@ class MeshBuilder:
         self._groups.append(self.group)
 
     def rect(
-        self, axis: int, at: float, low: tuple[float, float], high: tuple[float, float], color: Color,
-        side: float = -1.0, glow: bool = False,
-    ) -> None:  # fmt: skip
-        """Rectangle across `axis` (0: y-z plane, 1: x-z plane, 2: x-y plane) at coordinate `at`, seen from `side`."""
+        self,
+        axis: int,
+        at: float,
+        low: tuple[float, float],
+        high: tuple[float, float],
+        color: Color,
+        side: float = -1.0,
+        glow: bool = False,
+    ) -> None:
+        """Rectangle from `low` to `high` in the plane across `axis` at coordinate `at`, seen from `side`."""
         (a0, b0), (a1, b1) = low, high
         ring = [(a0, b0), (a1, b0), (a1, b1), (a0, b1)]
-        order = {0: lambda a, b: (at, a, b), 1: lambda a, b: (a, at, b), 2: lambda a, b: (a, b, at)}[axis]
         normal = [0.0, 0.0, 0.0]
         normal[axis] = side
-        self.quad([order(a, b) for a, b in ring], (normal[0], normal[1], normal[2]), color, glow)
+        self.quad([_across(axis, at, a, b) for a, b in ring], (normal[0], normal[1], normal[2]), color, glow)
 
     def disc(
-        self, axis: int, at: float, centre: tuple[float, float], radius: float | tuple[float, float], color: Color,
-        side: float = -1.0, glow: bool = False, turn: float = 22.5,
-    ) -> None:  # fmt: skip
+        self,
+        axis: int,
+        at: float,
+        centre: tuple[float, float],
+        radius: float | tuple[float, float],
+        color: Color,
+        side: float = -1.0,
+        glow: bool = False,
+        turn: float = 22.5,
+    ) -> None:
         """Octagon (three quads) across `axis`; `radius` may be (first axis, second axis)."""
         ra, rb = radius if isinstance(radius, tuple) else (radius, radius)
         angles = [math.radians(turn + 45 * i) for i in range(8)]
         ring = [(centre[0] + ra * math.cos(t), centre[1] + rb * math.sin(t)) for t in angles]
-        order = {0: lambda p: (at, *p), 1: lambda p: (p[0], at, p[1]), 2: lambda p: (*p, at)}[axis]
         normal = [0.0, 0.0, 0.0]
         normal[axis] = side
         for a, b, c, d in ((0, 1, 2, 3), (0, 3, 4, 7), (4, 5, 6, 7)):
-            corners = [order(ring[i]) for i in (a, b, c, d)]
+            corners = [_across(axis, at, *ring[i]) for i in (a, b, c, d)]
             self.quad(corners, (normal[0], normal[1], normal[2]), color, glow)
 
-    def frustum(self, base: tuple[float, float, float, float, float], top: tuple[float, float, float, float, float],
-                sides: Color, roof: Color, ends: Color | None = None) -> None:  # fmt: skip
+    def frustum(
+        self,
+        base: tuple[float, float, float, float, float],
+        top: tuple[float, float, float, float, float],
+        sides: Color,
+        roof: Color,
+        ends: Color | None = None,
+    ) -> None:
         """Box whose top may be smaller: base and top are (x0, x1, y0, y1, z). No floor."""
         bx0, bx1, by0, by1, bz = base
         tx0, tx1, ty0, ty1, tz = top
@@ -118,4 +142,7 @@ class MeshBuilder:
             middle = np.array([corners[groups == g, :, 0].mean() for g in range(int(groups.max()) + 1)])
             order = np.argsort(-middle[groups], kind="stable")
         colors = np.array(self._colors, np.float32).reshape(-1, 3)
-        return Mesh(corners[order], normals[order], colors[order], np.array(self._glow, bool)[order], lamps)
+        x, y = corners[..., 0], corners[..., 1]
+        footprint = (float(x.min()), float(x.max()), float(y.min()), float(y.max()))
+        glow = np.array(self._glow, bool)[order]
+        return Mesh(corners[order], normals[order], colors[order], glow, lamps, footprint)

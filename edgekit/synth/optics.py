@@ -95,13 +95,27 @@ class Look:
         if rain_level > 0:
             ground[1:3] *= 0.74
         gain = np.array([rng.uniform(0.9, 1.1) for _ in range(3)], np.float32) * rng.uniform(0.85, 1.15)
+        contrast = rng.uniform(0.88, 1.15)
+        noise = {"night": rng.uniform(4, 9), "dusk": rng.uniform(3, 6)}
+        clear = 1 - 0.7 * max(fog_level, rain_level)
         return Look(
-            time, top * (1 - 0.7 * fog_level) + haze_color * 0.7 * fog_level, haze_color, np.array(ambient, np.float32) * dim,
-            np.array(sun, np.float32) * dim * (1 - 0.7 * max(fog_level, rain_level)), sun_from,
-            1 / 900 + fog_level / 60 + rain_level / 320, haze_color, rain_level, 0.28 if rain_level > 0 else 0.0, gain,
-            rng.uniform(0.88, 1.15), {"night": rng.uniform(4, 9), "dusk": rng.uniform(3, 6)}.get(time, rng.uniform(1, 4)),
-            rng.random() < 0.55, ground, seed,
-        )  # fmt: skip
+            time=time,
+            zenith=top * (1 - 0.7 * fog_level) + haze_color * 0.7 * fog_level,
+            horizon=haze_color,
+            ambient=np.array(ambient, np.float32) * dim,
+            sun=np.array(sun, np.float32) * dim * clear,
+            sun_from=sun_from,
+            haze=1 / 900 + fog_level / 60 + rain_level / 320,
+            haze_color=haze_color,
+            rain=rain_level,
+            wet=0.28 if rain_level > 0 else 0.0,
+            gain=gain,
+            contrast=contrast,
+            noise=noise.get(time, rng.uniform(1, 4)),
+            blur=rng.random() < 0.55,
+            ground=ground,
+            seed=seed,
+        )
 
     def light(self, colors: Array, normals: Array, depth: Array, shines: Array) -> Array:
         """Albedo [n, 3] to pixel levels, uint8 [n, 3]: sun and sky, headlamps, haze, camera gain."""
@@ -122,10 +136,11 @@ class Look:
     def expose(self, level: Array) -> Array:
         """Camera gain and contrast, clipped to uint8."""
         level = (level * self.gain - 110.0) * self.contrast + 110.0
-        return np.clip(level, 0, 255).astype(np.uint8)
+        result: Array = np.clip(level, 0, 255).astype(np.uint8)
+        return result
 
     def row_colors(self, height: int, horizon: float, focal: float, camera_height: float) -> Array:
-        """Paints that depend on the picture row only: sky/terrain, road, pavement, marking, kerb; uint8 [5 * height, 3]."""
+        """Colours by row of terrain (sky above it), road, pavement, marking, kerb: uint8 [5 * H, 3]."""
         v = np.arange(height, dtype=np.float32) + 0.5
         below = np.maximum(v - horizon, 0.35)
         depth = focal * camera_height / below
@@ -144,37 +159,28 @@ class Look:
         return np.concatenate(kinds)
 
     def shadow(self, mesh: Mesh, label: int) -> Mesh:
-        """Dark patch under a vehicle or a walker."""
+        """Dark patch on the ground under a vehicle (label 0, 1) or a walker (2)."""
         strength = 0.42 if self.time == "day" else 0.55
-        return _shadow(id(mesh), mesh, label, strength, tuple(float(c) for c in self.ground[1]))
+        b, g, r = (float(level) * strength for level in self.ground[1])
+        x0, x1, y0, y1 = mesh.footprint
+        if label == 2:
+            return _patch(-0.18, 0.18, round(y0, 2), round(y1, 2), (b, g, r))
+        grow = 0.12
+        return _patch(
+            round(x0 - grow, 2), round(x1 + grow, 2), round(y0 - grow, 2), round(y1 + grow, 2), (b, g, r)
+        )
 
 
 @lru_cache(maxsize=512)
-def _shadow_cached(
-    low: tuple[float, float], high: tuple[float, float], color: tuple[float, float, float]
-) -> Mesh:  # fmt: skip
+def _patch(x0: float, x1: float, y0: float, y1: float, color: Color) -> Mesh:
     m = MeshBuilder()
-    m.rect(2, 0.01, low, high, color, 1.0)
+    m.rect(2, 0.01, (x0, y0), (x1, y1), color, 1.0)
     return m.build()
-
-
-def _shadow(key: int, mesh: Mesh, label: int, strength: float, road: tuple[float, ...]) -> Mesh:
-    del key
-    low, high = mesh.corners[..., :2].min((0, 1)), mesh.corners[..., :2].max((0, 1))
-    grow = 0.12 if label != 2 else 0.18
-    color = (road[0] * strength, road[1] * strength, road[2] * strength)
-    if label == 2:
-        return _shadow_cached((-grow, round(float(low[1]), 2)), (grow, round(float(high[1]), 2)), color)
-    return _shadow_cached(
-        (round(float(low[0]) - grow, 2), round(float(low[1]) - grow, 2)),
-        (round(float(high[0]) + grow, 2), round(float(high[1]) + grow, 2)),
-        color,
-    )
 
 
 @lru_cache(maxsize=4)
 def _textures(seed: int, height: int, width: int, noise: float, rain: float) -> tuple[Array, Array, Array]:
-    """Tiles drawn once per street: asphalt grain int16 [128, 128], sensor noise and rain streaks int16, larger than a picture."""
+    """Drawn once per street, int16: asphalt grain [128, 128], then sensor noise and rain."""
     rng = np.random.default_rng([seed, 77])
     grain = rng.normal(0, 1, (128, 128))
     coarse = np.zeros((128, 128))
@@ -203,7 +209,7 @@ def finish(
     look: Look, palette: Array, buffer: Array, first_object: int, horizon: float, middle: float, focal: float,
     camera_height: float, here: float, index: int,
 ) -> Array:  # fmt: skip
-    """Colour the paint numbers, then add ground grain, rain, sensor noise and lens blur; uint8 [H, W, 3] BGR."""
+    """Colour the paint numbers; add ground grain, rain, sensor noise and lens blur: uint8 [H, W, 3] BGR."""
     height, width = buffer.shape
     asphalt, sensor, streaks = _textures(look.seed, height, width, round(look.noise, 2), round(look.rain, 2))
     table = np.zeros((len(palette), 4), np.uint8)
@@ -255,11 +261,12 @@ def _soften(image: Array) -> Array:
 def _sprite(radius: int) -> Array:
     grid = np.arange(-radius, radius + 1, dtype=np.float32) / (radius + 0.5)
     fall = np.clip(1 - np.hypot(grid[:, None], grid[None, :]), 0, 1)
-    return (fall**2.2)[..., None]
+    sprite: Array = (fall**2.2)[..., None]
+    return sprite
 
 
 def glow(look: Look, image: Array, instance: Array, lamps: Array, focal: float) -> None:
-    """Add the halo of every lamp that is in view; rows of `lamps`: u, v, x, y, z, radius, b, g, r, facing, owner."""
+    """Add the halo of every lamp in view; `lamps` rows: u, v, x, y, z, radius, b, g, r, facing, owner."""
     height, width = image.shape[:2]
     strength = 0.85 if look.night else 0.5
     for u, v, x, _, _, size, b, g, r, facing, owner in lamps.tolist():

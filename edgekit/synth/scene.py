@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
-from edgekit.synth import objects
+from edgekit.synth import objects, vehicles
 from edgekit.synth.mesh import Mesh
 
 LANE = 3.3
@@ -26,9 +26,9 @@ REACH = 170.0
 _BLOCK, _VEHICLE, _WALKER, _LAMPS = range(4)
 
 
-def stream(*key: int) -> Random:
-    """A random stream of its own for every key of integers (each within ±2^31)."""
-    number = 0
+def stream(seed: int, *key: int) -> Random:
+    """A random stream of its own for every seed (any size) and key of integers (each within ±2^31)."""
+    number = seed
     for part in key:
         number = (number << 32) | (part & 0xFFFFFFFF)
     return Random(number)
@@ -161,7 +161,7 @@ class Street:
 
     def _vehicle(self, lane: int, slot: int, heading: int, truck: bool, braking: bool) -> Mesh:
         key = (_VEHICLE, lane, slot, heading, truck, braking)
-        make = objects.truck if truck else objects.car
+        make = vehicles.truck if truck else vehicles.car
         return self._meshes.get(key) or self._keep(
             key, make(stream(self.seed, 3, lane, slot), heading, braking)
         )
@@ -206,7 +206,7 @@ class Street:
             yield Thing(mesh, x, rng.uniform(-0.3, 0.3), 0.0, x, objects.TRUCK if truck else objects.CAR)
 
     def _crossing(self, number: int, t: float) -> Iterator[Thing]:
-        """Side street of block `number`: traffic and walkers across while the camera waits, else cars that wait."""
+        """Side street of block `number`: cars that wait, or traffic and walkers while the camera waits."""
         start = number * self.block
         if self.waiting and number == 3:
             for lane, share, heading, sign in ((40, 0.72, 1, 1.0), (41, 0.28, 3, -1.0)):
@@ -306,9 +306,8 @@ class Street:
                 yield Thing(objects.sign(rng), at, kerb, height, at, objects.SIGN)
                 if rng.random() < 0.15:
                     yield Thing(objects.sign(rng), at, kerb, height - 0.95, at, objects.SIGN)
-        if self.style == "country":
-            if rng.random() < 0.6:
-                return
+        if self.style == "country" and rng.random() < 0.6:
+            return
         yield from self._lights(rng, end - 2.0, number * 100)
         if rng.random() < 0.5:
             yield from self._lights(rng, start + self.crossing + 1.0, number * 100 + 20)

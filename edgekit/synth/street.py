@@ -61,7 +61,7 @@ class StreetFrame:
 class StreetWorld:
     """An endless street filmed from a car. Every seed is another street, camera, weather and hour.
 
-    seed: any integer from 0 to 2^31 - 1.  width, height: pixels.  time, rain, fog: fix what the
+    seed: any integer from 0 to 2^63 - 1.  width, height: pixels.  time, rain, fog: fix what the
     seed would choose (`rain`, `fog` from 0 to 1).
     Raises UsageError for values out of range.
     """
@@ -70,9 +70,9 @@ class StreetWorld:
         self, seed: int = 0, width: int = 640, height: int = 360, *, time: Time | None = None,
         rain: float | None = None, fog: float | None = None,
     ) -> None:  # fmt: skip
-        if not 0 <= seed < 2**31:
+        if not 0 <= seed < 2**63:
             raise UsageError(
-                f"street seed {seed}: out of range, expected 0 to {2**31 - 1}. Choose another seed"
+                f"street seed {seed}: out of range, expected 0 to {2**63 - 1}. Choose another seed"
             )
         if not (64 <= width <= 4096 and 36 <= height <= 4096):
             raise UsageError(f"street size {width}x{height}: out of range, expected 64x36 to 4096x4096")
@@ -100,7 +100,7 @@ class StreetWorld:
 
         ground, kinds = self._ground(here, offset)
         things = sorted(self.street.things(t), key=lambda thing: -thing.order)
-        quads, colors, owner, lamps, shown = self._project(things, here, offset, horizon, middle)
+        quads, colors, owner, lamps = self._project(things, here, offset, horizon, middle)
 
         buffer = np.repeat(np.arange(self.height, dtype=np.uint16), self.width).reshape(
             self.height, self.width
@@ -116,7 +116,7 @@ class StreetWorld:
         palette = np.concatenate([rows, colors])
         instance = np.concatenate([np.full(first, -1, np.int16), owner.astype(np.int16)])[buffer]
 
-        boxes, classes, visibility = self._label(shown, owner, instance, (quad, row, start, stop))
+        boxes, classes, visibility = self._label(things, owner, instance, (quad, row, start, stop))
         image = finish(
             self.look, palette, buffer, first, horizon, middle, self.focal, self.camera_height, here, index
         )
@@ -125,7 +125,7 @@ class StreetWorld:
         return StreetFrame(image, boxes, classes, visibility, index, round(t * 1e9))
 
     def _ground(self, here: float, offset: float) -> tuple[Array, Array]:
-        """Flat rectangles on the ground, far to near: ([n, 4] x0 x1 y0 y1 relative to the camera, paint row kind [n])."""
+        """Rectangles on the ground, later over earlier: x0 x1 y0 y1 [n, 4] from the camera, kind [n]."""
         street = self.street
         far = 600.0
         right, left = street.right, street.left
@@ -174,8 +174,8 @@ class StreetWorld:
 
     def _project(
         self, things: list[Thing], here: float, offset: float, horizon: float, middle: float
-    ) -> tuple[Array, Array, Array, Array, list[Thing]]:
-        """Quads in the picture, far to near: (quads [n,4,2], colors [n,3] uint8, owner [n], lamps, things by owner)."""
+    ) -> tuple[Array, Array, Array, Array]:
+        """Quads, far to near: corners [n, 4, 2] px, colors uint8 [n, 3], owner [n]; and lamps [k, 11]."""
         shade: list[Mesh] = []
         where: list[tuple[float, float, float]] = []
         owners: list[int] = []
@@ -210,14 +210,19 @@ class StreetWorld:
         lit = self.look.light(colors, normals, depth.mean(1), shines)
         points = np.concatenate(lamps) if lamps else np.zeros((0, 9))
         points = points[points[:, 0] > 2.0]
-        spots = np.column_stack([middle - self.focal * points[:, 1] / points[:, 0],
-                                 horizon - self.focal * points[:, 2] / points[:, 0], points])  # fmt: skip
-        return np.stack([u, v], -1).astype(np.float32), lit, owner, spots, things
+        spots = np.column_stack(
+            [
+                middle - self.focal * points[:, 1] / points[:, 0],
+                horizon - self.focal * points[:, 2] / points[:, 0],
+                points,
+            ]
+        )
+        return np.stack([u, v], -1).astype(np.float32), lit, owner, spots
 
     def _label(
         self, things: list[Thing], owner: Array, instance: Array, cut: tuple[Array, Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
-        """(boxes, classes, visibility) of what can be seen well enough; `cut`: all spans, `instance`: thing per pixel."""
+        """Boxes, classes, visibility of what is seen well; `cut`: all spans, `instance`: thing by pixel."""
         quad, row, start, stop = cut
         unit = self.width / 640.0
         who = owner[quad]
