@@ -123,6 +123,21 @@ def test_real_opset_11_files(name: str) -> None:
     np.testing.assert_allclose(run(to_bytes(model), x)[0], run(path.read_bytes(), x)[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("opset", [7, 8, 9, 10])
+def test_upsample_of_old_opsets(tmp_path: Path, opset: int) -> None:
+    weights = {"w": np.ones((4, 3, 1, 1), np.float32), "s": np.array([1, 1, 2, 2], np.float32)}
+    if opset < 9:
+        del weights["s"]
+        last = helper.make_node("Upsample", ["c"], ["y"], mode="nearest", scales=[1.0, 1.0, 2.0, 2.0])
+    else:
+        last = helper.make_node("Upsample" if opset == 9 else "Resize", ["c", "s"], ["y"], mode="nearest")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), last]
+    path = save(tiny(opset=opset, nodes=nodes, weights=weights), tmp_path)
+    x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    got = run(to_bytes(frontends.load(path)), x)[0]
+    np.testing.assert_allclose(got, run(path.read_bytes(), x)[0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("batch", ["batch", 0, -1, "N"])
 def test_open_batch_becomes_one(tmp_path: Path, batch: object) -> None:
     model = frontends.load(save(tiny((batch, 3, 8, 8)), tmp_path))

@@ -493,7 +493,7 @@ def test_compact_keeps_interface_and_bytes_repeat() -> None:
         node("LeakyRelu", "b", "c", alpha=0.01),
         node("LeakyRelu", "c", alpha=0.1),
     ]
-    # names that compact itself hands out must not collide
+    # the names that compact hands out itself must not collide with these
     model = graph(nodes, {"w": f32(4, 4, 3, 3), "a": f32(4)})
     data = [ir.to_proto(passes.run_passes(model, ["compact"])[0]) for _ in range(2)]
     assert data[0].SerializeToString(deterministic=True) == data[1].SerializeToString(deterministic=True)
@@ -505,6 +505,14 @@ def test_compact_keeps_interface_and_bytes_repeat() -> None:
     assert not any(n.name or n.doc_string for n in proto.graph.node)
     names = [t.name for t in proto.graph.initializer] + [o for n in proto.graph.node for o in n.output]
     assert len(set(names)) == len(names)
+
+
+def test_compacting_twice_changes_nothing(tmp_path: Path) -> None:
+    net = detectors.randomize(detectors.VARIANTS["yolov5", "slice"]())
+    model = frontends.load(detectors.export(net, tmp_path / "net.onnx"))
+    once, _ = passes.run_passes(model, ["compact"])
+    twice, _ = passes.run_passes(once, ["compact"])
+    assert ir.to_proto(once).SerializeToString() == ir.to_proto(twice).SerializeToString()
 
 
 def test_facts_count_by_hand() -> None:

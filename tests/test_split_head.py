@@ -392,6 +392,17 @@ def test_strides_round_up(tmp_path: Path) -> None:
     assert [level.stride for level in split_head(model)[1].levels] == [8, 16, 32, 64]
 
 
+def test_open_sizes_need_a_shape_and_then_fold(tmp_path: Path) -> None:
+    net = detectors.randomize(detectors.VARIANTS["yolov8", "open"]())
+    path = detectors.export(net, tmp_path / "net.onnx", dynamic=(0, 2, 3))
+    with pytest.raises(ModelError, match="--shape images=1x3x416x416"):
+        frontends.load(path)
+    prepared = passes.prepare(frontends.load(path, shapes={"images": (1, 3, 160, 96)}))
+    assert prepared.head is not None
+    assert prepared.head.family == "yolov8"
+    assert next(r.max_abs_diff for r in prepared.log if r.name == "split_head") is not None
+
+
 def test_open_batch_exports(tmp_path: Path) -> None:
     net = detectors.randomize(detectors.VARIANTS["yolov8", "separate"]())
     path = detectors.export(net, tmp_path / "net.onnx", dynamic=(0,))
