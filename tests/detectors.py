@@ -158,7 +158,8 @@ class DflMatmul(Dfl):
 
 class YoloV8(nn.Module):
     """YOLOv8/YOLO11 head: `style` "joined" concatenates box and class per level (to 2025),
-    "separate" keeps them apart; "raw" ends at the joined levels. Output [1, 4 + C, N], cx cy w h."""
+    "separate" keeps them apart, "raw" ends at the joined levels, "open" computes the cell points from
+    the picture's size in the graph. Output [1, 4 + C, N], cx cy w h."""
 
     def __init__(
         self, style: str, classes: int = CLASSES, bins: int = 16, dfl: nn.Module | None = None
@@ -178,7 +179,7 @@ class YoloV8(nn.Module):
         scores = [m(f) for m, f in zip(self.cv3, features, strict=True)]
         if self.style == "raw":
             return tuple(torch.cat(pair, 1) for pair in zip(boxes, scores, strict=True))
-        if self.style == "joined":
+        if self.style in ("joined", "open"):
             pairs = [torch.cat(pair, 1) for pair in zip(boxes, scores, strict=True)]
             joined = torch.cat([p.view(p.shape[0], 4 * self.bins + self.nc, -1) for p in pairs], 2)
             box, cls = joined.split((4 * self.bins, self.nc), 1)
@@ -187,7 +188,9 @@ class YoloV8(nn.Module):
             cls = torch.cat([c.view(c.shape[0], self.nc, -1) for c in scores], 2)
         points, strides = [], []
         for i, f in enumerate(features):
-            h, w = int(f.shape[-2]), int(f.shape[-1])
+            h, w = f.shape[-2], f.shape[-1]
+            if self.style != "open":  # a traced size stays open, an int becomes a constant
+                h, w = int(h), int(w)
             points.append(_grid(h, w).view(-1, 2) + 0.5)
             strides.append(torch.full((h * w, 1), 8.0 * 2**i))
         anchors, stride = torch.cat(points).T.unsqueeze(0), torch.cat(strides).T
@@ -279,6 +282,7 @@ VARIANTS: dict[tuple[str, str], Callable[[], nn.Module]] = {
     ("yolov8", "64 classes"): lambda: YoloV8("joined", 64),
     ("yolov8", "64 classes separate"): lambda: YoloV8("separate", 64),
     ("yolov8", "matmul"): lambda: YoloV8("separate", dfl=DflMatmul(16)),
+    ("yolov8", "open"): lambda: YoloV8("open"),
     ("yolov8", "raw"): lambda: YoloV8("raw"),
     ("nanodet", "plus"): lambda: NanoDet("plus"),
     ("nanodet", "three"): lambda: NanoDet("three"),

@@ -384,5 +384,6 @@ def _check_convolutions(graph: onnx.GraphProto, where: str) -> None:
         if x[1] != w[1] * group or (group > 0 and w[0] % group) or (small and "auto_pad" not in attributes):
             raise ModelError(
                 f"{where}: Conv {node.name or node.output[0]!r} takes {_x(x)} with weights {_x(w)}, "
-                f"group {group}, and cannot: its channels or kernel do not fit (output {_x(y)}). Export the model again."
+                f"group {group}, and cannot: its channels or kernel do not fit (output {_x(y)}). "
+                "Export the model again."
             )

@@ -29,6 +29,7 @@ AFTER_SPLIT = (
     "fuse_batchnorm",
     "fuse_pad",
     "fold_focus",
+    "fold_shuffle",
     "normalize_silu",
     "compact",
 )
