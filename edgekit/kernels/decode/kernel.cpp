@@ -248,7 +248,7 @@ private:
 
     void emit(const Grid& g, int y, int x, int label, double exact) {
         const float score = float(exact);
-        if (!(score >= threshold_ && score > 0)) return;
+        if (!(score >= threshold_ && score > 0 && std::isfinite(score))) return;
         float* box = boxes_ + size_t(4) * found_;
         cell_box(g, y, x, box);
         for (int k = 0; k < 4; k++)

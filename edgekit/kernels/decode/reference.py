@@ -7,7 +7,7 @@ platforms, and rounded once to float32.
 
 The best class of a cell only (the first of equals), as detectors are deployed; with `all_classes` one
 candidate for every class above the threshold, as AP is measured. NaN counts as -inf where classes
-are compared; a cell whose score is below the threshold, 0 or NaN, or whose box is not finite, gives
+are compared; a score below the threshold, 0 or not finite, or a box that is not finite, gives
 nothing. Candidates come level by level, anchor by anchor, row by row, class by class.
 """
 
@@ -143,7 +143,8 @@ def _decode_grid(
         cells = cells.where(cells.values(grid.object_tensor, grid.object_start)[0] >= np.float32(low_object))
     cells, exact, label = _scores(grid, cells, low_class, all_classes)
     score = exact.astype(np.float32)
-    keep = (score >= np.float32(threshold)) & (score > 0) & (label >= 0) & (label < grid.num_classes)
+    keep = (score >= np.float32(threshold)) & (score > 0) & np.isfinite(score)
+    keep &= (label >= 0) & (label < grid.num_classes)
     boxes = _boxes(grid, cells.where(keep)).astype(np.float32)
     finite = np.isfinite(boxes).all(axis=1)
     return boxes[finite], score[keep][finite], label[keep][finite].astype(np.int32)
@@ -169,7 +170,8 @@ def _scores(
             total = total + exp(row - best)
         if all_classes:
             column, label = np.nonzero(np.float32(low_class) <= logits.T)
-            cells, value, best, total = _Cells(cells.tensors, cells.index[column]), logits[label, column], best[column], total[column]  # fmt: skip
+            cells, value = _Cells(cells.tensors, cells.index[column]), logits[label, column]
+            best, total = best[column], total[column]
     label = np.where(value >= np.float32(low_class), label, -1)
     objectness = cells.values(grid.object_tensor, grid.object_start)[0] if grid.object_tensor >= 0 else None
     if grid.family == "rows":

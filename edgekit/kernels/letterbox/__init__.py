@@ -42,8 +42,8 @@ class LetterboxPlan:
             raise UsageError(f"argument color: unknown order, expected 'bgr' or 'rgb', got {color!r}.")
         if spec.dtype.value not in _DTYPES:
             raise UsageError(
-                f"network input: unusable dtype, expected one of {', '.join(_DTYPES)}, got {spec.dtype.value}. "
-                f"Quantize inside the graph."
+                f"network input: unusable dtype, expected one of {', '.join(_DTYPES)}, "
+                f"got {spec.dtype.value}. Quantize inside the graph."
             )
         if spec.dtype.value == "uint8" and (any(spec.mean) or any(s != 1 for s in spec.std)):
             raise UsageError(
@@ -81,7 +81,8 @@ class LetterboxPlan:
 
     def run(self, image: np.ndarray, out: np.ndarray) -> Placement:
         """Write uint8 `image` [H, W, C] into `out`, all of it, padding included."""
-        assert image.dtype == np.uint8 and image.shape == self.in_shape, "the plan is for another picture"
+        assert image.dtype == np.uint8, "the caller checks"
+        assert image.shape == self.in_shape, "the plan is for another picture"
         if out.shape != self.out_shape or out.dtype != self.out_dtype:
             raise UsageError(
                 f"argument out: wrong tensor, expected {self.out_dtype.name} {list(self.out_shape)}, "
@@ -91,7 +92,7 @@ class LetterboxPlan:
             raise UsageError(
                 "argument out: expected a writable C-contiguous array, got a view or a read-only one."
             )
-        height, width, channels = self.in_shape
+        _, width, channels = self.in_shape
         # rows may lie apart or upside down, the pixels of a row may not (a mirrored or RGB-flipped view)
         if image.strides[2] != 1 or (image.strides[1] != channels and width > 1):
             image = np.ascontiguousarray(image)
@@ -110,14 +111,14 @@ def _plan(
 
 
 def letterbox(image: np.ndarray, spec: ImagePreprocess, out: np.ndarray, *, color: str = "bgr") -> Placement:
-    """Picture -> network input in one pass: bilinear resize, padding, channel order, (x - mean) / std, layout.
+    """Picture -> network input in one pass: bilinear resize, padding, channel order, normalisation, layout.
 
     image: uint8 [H, W, 3], [H, W, 4] (alpha ignored) or [H, W] grey; rows may be padded (any row
         stride). `color` is its channel order, "bgr" or "rgb"; for 4 channels BGRA or RGBA.
     out: the engine's input, [1, 3, h, w] or [1, h, w, 3] as `spec.layout` says, of `spec.dtype`
         (float32, float16, uint8), C-contiguous; overwritten whole.
     Returns where the picture lies in the input. Tables are cached by (size, rule).
-    The arithmetic (reference.py) gives the same bits on every CPU, within one level of
+    The arithmetic (reference.py) gives the same bits on every CPU, within one level of x86
     `cv2.resize(INTER_LINEAR)`.
     Raises: UsageError for an array of another shape or dtype.
     """
