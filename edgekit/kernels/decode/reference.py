@@ -87,7 +87,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def tanh(x: np.ndarray) -> np.ndarray:
     e = exp(-2.0 * np.abs(x))
-    return np.copysign((1.0 - e) / (1.0 + e), x)
+    result: np.ndarray = np.copysign((1.0 - e) / (1.0 + e), x)
+    return result
 
 
 def screen(family: Family, threshold: float) -> tuple[float, float]:
@@ -217,4 +218,5 @@ def _expected_bin(logits: np.ndarray) -> np.ndarray:
     for k, row in enumerate(logits):
         e = exp(row - top)
         total, mean = total + e, mean + e * k
-    return mean / total
+    result: np.ndarray = mean / total
+    return result

@@ -78,7 +78,8 @@ def normalise(levels: np.ndarray, mean: np.ndarray, std: np.ndarray, dtype: np.d
     if dtype == np.uint8:
         return levels
     with np.errstate(over="ignore"):  # a tiny std may leave the range of float16
-        return ((levels.astype(np.float32) - mean) / std).astype(dtype)
+        result: np.ndarray = ((levels.astype(np.float32) - mean) / std).astype(dtype)
+        return result
 
 
 def resize(image: np.ndarray, t: Tables) -> np.ndarray:
@@ -93,7 +94,8 @@ def resize(image: np.ndarray, t: Tables) -> np.ndarray:
         return result
 
     v = ((ONE - wy) * horizontal(t.y_index) + wy * horizontal(below) + (1 << 17)) >> 18
-    return v.astype(np.uint8)[:, :, list(t.order)]
+    result: np.ndarray = v.astype(np.uint8)[:, :, list(t.order)]
+    return result
 
 
 def letterbox(image: np.ndarray, t: Tables, placement: Placement, out: np.ndarray, nhwc: bool) -> None:

@@ -18,7 +18,10 @@ import numpy as np
 def areas(boxes: np.ndarray) -> np.ndarray:
     """float32 [n, 4] -> float32 [n]"""
     zero = np.float32(0)
-    return np.maximum(boxes[:, 2] - boxes[:, 0], zero) * np.maximum(boxes[:, 3] - boxes[:, 1], zero)
+    result: np.ndarray = np.maximum(boxes[:, 2] - boxes[:, 0], zero) * np.maximum(
+        boxes[:, 3] - boxes[:, 1], zero
+    )
+    return result
 
 
 def overlapping(
@@ -45,7 +48,7 @@ def nms(
     usable = np.flatnonzero(~np.isnan(scores) & np.isfinite(boxes).all(axis=1))
     order = usable[np.argsort(-scores[usable], kind="stable")][:max_candidates]
     threshold = np.float32(iou_threshold)
-    keep = []
+    keep: list[int] = []
     with np.errstate(
         over="ignore", invalid="ignore"
     ):  # huge boxes: the comparison is false, as in IEEE arithmetic

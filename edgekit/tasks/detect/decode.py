@@ -86,4 +86,5 @@ def to_picture(
     if not clip:
         return boxes
     np.maximum(boxes, np.float32(0), out=boxes)
-    return np.minimum(boxes, limit, out=boxes)
+    result: np.ndarray = np.minimum(boxes, limit, out=boxes)
+    return result
