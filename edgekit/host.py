@@ -13,7 +13,6 @@ import importlib.util
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -326,6 +325,8 @@ def _software(root: Path, known: Target | None) -> Software:
 
 
 def _mac_cpu() -> Cpu:
+    import subprocess  # takes milliseconds that a device need not spend
+
     def ask(name: str) -> str:
         asked = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
         return asked.stdout.strip()

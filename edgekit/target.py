@@ -13,11 +13,6 @@ from edgekit import content
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.schema import SchemaError, from_json
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # JetPack 6 ships Python 3.10
-    import tomli as tomllib
-
 
 @dataclass(frozen=True)
 class Cpu:
@@ -161,6 +156,10 @@ class Target:
         path = content.find("targets", f"{name}/target.toml") if name in Target.names() else None
         if path is None:
             raise UsageError(f"target {name!r}: unknown. {did_you_mean(name, Target.names())}")
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:  # JetPack 6 ships Python 3.10
+            import tomli as tomllib
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
             return from_json(Target, {"name": name, **data}, str(path))

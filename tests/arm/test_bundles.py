@@ -26,7 +26,9 @@ def unmatched(want: dict[str, Any], got: dict[str, Any], threshold: float) -> li
             same = (classes == cls) & (np.abs(scores - score) <= SCORE_TOLERANCE)
             same &= (np.abs(boxes - np.array(box)) <= BOX_TOLERANCE_PX).all(axis=1)
             if not same.any() and score > threshold + SCORE_TOLERANCE:
-                missing.append(f"{side}: class {cls}, score {score:.5f}, box {[round(v, 2) for v in box]}")
+                missing.append(
+                    f"{side}: class {cls}, score {score:.5f}, box {[round(float(v), 2) for v in box]}"
+                )
     return missing
 
 

@@ -41,7 +41,7 @@ say "fetching the ARM wheels"
 platforms=(--platform manylinux2014_aarch64)
 for glibc in 17 24 26 27 28 31 34 35 36; do platforms+=(--platform "manylinux_2_${glibc}_aarch64"); done
 rm -rf "$ARM_DIR/wheels"
-if ! "$PYTHON" -m pip download -q --no-deps --only-binary=:all: "${platforms[@]}" --python-version "$PY_VERSION" \
+if ! "$PYTHON" -m pip download -q --retries 2 --no-deps --only-binary=:all: "${platforms[@]}" --python-version "$PY_VERSION" \
   --implementation cp --abi cp311 --abi abi3 --abi none -r "$HERE/requirements.txt" -d "$ARM_DIR/wheels" \
   > "$ARM_DIR/pip.log" 2>&1
 then

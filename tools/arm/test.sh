@@ -5,6 +5,8 @@
 # a package index cannot be reached; everything else that goes wrong is a failure.
 set -euo pipefail
 ARGUMENTS=("$@"); set --
+# the accuracy of the shipped detector is proved elsewhere; here a few pictures are enough evidence to build
+[ "${#ARGUMENTS[@]}" -gt 0 ] || ARGUMENTS=(--limit 8)
 # shellcheck source=tools/arm/lib.sh
 source "$(dirname "$(realpath "$0")")/lib.sh"
 export PYTHON EDGEKIT_ARM_DIR=$ARM_DIR
