@@ -76,9 +76,10 @@ def test_random_networks_agree_and_are_strongly_typed(seed: int) -> None:
 def test_same_graph_same_bytes_and_the_input_is_untouched(seed: int, precision: str) -> None:
     model, _ = random_network(seed)
     source = ir.from_proto(model)
-    before = ir.to_proto(source).SerializeToString(deterministic=True)
+    # `source` shares its tensors with `model`
+    before = [m.SerializeToString(deterministic=True) for m in (ir.to_proto(source), model)]
     first = lower(source, ORIN, precision)
-    assert ir.to_proto(source).SerializeToString(deterministic=True) == before
+    assert [m.SerializeToString(deterministic=True) for m in (ir.to_proto(source), model)] == before
     assert first == lower(ir.from_proto(model), ORIN, precision)
 
 
@@ -170,6 +171,11 @@ def test_value_used_in_both_precisions_is_cast_once() -> None:
     ops = [n.op_type for n in lowered(net).graph.node]
     # in: x (g is read in float32 only); a to float32 once; b and c back; out: y
     assert ops.count("Cast") == 5
+
+
+def test_input_used_twice_is_cast_once() -> None:
+    net = graph("a = Relu(x) \n b = Sigmoid(x) \n y = Add(a, b)", {"x": (4,)}, {"y": (4,)})
+    assert [n.op_type for n in lowered(net).graph.node] == ["Cast", "Relu", "Sigmoid", "Add", "Cast"]
 
 
 def test_output_that_is_also_read_inside_and_outputs_of_other_types() -> None:
