@@ -253,6 +253,18 @@ def test_boards_that_cannot(change: dict, says: str) -> None:
         lower(ir.from_proto(conv_net(np.ones((4, 4, 1, 1)))), replace(ORIN, **change), "float16")
 
 
+def test_types_that_cannot_be_inferred_are_an_error() -> None:
+    # shapes that contradict each other end inference, and with it the types
+    net = graph(
+        "a = Relu(x) \n b = Add(a, w) \n y = Sigmoid(b)",
+        {"x": (4,)},
+        {"y": (4,)},
+        {"w": np.ones(3, np.float32)},
+    )
+    with pytest.raises(LoweringError, match="cannot be inferred"):
+        lower(ir.from_proto(net), ORIN, "float16")
+
+
 def test_precision_that_is_not_there() -> None:
     with pytest.raises(LoweringError, match="precision 'int8'"):
         lower(ir.from_proto(conv_net(np.ones((4, 4, 1, 1)))), ORIN, "int8")

@@ -55,6 +55,11 @@ def lower(
         model = step(model).model
     # judged with the user's own node names first; types once more after the conversion
     _refuse(model, target, release, what)
+    unknown = [str(v.name) for node in model.graph for v in node.outputs if v.uses() and not dtype_name(v)]
+    if unknown:  # the conversion goes by types, and would leave these as they are
+        raise LoweringError(
+            f"{what}: types of {', '.join(unknown[:5])} cannot be inferred. Check the model file"
+        )
     kept = None
     if precision == "float16":
         kept = to_float16(model, ranges)
