@@ -19,6 +19,7 @@ import ctypes
 import enum
 import gc
 import json
+import time
 import types
 import weakref
 from typing import Any
@@ -48,6 +49,7 @@ class Machine:
         self.launches = 0
         self.executions = 0
         self.builds = 0
+        self.cancellations = 0
         self.last_plan: dict[str, Any] = {}
         self._next = 0x7000_0000
         # faults
@@ -56,6 +58,7 @@ class Machine:
         """Calls that raise StreamError (CUDA) or return False/None (TensorRT)."""
         self.parser_errors: list[tuple[str, str, str]] = []
         self.build_error = ""
+        self.build_until_cancelled = False
         self.sync_inside_execute = False
         """The engine does something that cannot be recorded."""
         self.version = "10.3.0"
@@ -379,6 +382,15 @@ def make_tensorrt(machine: Machine) -> types.ModuleType:
             }
             if machine.build_error:
                 logger.log(Severity.ERROR, machine.build_error)
+                return None
+            if machine.build_until_cancelled:
+                monitor.phase_start("Building Engine", None, 1000)
+                step = 0
+                while monitor.step_complete("Building Engine", step):
+                    time.sleep(0.002)
+                    step += step < 900
+                logger.log(Severity.ERROR, "Build canceled by user")
+                machine.cancellations += 1
                 return None
             if monitor is not None:
                 monitor.phase_start("Building Engine", None, 2)

@@ -315,6 +315,38 @@ BAD: dict[str, Bad] = {
         "restriction",
         "below 3840",
     ),
+    "indices of MaxPool": Bad(
+        graph(
+            "y, i = MaxPool <kernel_shape=[2,2]> (x)",
+            {"x": (1, 1, 4, 4)},
+            {"y": (1, 1, 3, 3), "i": (1, 1, 3, 3)},
+            types={"i": TensorProto.INT64},
+        ),
+        "restriction",
+        "Indices",
+    ),
+    "shape as input": Bad(
+        graph(
+            "y = Expand(x, s)",
+            {"x": (1, 4), "s": (2,)},
+            {"y": (3, 4)},
+            types={"s": TensorProto.INT64},
+        ),
+        "restriction",
+        "network input 's'",
+        refused_by_nvidia=False,
+    ),
+    "training mode": Bad(
+        graph(
+            "y = BatchNormalization <training_mode=1> (x, s, s, s, s)",
+            {"x": (1, 4, 8, 8)},
+            {"y": (1, 4, 8, 8)},
+            {"s": np.ones(4, np.float32)},
+            opset=15,
+        ),
+        "restriction",
+        "training_mode",
+    ),
     "non-zero zero point": Bad(qdq(zero=3), "quantization", "zero point must be 0"),
     "negative scale": Bad(qdq(scale=-0.1), "quantization", "positive"),
     "uint8": Bad(qdq(dtype=np.uint8, zero=0), "quantization", "uint8", refused_by_nvidia=False),

@@ -16,6 +16,7 @@ import pytest
 
 from edgekit.backends.base import LoadOptions
 from edgekit.backends.tensorrt import cuda, engine
+from edgekit.backends.tensorrt.compile import Log, Monitor
 from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
 from edgekit.errors import (
     BundleError,
@@ -329,6 +330,64 @@ def test_interrupt_cancels_the_build_and_keeps_nothing(board) -> None:
         load(progress)
     assert files("engine") == []
     load().close()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
+def test_stopping_waits_until_tensorrt_has_stopped(board, stop: type[BaseException]) -> None:
+    board.build_until_cancelled = True
+
+    def progress(done: float, text: str) -> None:
+        if done > 0:
+            raise stop
+
+    with pytest.raises(stop):
+        load(progress)
+    assert board.cancellations == 1
+    assert "edgekit-tensorrt-build" not in {t.name for t in threading.enumerate() if t.is_alive()}
+
+
+def test_progress_of_nested_phases_never_falls() -> None:
+    monitor = Monitor()
+    seen = [monitor.read()[0]]
+
+    def note() -> None:
+        seen.append(monitor.read()[0])
+
+    monitor.start("build", None, 4)
+    for step in range(4):
+        for child in ("graph", "timing"):  # names come again, in sequence
+            monitor.start(child, "build", 10)
+            for inner in range(10):
+                assert monitor.step(child, inner)
+                note()
+            monitor.finish(child)
+            note()
+        if step < 3:  # the last step is left out: phases may end early
+            assert monitor.step("build", step)
+            note()
+    monitor.finish("build")
+    note()
+    monitor.start("finish", None, 2)  # a second independent phase
+    monitor.step("finish", 1)
+    note()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 40
+    assert 0.9 < seen[-1] < 1
+    assert monitor.step("unknown", 3)
+    monitor.finish("unknown")
+    monitor.cancelled = True
+    assert not monitor.step("build", 0)
+
+
+def test_last_error_prefers_what_tells_more() -> None:
+    log = Log()
+    assert log.last_error() == "no reason given"
+    log.add(True, "no\nrunner")
+    log.add(True, "cudaError 35: driver version is insufficient")
+    assert log.last_error() == "no runner"
+    only = Log()
+    only.add(True, "cudaError 35: driver version is insufficient")
+    assert "cudaError 35" in only.last_error()
 
 
 def test_parser_errors_come_all_in_one_line(board) -> None:

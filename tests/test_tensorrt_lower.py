@@ -76,9 +76,10 @@ def test_random_networks_agree_and_are_strongly_typed(seed: int) -> None:
 def test_same_graph_same_bytes_and_the_input_is_untouched(seed: int, precision: str) -> None:
     model, _ = random_network(seed)
     source = ir.from_proto(model)
-    before = ir.to_proto(source).SerializeToString(deterministic=True)
+    # `source` shares its tensors with `model`
+    before = [m.SerializeToString(deterministic=True) for m in (ir.to_proto(source), model)]
     first = lower(source, ORIN, precision)
-    assert ir.to_proto(source).SerializeToString(deterministic=True) == before
+    assert [m.SerializeToString(deterministic=True) for m in (ir.to_proto(source), model)] == before
     assert first == lower(ir.from_proto(model), ORIN, precision)
 
 
@@ -172,6 +173,11 @@ def test_value_used_in_both_precisions_is_cast_once() -> None:
     assert ops.count("Cast") == 5
 
 
+def test_input_used_twice_is_cast_once() -> None:
+    net = graph("a = Relu(x) \n b = Sigmoid(x) \n y = Add(a, b)", {"x": (4,)}, {"y": (4,)})
+    assert [n.op_type for n in lowered(net).graph.node] == ["Cast", "Relu", "Sigmoid", "Add", "Cast"]
+
+
 def test_output_that_is_also_read_inside_and_outputs_of_other_types() -> None:
     net = graph(
         "a = Relu(x) \n b = Sigmoid(a) \n i = ArgMax <axis=1, keepdims=0> (b)",
@@ -245,6 +251,18 @@ def test_operator_table_agrees_with_onnx() -> None:
 def test_boards_that_cannot(change: dict, says: str) -> None:
     with pytest.raises(LoweringError, match=says):
         lower(ir.from_proto(conv_net(np.ones((4, 4, 1, 1)))), replace(ORIN, **change), "float16")
+
+
+def test_types_that_cannot_be_inferred_are_an_error() -> None:
+    # shapes that contradict each other end inference, and with it the types
+    net = graph(
+        "a = Relu(x) \n b = Add(a, w) \n y = Sigmoid(b)",
+        {"x": (4,)},
+        {"y": (4,)},
+        {"w": np.ones(3, np.float32)},
+    )
+    with pytest.raises(LoweringError, match="cannot be inferred"):
+        lower(ir.from_proto(net), ORIN, "float16")
 
 
 def test_precision_that_is_not_there() -> None:

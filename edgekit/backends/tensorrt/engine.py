@@ -101,8 +101,10 @@ def load(data: bytes | memoryview, variant: Variant, options: LoadOptions) -> Te
 def _import_tensorrt() -> Any:
     try:
         import tensorrt
-    except ImportError:
-        raise MissingExtraError("tensorrt", "tensorrt", "run this bundle", hint=JETSON_HINT) from None
+    except (ImportError, OSError) as error:  # OSError: a library beneath it is missing
+        reason = "" if isinstance(error, ModuleNotFoundError) else f"Importing it failed: {error}. "
+        hint = reason + JETSON_HINT
+        raise MissingExtraError("tensorrt", "tensorrt", "run this bundle", hint=hint) from None
     return tensorrt
 
 

@@ -210,7 +210,7 @@ def _convert(node: ir.Node, schema: onnx.defs.OpSchema | None, state: _State) ->
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
     else:
         for i, value in enumerate(node.inputs):
-            if dtype_name(value) == "float32" and _halvable(schema, i) and not (op == "Resize" and i > 0):
+            if dtype_name(value) == "float32" and _halvable(schema, i):
                 assert value is not None
                 node.replace_input_with(i, state.half(value, saturate=op == "Clip"))
         if op == "ConstantOfShape" and dtype_name(node.outputs[0]) == "float32":

@@ -6,7 +6,7 @@ Catches what NVIDIA's builder refuses and, worse, what it takes but silently run
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -188,10 +188,20 @@ def _attributes(node: ir.Node, release: tuple[int, ...]) -> Iterator[Finding]:
         given = index < len(node.inputs) and node.inputs[index] is not None
         return given and constant(node.inputs[index]) is None
 
+    def read(values: Sequence[ir.Value]) -> bool:
+        return any(v.uses() or v.is_graph_output() for v in values)
+
+    for index in operators.SHAPE_INPUTS.get(op, ()):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and value.is_graph_input():
+            yield bad(f"its shape comes from the network input {value.name!r}, expected a constant")
+
     if op in ("MaxPool", "AveragePool", "LpPool"):
         if any(d != 1 for d in _attr(node, "dilations", ())):
             yield bad("dilated pooling is not supported")
-        if op == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+        if op == "LpPool" and _attr(node, "p", 2) not in (1, 2):
+            yield bad("only p=1 and p=2 are supported")
+        if op == "MaxPool" and read(node.outputs[1:]):
             yield bad("the Indices output is not supported")
         x = node.inputs[0]
         if x is not None and x.shape is not None and len(x.shape) not in (4, 5):
@@ -212,8 +222,16 @@ def _attributes(node: ir.Node, release: tuple[int, ...]) -> Iterator[Finding]:
         yield bad("axes must be a constant")
     elif op == "Pad" and len(node.inputs) > 3 and node.inputs[3] is not None and release < (10, 4):
         yield bad("the axes input needs TensorRT 10.4")
-    elif op in ("LayerNormalization", "Dropout") and any(v.uses() for v in node.outputs[1:]):
+    elif op in ("LayerNormalization", "Dropout", "BatchNormalization") and read(node.outputs[1:]):
         yield bad("only the first output is supported")
+    elif op == "BatchNormalization" and _attr(node, "training_mode", 0):
+        yield bad("training_mode must be 0, export the model for inference")
+    elif op == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        training = constant(node.inputs[2])
+        if training is None or training.any():
+            yield bad("training_mode must be the constant false, export the model for inference")
+    elif op == "STFT" and (computed(1) or computed(2)):
+        yield bad("frame_step and window must be constants")
     elif op == "LSTM" and (_attr(node, "input_forget", 0) or _attr(node, "layout", 0)):
         yield bad("input_forget and layout must be 0")
     elif op == "GridSample":

@@ -34,7 +34,6 @@ def lower(
     `ranges` (value name -> largest absolute activation) keeps nodes out of it that would overflow.
     Raises: LoweringError, one line with every reason, when TensorRT on that board cannot run the graph.
     """
-    import onnx_ir as ir
     from onnx_ir.passes import common
 
     from edgekit.passes import compact
@@ -47,10 +46,6 @@ def lower(
     assert target.gpu is not None
 
     model = model.clone()
-    for value in model.graph.initializers.values():
-        # a clone shares its tensors, and renaming a value renames its tensor
-        assert value.const_value is not None
-        value.const_value = ir.tensor(value.const_value.numpy(), value.const_value.dtype, name=value.name)
     for step in (
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -60,6 +55,11 @@ def lower(
         model = step(model).model
     # judged with the user's own node names first; types once more after the conversion
     _refuse(model, target, release, what)
+    unknown = [str(v.name) for node in model.graph for v in node.outputs if v.uses() and not dtype_name(v)]
+    if unknown:  # the conversion goes by types, and would leave these as they are
+        raise LoweringError(
+            f"{what}: types of {', '.join(unknown[:5])} cannot be inferred. Check the model file"
+        )
     kept = None
     if precision == "float16":
         kept = to_float16(model, ranges)
@@ -98,9 +98,7 @@ def _serialize(model: ir.Model) -> bytes:
 
     # the newest format that the ONNX 1.16 inside TensorRT 10.0 to 10.5 knows
     model.ir_version = min(model.ir_version or MAX_IR_VERSION, MAX_IR_VERSION)
-    proto = ir.to_proto(model)
-    del proto.graph.value_info[:]  # TensorRT infers types and shapes itself
-    return bytes(proto.SerializeToString(deterministic=True))
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def _release(target: Target) -> str:

@@ -74,8 +74,21 @@ REFUSED: dict[str, str] = {
     "DynamicQuantizeLinear": "calibrate and use QuantizeLinear with a constant scale",
     "NonMaxSuppression": "cut it from the network: edgekit runs NMS itself",
     "DeformConv": "it needs NVIDIA's plugin library",
+    "RoiAlign": "it needs NVIDIA's plugin library",
 }
 """Operators refused by edgekit with what to do instead; some would parse but do not build everywhere."""
+
+SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
+    "Expand": (1,),
+    "Pad": (1,),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Tile": (1,),
+    "Upsample": (1,),
+}
+"""Inputs that decide a shape: as network inputs they would make it dynamic."""
 
 TYPED_INPUT: dict[str, int] = {"Where": 1, "OneHot": 2}
 """Input whose type counts, where it is not the first."""
