@@ -277,6 +277,7 @@ VARIANTS: dict[tuple[str, str], Callable[[], nn.Module]] = {
     ("yolov5", "slice"): lambda: YoloV5("slice"),
     ("yolov5", "raw"): lambda: YoloV5("raw"),
     ("yolov5", "conv"): lambda: YoloV5("conv"),
+    ("yolov5", "conv 80 classes"): lambda: YoloV5("conv", 80),
     ("yolov8", "joined"): lambda: YoloV8("joined"),
     ("yolov8", "separate"): lambda: YoloV8("separate"),
     ("yolov8", "64 classes"): lambda: YoloV8("joined", 64),

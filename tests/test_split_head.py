@@ -57,18 +57,15 @@ def decoded(head: DetectHead, model: ir.Model, x: np.ndarray) -> list[np.ndarray
     return candidates(head, run(model, x), (x.shape[2], x.shape[3]))
 
 
-WHOLE = [
-    key
-    for key in detectors.VARIANTS
-    if key
-    not in {
-        ("yolov5", "raw"),
-        ("yolov5", "conv"),
-        ("yolov8", "raw"),
-        ("nanodet", "apart"),
-        ("nanodet", "two"),
-    }
-]
+PARTS = {
+    ("yolov5", "raw"),
+    ("yolov5", "conv"),
+    ("yolov5", "conv 80 classes"),
+    ("yolov8", "raw"),
+    ("nanodet", "apart"),
+    ("nanodet", "two"),
+}
+WHOLE = [key for key in detectors.VARIANTS if key not in PARTS]
 """Variants whose one output holds all rows."""
 
 
@@ -122,7 +119,7 @@ def test_several_outputs_per_level(folder: Path) -> None:
         np.testing.assert_allclose(rows, want, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["raw", "conv"])
+@pytest.mark.parametrize("variant", ["raw", "conv", "conv 80 classes"])
 def test_yolov5_without_decode_takes_the_known_anchors_and_says_so(folder: Path, variant: str) -> None:
     result = split(simple(exported(folder, "yolov5", variant)))
     assert result.head.family == "yolov5"
@@ -247,6 +244,12 @@ def test_unknown_heads_say_what_was_looked_for(tmp_path: Path) -> None:
 class Last(nn.Module):
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         return features[-1]
+
+
+@pytest.mark.parametrize("channels", [37, 40, 64, 255])
+def test_segmentation_is_no_detector(tmp_path: Path, channels: int) -> None:
+    net = nn.Sequential(detectors.Backbone(3), Last(), nn.Conv2d(8, channels, 1))
+    assert detect_family(simple(detectors.export(detectors.randomize(net), tmp_path / "net.onnx"))) is None
 
 
 def test_classifiers_are_no_detectors() -> None:

@@ -106,7 +106,7 @@ def _yolov8(tail: Tail, num_classes: int | None) -> HeadMatch | NoMatch:
     if tail.other or not tail.levels or any(len(b) != 2 for b in tail.levels.values()):
         return NoMatch(wanted)
     if bins is None:
-        if "Softmax" in tail.ops:
+        if "Softmax" in tail.ops or len(tail.levels) < 2:
             return NoMatch(wanted)
         bins = 16
     levels, cuts, classes = [], Cuts(), set()
@@ -136,8 +136,10 @@ def _yolov8(tail: Tail, num_classes: int | None) -> HeadMatch | NoMatch:
 
 def _nanodet(tail: Tail, num_classes: int | None) -> HeadMatch | NoMatch:
     wanted = "wants C + 4 * bins, or C | 4 * bins, per level with undecoded distances"
-    if tail.other or not tail.levels or tail.bins is not None or {"Exp", "Softmax"} & set(tail.ops):
+    if tail.other or len(tail.levels) < 3 or tail.bins is not None or {"Exp", "Softmax"} & set(tail.ops):
         return NoMatch(wanted)
+    if any(b.value.is_graph_output() for branches in tail.levels.values() for b in branches):
+        return NoMatch(wanted)  # NanoDet always flattens; bare convolutions could be anything
     counts = {len(branches) for branches in tail.levels.values()}
     notes: list[str] = []
     levels, cuts, found = [], Cuts(), set()
@@ -200,7 +202,8 @@ def _yolov5(tail: Tail, num_classes: int | None) -> HeadMatch | NoMatch:
             return NoMatch(wanted)
         (branch,) = branches
         count = _anchor_reshape(tail, branch)
-        if not count and branch.next_ops == {"output"} and branch.channels % 3 == 0:
+        bare = branch.next_ops == {"output"} and branch.channels % 3 == 0 and len(tail.levels) > 1
+        if not count and bare:
             count = 3
         if not count or branch.channels % count or branch.channels // count < 6:
             return NoMatch(wanted)
