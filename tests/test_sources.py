@@ -514,6 +514,61 @@ def test_damaged_videos_never_crash_the_reader(edits: list[tuple[float, bytes]])
             assert all(b.pts_ns > a.pts_ns for a, b in itertools.pairwise(frames))
 
 
+@given(
+    data=st.binary(max_size=400),
+    start=st.sampled_from([b"", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", b"RIFF\0\1\0\0AVI LIST", b"\x1aE\xdf\xa3", b"GIF89a",
+                           b"#EXTM3U\n", b"ffconcat version 1.0\n", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"]),
+    suffix=st.sampled_from([".mp4", ".avi", ".jpg", ".png", ".gif", ""]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_random_bytes_of_any_name_never_crash_a_source(data: bytes, start: bytes, suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        path.write_bytes(start + data)
+        try:
+            with open_source(path, limit=20) as source:
+                list(source)
+        except UsageError as error:
+            one_line(error)
+
+
+@pytest.mark.parametrize(("name", "code"), [("cut.mkv", "FFV1"), ("cut.mp4", "mp4v")])
+def test_a_container_with_its_index_in_front_is_read_to_the_cut(tmp_path: Path, name: str, code: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = tmp_path / name
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter_fourcc(*code), 25, (64, 48))
+    for _ in range(100):
+        writer.write(rng.integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    data = whole.read_bytes()
+    if name.endswith(".mp4"):
+        data = index_first(data)
+        whole.write_bytes(data)
+    assert len(list(open_source(whole))) == 100
+    whole.write_bytes(data[: len(data) * 6 // 10])
+    source = open_source(whole)
+    frames = list(source)
+    assert 30 < len(frames) < 70
+    assert [f.pts_ns for f in frames] == [40_000_000 * i for i in range(len(frames))]
+    assert len(source.skipped) == 1 and "early" in source.skipped[0][1]
+
+
+def index_first(data: bytes) -> bytes:
+    """An MP4 with its `moov` box moved before `mdat`, chunk offsets (`stco`) adjusted."""
+    boxes, at = [], 0
+    while at < len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        boxes.append(data[at : at + size])
+        at += size
+    moov = bytearray(next(b for b in boxes if b[4:8] == b"moov"))
+    table = moov.index(b"stco") + 8
+    (count,) = struct.unpack_from(">I", moov, table)
+    for entry in range(table + 4, table + 4 + 4 * count, 4):
+        struct.pack_into(">I", moov, entry, struct.unpack_from(">I", moov, entry)[0] + len(moov))
+    rest = [b for b in boxes if b[4:8] != b"moov"]
+    return rest[0] + bytes(moov) + b"".join(rest[1:])
+
+
 @pytest.mark.shared
 def test_real_videos_and_photos_are_read_whole() -> None:
     data = shared_data()
