@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,3 +34,38 @@ def quiet(cv2: Any) -> Iterator[None]:
         yield
     finally:
         log.setLogLevel(level)
+
+
+_stderr = threading.Lock()
+
+
+@contextlib.contextmanager
+def native_messages(starts: tuple[str, ...]) -> Iterator[list[str]]:
+    """Collect what C libraries write to the process's stderr, past Python and past their caller.
+
+    The list is filled at the end with the lines that begin with one of `starts`; other lines (of
+    another thread) are passed on. libjpeg and libpng tell about damage in no other way. One thread
+    at a time; where the process has no stderr nothing is collected.
+    """
+    lines: list[str] = []
+    file: Any = None
+    with _stderr, contextlib.ExitStack() as stack:
+        try:
+            saved = os.dup(2)
+            stack.callback(os.close, saved)
+            file = stack.enter_context(tempfile.TemporaryFile())
+            os.dup2(file.fileno(), 2)
+        except OSError:  # closed by a daemon, or no room for a temporary file
+            file = None
+        try:
+            yield lines
+        finally:
+            if file is not None:
+                os.dup2(saved, 2)
+                file.seek(0)
+                for line in file.read().splitlines(keepends=True):
+                    text = line.decode(errors="replace")
+                    if text.startswith(starts):
+                        lines.append(text.strip())
+                    else:
+                        os.write(2, line)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.errors import UsageError, printable
-from edgekit.optional import load_cv2, quiet
+from edgekit.optional import load_cv2, native_messages, quiet
 
 MAX_SIDE = 16_384
 """Longest side of a picture or video, pixels; `ImagePreprocess` has the same bound."""
@@ -25,6 +25,11 @@ _MAX_BYTES = 1 << 29
 KINDS = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "PNM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 _MAX_SEGMENTS = 10_000
+_DECODER_LINES = ("libpng ", "Corrupt JPEG", "Premature end of JPEG", "Inconsistent prog", "Warning: unknown JFIF",
+                  "Invalid SOS param", "Unknown Adobe")  # fmt: skip
+"""How lines begin that libpng and libjpeg (jerror.h) write to stderr."""
+_STRAY_BYTES = 256
+"""Cameras pad their JPEGs with a few bytes; more than this is a picture whose middle is lost."""
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -36,7 +41,7 @@ def read_picture(path: str | Path) -> np.ndarray:
 
     Raises: UsageError for a file that is missing, empty, truncated, no picture or too large
     (16384 pixels a side, 200 megapixels, 512 MiB; checked before decoding). Damage inside a JPEG
-    that keeps its structure cannot be seen: the format has no checksum.
+    that still decodes cannot be seen: the format has no checksum.
     """
     path, name = Path(path), printable(path)
     try:
@@ -65,16 +70,28 @@ def decode_picture(data: bytes) -> np.ndarray:
     if not header.whole:
         raise HeaderError(f"truncated: the end of the {header.kind} data is missing")
     cv2 = load_cv2("read pictures")
-    with quiet(cv2):
+    with quiet(cv2), native_messages(_DECODER_LINES) as messages:
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:  # a header that the decoder refuses, or no memory
             image = None
     if image is None:
         raise HeaderError(f"damaged or unsupported {header.kind} data")
+    if header.kind == "JPEG":
+        for message in messages:
+            _check_jpeg(message)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise HeaderError(f"decodes to {image.dtype} {list(image.shape)}, expected 8-bit colour")
     return np.asarray(image)
+
+
+def _check_jpeg(message: str) -> None:
+    """libjpeg goes on after damage and fills the picture with something. Raises: HeaderError."""
+    stray = re.search(r"([0-9]+) extraneous bytes", message)
+    if stray and int(stray[1]) < _STRAY_BYTES:
+        return
+    if message.startswith(("Corrupt JPEG data", "Premature end", "Inconsistent progression")):
+        raise HeaderError(f"damaged JPEG data ({message.partition(': ')[2] or message})")
 
 
 def check_size(width: int, height: int) -> str | None:
@@ -187,11 +204,12 @@ def _tiff(data: bytes) -> Header:
     end = "<" if data.startswith(b"II") else ">"
     (at,) = struct.unpack_from(end + "I", data, 4)
     (count,) = struct.unpack_from(end + "H", data, at)
-    size = {}
+    size: dict[int, int] = {}
     for entry in range(at + 2, at + 2 + 12 * count, 12):
         tag, kind = struct.unpack_from(end + "HH", data, entry)
         if tag in (256, 257):
-            (size[tag],) = struct.unpack_from(end + ("H" if kind == 3 else "I"), data, entry + 8)
+            (value,) = struct.unpack_from(end + ("H" if kind == 3 else "I"), data, entry + 8)
+            size[tag] = max(value, size.get(tag, 0))  # given twice: decoders differ in which they take
     if len(size) != 2:
         raise HeaderError("damaged TIFF header")
     return Header("TIFF", size[256], size[257])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.tasks.detect.detections import Detections
-from edgekit.tasks.detect.draw import class_color, draw
+from edgekit.tasks.detect.draw import _Font, _overlap, class_color, draw
 
 
 def detections(*boxes: tuple[float, float, float, float], labels: tuple[str, ...] = ("car",)) -> Detections:
@@ -58,6 +59,34 @@ def test_labels_keep_inside_and_apart() -> None:
     both = draw(GREY, detections((100, 100, 200, 200), (100, 100, 200, 200)))
     one = draw(GREY, detections((100, 100, 200, 200)))
     assert (both == class_color(0)).all(2).sum() > (one == class_color(0)).all(2).sum() + 300
+
+
+def test_labels_never_overlap_and_hide_no_small_box() -> None:
+    rng = np.random.default_rng(0)
+    font = _Font(cv2, 320, 240)
+    low = rng.uniform((0, 0), (280, 200), (60, 2))
+    boxes = np.hstack([low, low + rng.uniform(8, 60, (60, 2))]).astype(int)
+    tags = np.zeros((0, 4), int)
+    for box in boxes:
+        tag = font.place(tuple(box), "pedestrian 93%", 1, boxes, tags)
+        if tag is not None:
+            tags = np.append(tags, [tag], axis=0)
+    assert 10 < len(tags) < 60, "there is room for some"
+    assert (tags >= 0).all() and (tags[:, 2] <= 320).all() and (tags[:, 3] <= 240).all()
+    common = _overlap(tags, tags)
+    assert (common[~np.eye(len(tags), dtype=bool)] == 0).all()
+    # two boxes one above the other: the label of the lower leaves the upper, smaller one free
+    two = np.array([(100, 100, 200, 200), (100, 82, 120, 96)])
+    tag = font.place((100, 100, 200, 200), "car 90%", 1, two, np.zeros((0, 4), int))
+    assert tag is not None and _overlap(np.array([tag]), two[1:]).sum() == 0
+
+
+def test_the_best_scored_keeps_its_label_where_there_is_room_for_one() -> None:
+    image = np.full((60, 70, 3), 127, np.uint8)
+    full = [(2.0, 2.0, 68.0, 58.0)] * 12
+    out = draw(image, detections(*full, labels=("carriage",)))
+    one = draw(image, detections(full[0], labels=("carriage",)))
+    assert (out == one).all(2)[0:20].mean() > 0.9
 
 
 def test_boxes_partly_outside_are_cut_and_others_left_out() -> None:

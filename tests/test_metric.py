@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import MissingExtraError, UsageError
 from edgekit.tasks.detect.coco import COCO_CLASSES
-from edgekit.tasks.detect.dataset import CocoSet, Picture, Truth, read_coco
+from edgekit.tasks.detect.dataset import MAX_JSON_BYTES, CocoSet, Picture, Truth, read_coco
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.metric import NAMES, bootstrap_interval, evaluate
 from tests.helpers import shared_data
@@ -97,6 +97,18 @@ def test_crowds_neither_reward_nor_punish() -> None:
     data = CocoSet(data.name, data.labels, data.images, (*data.truths, crowd), "")
     got = evaluate(data, [(10, found((0, 0.9, (220, 220, 40, 40)), (0, 0.8, MEDIUM)))])
     assert got["AP"] == 1
+    only = CocoSet(data.name, data.labels, data.images, (crowd,), "")
+    assert evaluate(only, [(10, found((0, 0.9, LARGE)))])["AP"] is None, "a crowd alone measures nothing"
+    assert bootstrap_interval(only, []) is None
+
+
+def test_objects_too_rare_to_be_drawn_have_no_interval() -> None:
+    data = labelled([(0, MEDIUM)], *[[] for _ in range(400)])
+    results = [(10, found((0, 0.9, MEDIUM)))]
+    assert evaluate(data, results)["AP"] == 1
+    seed = next(s for s in range(9) if 0 not in np.random.default_rng(s).integers(0, 401, 401))
+    assert bootstrap_interval(data, results, rounds=1, seed=seed) is None
+    assert bootstrap_interval(data, results, rounds=50) == (1.0, 1.0)
 
 
 def test_a_set_without_objects_has_no_metric() -> None:
@@ -238,6 +250,7 @@ def test_limit_takes_the_first(folder: Path) -> None:
     [
         (("dog", "cat", "Traffic_Light"), [0, 2, 2]),  # by name, spelling aside, in the model's order
         (("class_0", "class_1"), [1, 0, 0]),  # names that say nothing: by order
+        (("0", "1"), [1, 0, 0]),
     ],
 )
 def test_categories_are_matched_to_the_model(
@@ -247,7 +260,38 @@ def test_categories_are_matched_to_the_model(
     assert data.labels == labels and [t.cls for t in data.truths] == classes
 
 
-@pytest.mark.parametrize("labels", [("dog", "cat"), ("a", "b", "c"), ("dog",)])
+def test_categories_that_say_nothing_are_matched_by_order(folder: Path) -> None:
+    plain = tree()
+    plain["categories"] = [{"id": 9, "name": "class_1"}, {"id": 2, "name": "class_0"}]
+    assert [t.cls for t in read_coco(written(folder, plain), folder, labels=("cat", "dog")).truths] == [
+        1,
+        0,
+        0,
+    ]
+
+
+def test_other_names_of_coco_classes_are_known(folder: Path) -> None:
+    other = tree()
+    other["categories"] = [{"id": 9, "name": "motorbike"}, {"id": 2, "name": "tv"}]
+    data = read_coco(written(folder, other), folder, labels=("TVmonitor", "dog", "motorcycle"))
+    assert [t.cls for t in data.truths] == [2, 0, 0]
+
+
+def test_a_category_without_boxes_needs_no_class(folder: Path) -> None:
+    extra = tree()
+    extra["categories"].append({"id": 0, "name": "all objects"})
+    data = read_coco(written(folder, extra), folder, labels=("traffic light", "dog"))
+    assert [t.cls for t in data.truths] == [1, 0, 0]
+
+
+def test_a_mismatch_is_said_shortly(folder: Path) -> None:
+    says = refused(folder, tree(), labels=tuple(f"some thing {i}" for i in range(80)))
+    assert "80 classes" in says and "'some thing 0'" in says and len(says) < 300 + len(str(folder))
+    says = refused(folder, tree(), labels=("trafic light", "dog", "cat"))
+    assert "Did you mean 'trafic light'?" in says
+
+
+@pytest.mark.parametrize("labels", [("dog", "cat"), ("bus", "truck"), ("a", "b", "c"), ("dog",)])
 def test_categories_the_model_does_not_have_are_refused(folder: Path, labels: tuple[str, ...]) -> None:
     says = refused(folder, tree(), labels=labels)
     assert "'traffic light' is not a class of the model (2 categories" in says
@@ -290,6 +334,22 @@ def spoiled() -> Iterator[tuple[str, Any, str]]:
         broken = tree()
         broken["annotations"][0][key] = value
         yield f"{key} {value}", broken, says
+    for box in ([1, 2, -3, 4], [1, 2, 3, -4]):
+        broken = tree()
+        broken["annotations"][0]["bbox"] = box
+        yield f"box {box}", broken, "expected finite x y width height"
+    for key, item, value, says in (
+        ("annotations", "area", float("nan"), "an area of nan"),
+        ("annotations", "area", -1, "an area of -1"),
+        ("images", "width", 0, "0x48 pixels"),
+        ("images", "height", "tall", "not COCO instances"),
+        ("images", "file_name", "a" * 5000, "are not in"),
+        ("images", "file_name", "a\0b.png", "are not in"),
+        ("categories", "id", 2, "1 category ids are there twice"),
+    ):
+        broken = tree()
+        broken[key][0][item] = value
+        yield f"{item} {str(value)[:9]!r}", broken, says
     for name in ("../b.png", "/etc/passwd", ""):
         broken = tree()
         broken["images"][0]["file_name"] = name
@@ -306,6 +366,28 @@ def spoiled() -> Iterator[tuple[str, Any, str]]:
 @pytest.mark.parametrize(("content", "says"), [pytest.param(c, s, id=n) for n, c, s in spoiled()])
 def test_bad_annotation_files_are_one_line(folder: Path, content: Any, says: str) -> None:
     assert says in refused(folder, content)
+
+
+def test_a_huge_file_is_refused_unread(folder: Path) -> None:
+    with (folder / "instances.json").open("wb") as file:
+        file.truncate(MAX_JSON_BYTES + 1)  # sparse
+    with pytest.raises(UsageError, match="larger than 1024 MiB"):
+        read_coco(folder / "instances.json", folder)
+
+
+def test_a_device_is_refused_unread(folder: Path) -> None:
+    with pytest.raises(UsageError, match="not a file"):
+        read_coco(Path("/dev/zero"), folder)
+
+
+def test_a_byte_order_mark_is_no_damage(folder: Path) -> None:
+    (folder / "x.json").write_text(json.dumps(tree()), encoding="utf-8-sig")
+    assert len(read_coco(folder / "x.json", folder).images) == 2
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_without_pictures_is_refused(folder: Path, limit: int) -> None:
+    assert f"limit {limit}" in refused(folder, tree(), limit=limit)
 
 
 def test_files_that_are_no_text_are_one_line(folder: Path) -> None:
@@ -340,6 +422,15 @@ def test_any_json_is_read_or_refused(folder: Path, where: tuple[str, str | None]
     except UsageError as error:
         reason = str(error)
     assert "\n" not in reason
+
+
+@given(content=st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_refused_in_one_line(folder: Path, content: bytes) -> None:
+    (folder / "x.json").write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_coco(folder / "x.json", folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.shared

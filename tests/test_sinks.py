@@ -51,7 +51,7 @@ def write_and_close(sink: Sink, error: BaseException | None = None) -> None:
 
 
 def test_json_lines_hold_the_contract(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "er" / "out.jsonl"
+    path = tmp_path / "out.jsonl"
     with open_sink(path) as sink:
         sink.write(frame(0), FOUND, 12.34567)
         assert len(path.read_text().splitlines()) == 1, "a line can be read as soon as it is written"
@@ -94,14 +94,6 @@ def test_json_lines_of_an_earlier_run_are_replaced(tmp_path: Path) -> None:
     assert path.read_text() == "", "no frames, no lines"
 
 
-def test_labels_fill_in_for_detections_without_names(tmp_path: Path) -> None:
-    bare = Detections(FOUND.boxes, FOUND.scores, FOUND.classes)
-    for labels, names in ((("a", "b"), ["b", "a"]), ((), ["1", "0"])):
-        with open_sink(tmp_path / "o.jsonl", labels=labels) as sink:
-            sink.write(frame(), bare, 0)
-        assert json.loads((tmp_path / "o.jsonl").read_text())["labels"] == names
-
-
 def test_scores_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     bad = Detections(FOUND.boxes, np.array([np.nan, 1], np.float32), FOUND.classes)
     sink = open_sink(tmp_path / "o.jsonl")
@@ -114,6 +106,20 @@ def test_odd_file_names_are_valid_json(tmp_path: Path) -> None:
         sink.write(frame(source="a\n\udcff\u2028b"), NONE, 0)
     line = (tmp_path / "o.jsonl").read_bytes()
     assert line.count(b"\n") == 1 and line.isascii()
+
+
+def test_a_full_disk_told_when_closing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = open_sink(tmp_path / "o.jsonl")
+    sink.write(frame(), FOUND, 0)
+    real = os.close
+
+    def full(file: int) -> None:
+        real(file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "close", full)
+    with pytest.raises(OutputError, match="No space left"):
+        sink.close()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -206,6 +212,40 @@ def test_several_frames_are_numbered(tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["o_000001.PNG", "o_000002.PNG", "o_000003.PNG"]
     levels = [cv2.imread(str(tmp_path / name))[0, 0, 0] for name in left_in(tmp_path)]
     assert levels == [40, 50, 60]
+
+
+def test_the_only_picture_appears_at_the_end_and_not_after_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "o.png").write_bytes(b"old")
+    with pytest.raises(StreamError):
+        write_and_close(open_sink(tmp_path / "o.png"), StreamError("camera gone"))
+    assert left_in(tmp_path) == ["o.png"] and (tmp_path / "o.png").read_bytes() == b"old"
+    write_and_close(open_sink(tmp_path / "o.png"))
+    assert (tmp_path / "o.png").read_bytes() != b"old"
+
+
+def test_an_interrupted_write_leaves_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    sink = open_sink(f"{tmp_path}/out/")
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sink.write(frame(), FOUND, 0)
+    assert left_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("other", ["o_000001.png", "o_000002.png"])
+def test_numbered_pictures_never_overwrite_another_source(tmp_path: Path, other: str) -> None:
+    for name in ("a.png", "b.png", other):
+        cv2.imwrite(str(tmp_path / name), frame().image)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    frames = list(open_source(tmp_path, limit=2))
+    sink = open_sink(tmp_path / "o.png")
+    sink.write(frames[0], FOUND, 0)
+    with pytest.raises(OutputError, match="among the source"):
+        sink.write(frames[1], FOUND, 0)
+    sink.abort()
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
 
 def test_a_frame_is_not_changed_by_writing_it(tmp_path: Path) -> None:
@@ -349,9 +389,53 @@ def test_unknown_suffixes_are_refused(tmp_path: Path, name: str, says: str) -> N
     assert says in str(caught.value) and caught.value.exit_code == 2
 
 
-def test_a_name_with_nul_is_refused() -> None:
-    with pytest.raises(UsageError, match="NUL"):
-        open_sink("a\0.jsonl")
+@pytest.mark.parametrize("name", ["", "a\0.jsonl"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="no usable path"):
+        open_sink(name)
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.png", "o.mp4", "sub/"])
+def test_a_missing_folder_is_told_before_the_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="folder does not exist") as caught:
+        open_sink(f"{tmp_path}/gone/{name}")
+    assert f"Create {tmp_path}/gone first" in str(caught.value) and left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.png", "o.mp4"])
+def test_a_folder_of_that_name_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(OutputError, match="a folder of that name"):
+        open_sink(tmp_path / name)
+    with open_sink(f"{tmp_path / name}/") as sink:  # asked for by the slash
+        sink.write(frame(), NONE, 0)
+    assert left_in(tmp_path / name) == ["cam_000000.png"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, where nobody can create files")
+@pytest.mark.parametrize("name", ["o.jsonl", "o.png", "o.mp4", "sub/"])
+def test_a_read_only_folder_is_one_line(name: str) -> None:
+    with pytest.raises(OutputError) as caught:
+        write_and_close(open_sink(f"/proc/self/{name}"))
+    assert str(caught.value).startswith("sink /proc/self/") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["line\nbreak/o.jsonl", "line\nbreak.xyz"])
+def test_odd_names_stay_on_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises((OutputError, UsageError)) as caught:
+        open_sink(tmp_path / name)
+    assert "\n" not in str(caught.value) and "line\\nbreak" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.png", "o.mp4", "sub/"])
+def test_a_closed_sink_takes_nothing_more(tmp_path: Path, name: str) -> None:
+    sink = open_sink(f"{tmp_path}/{name}")
+    sink.write(frame(), FOUND, 0)
+    sink.close()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="closed"):
+        sink.write(frame(1), FOUND, 0)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 5000])

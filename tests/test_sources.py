@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import EdgekitError, MissingExtraError, UsageError
+from edgekit.optional import native_messages
 from edgekit.picture import HeaderError, decode_picture, read_header
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources import open_source, read_picture
@@ -231,7 +233,85 @@ def test_an_endless_jpeg_header_ends() -> None:
         read_header(b"\xff\xd8" + b"\xff\xe1\0\x02" * 200_000)
 
 
+def noise(size: int = 200) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
+
+
+def test_a_damaged_middle_of_a_jpeg_is_seen() -> None:
+    data = encoded(".jpg", noise())
+    for damaged in (data[:3000] + bytes(3000) + data[6000:], data[:5000] + data[9000:]):
+        with pytest.raises(HeaderError, match="damaged JPEG data"):
+            decode_picture(damaged)
+    # the padding of cameras, before and after the end marker, is no damage
+    whole = decode_picture(data)
+    for padded in (data[:-2] + b"\1" * 20 + data[-2:], data + b"\0" * 2000):
+        assert np.array_equal(decode_picture(padded), whole)
+
+
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
+@settings(max_examples=200, deadline=None)
+def test_a_flipped_bit_in_a_png_is_refused_or_harmless(at: int, bit: int) -> None:
+    data = bytearray(encoded(".png", gradient(24, 32)))
+    data[at % len(data)] ^= 1 << bit
+    try:
+        image = decode_picture(bytes(data))
+    except ValueError as error:
+        one_line(error)
+    else:
+        assert np.array_equal(image, gradient(24, 32))
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def test_orientation_of_other_formats_and_odd_profiles(capfd: pytest.CaptureFixture[str]) -> None:
+    plain = encoded(".png", gradient())
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    turned = decode_picture(plain[:33] + png_chunk(b"eXIf", tiff) + plain[33:])
+    assert np.array_equal(turned, cv2.rotate(gradient(), cv2.ROTATE_90_CLOCKWISE))
+    odd = png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"junk" * 40))  # libpng warns about it
+    assert np.array_equal(decode_picture(plain[:33] + odd + plain[33:]), gradient())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_16_bit_of_every_format_is_scaled() -> None:
+    deep = gradient().astype(np.uint16) * 256 + 128
+    for suffix in (".png", ".tif", ".ppm"):
+        assert np.array_equal(decode_picture(encoded(suffix, deep)), gradient()), suffix
+
+
+def test_a_size_given_twice_counts_as_the_larger() -> None:
+    def tiff(*widths: int) -> bytes:
+        tags = [struct.pack("<HHII", 256, 4, 1, w) for w in widths] + [struct.pack("<HHII", 257, 4, 1, 9)]
+        return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + bytes(4)
+
+    assert (read_header(tiff(8)).width, read_header(tiff(90_000, 8)).width) == (8, 90_000)
+
+
+def test_other_messages_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with native_messages(("libpng ",)) as messages:
+        os.write(2, b"libpng warning: x\nsomebody else\n")
+    assert messages == ["libpng warning: x"] and capfd.readouterr().err == "somebody else\n"
+
+
+def test_a_process_without_stderr_reads_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(".png", gradient()))
+    code = (
+        "import os, sys\nfrom edgekit.picture import read_picture\nos.close(2)\n"
+        "print(read_picture(sys.argv[1]).shape)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.stdout == "(48, 64, 3)\n"
+
+
 def test_nothing_is_printed_about_bad_files(tmp_path: Path) -> None:
+    jpeg, png = encoded(".jpg", noise()), bytearray(encoded(".png", noise()))
+    (tmp_path / "d.jpg").write_bytes(jpeg[:3000] + bytes(3000) + jpeg[6000:])
+    png[len(png) // 2] ^= 1  # libpng and libjpeg write to stderr themselves
+    (tmp_path / "e.png").write_bytes(png)
     (tmp_path / "a.png").write_bytes(encoded(".png", gradient())[:200])
     (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\1" * 500)
     (tmp_path / "c.tif").write_bytes(encoded(".tif", gradient())[:2000])
@@ -337,6 +417,7 @@ def test_file_uri_and_odd_names(tmp_path: Path) -> None:
     assert len(list(open_source(path.as_uri()))) == 1
     assert "not a local file" in refused("file://server/a.png")
     assert "not a local file" in refused("file://")
+    assert "not a local file" in refused("file://ser\tver/a\nb.png")
 
 
 def test_wrong_names_are_refused(tmp_path: Path) -> None:
@@ -431,6 +512,61 @@ def test_damaged_videos_never_crash_the_reader(edits: list[tuple[float, bytes]])
             one_line(error)
         else:
             assert all(b.pts_ns > a.pts_ns for a, b in itertools.pairwise(frames))
+
+
+@given(
+    data=st.binary(max_size=400),
+    start=st.sampled_from([b"", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", b"RIFF\0\1\0\0AVI LIST", b"\x1aE\xdf\xa3", b"GIF89a",
+                           b"#EXTM3U\n", b"ffconcat version 1.0\n", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"]),
+    suffix=st.sampled_from([".mp4", ".avi", ".jpg", ".png", ".gif", ""]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_random_bytes_of_any_name_never_crash_a_source(data: bytes, start: bytes, suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        path.write_bytes(start + data)
+        try:
+            with open_source(path, limit=20) as source:
+                list(source)
+        except UsageError as error:
+            one_line(error)
+
+
+@pytest.mark.parametrize(("name", "code"), [("cut.mkv", "FFV1"), ("cut.mp4", "mp4v")])
+def test_a_container_with_its_index_in_front_is_read_to_the_cut(tmp_path: Path, name: str, code: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = tmp_path / name
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter_fourcc(*code), 25, (64, 48))
+    for _ in range(100):
+        writer.write(rng.integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    data = whole.read_bytes()
+    if name.endswith(".mp4"):
+        data = index_first(data)
+        whole.write_bytes(data)
+    assert len(list(open_source(whole))) == 100
+    whole.write_bytes(data[: len(data) * 6 // 10])
+    source = open_source(whole)
+    frames = list(source)
+    assert 30 < len(frames) < 70
+    assert [f.pts_ns for f in frames] == [40_000_000 * i for i in range(len(frames))]
+    assert len(source.skipped) == 1 and "early" in source.skipped[0][1]
+
+
+def index_first(data: bytes) -> bytes:
+    """An MP4 with its `moov` box moved before `mdat`, chunk offsets (`stco`) adjusted."""
+    boxes, at = [], 0
+    while at < len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        boxes.append(data[at : at + size])
+        at += size
+    moov = bytearray(next(b for b in boxes if b[4:8] == b"moov"))
+    table = moov.index(b"stco") + 8
+    (count,) = struct.unpack_from(">I", moov, table)
+    for entry in range(table + 4, table + 4 + 4 * count, 4):
+        struct.pack_into(">I", moov, entry, struct.unpack_from(">I", moov, entry)[0] + len(moov))
+    rest = [b for b in boxes if b[4:8] != b"moov"]
+    return rest[0] + bytes(moov) + b"".join(rest[1:])
 
 
 @pytest.mark.shared

@@ -44,6 +44,9 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--score {args.score}: expected a number between 0 and 1")
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit}: expected at least 1")
+    twice = {sink for sink in args.sink if args.sink.count(sink) > 1}
+    if twice:
+        raise UsageError(f"--sink {min(twice)}: given twice. Leave one out")
     frames = boxes = 0
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -60,15 +63,18 @@ def main(args: argparse.Namespace) -> int:
                     sink.write(frame, detections, age_ms)
                 frames += 1
                 boxes += len(detections)
-        skipped = [[str(path), reason] for path, reason in getattr(source, "skipped", [])]
+    skipped = [[path, reason] for path, reason in source.skipped]
     seconds = time.perf_counter() - started
-    for path, reason in skipped:
-        print(f"edgekit: warning: {path}: skipped: {reason}", file=sys.stderr)
+    for _, reason in skipped:  # a reason names its file
+        print(f"edgekit: warning: skipped {reason}", file=sys.stderr)
+    if source.ignored:
+        print(f"edgekit: note: {source.ignored} other files in {args.source}: ignored", file=sys.stderr)
     summary = {
         "frames": frames,
         "boxes": boxes,
         "seconds": round(seconds, 3),
         "skipped": skipped,
+        "ignored": source.ignored,
         "sinks": args.sink,
     }
     if args.json:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
+import contextlib
 import errno
 import itertools
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 
-from edgekit.errors import OutputError
+from edgekit.errors import OutputError, printable
 from edgekit.runtime.frames import Frame
 from edgekit.tasks.detect.detections import Detections
 
@@ -24,30 +25,45 @@ class Sink(abc.ABC):
     written); any other exception aborts.
     """
 
-    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.labels = labels
-        """Class names for detections that bring none."""
         self.written = 0
         """Frames written."""
+        self._closed = False
 
     def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
-        """Take one result; `age_ms`: from capture of the frame to now. Raises: OutputError."""
-        if self.labels and not detections.labels:
-            detections = dataclasses.replace(detections, labels=self.labels)
+        """Take one result; `age_ms`: from capture of the frame to now.
+
+        Raises: OutputError; ValueError after `close` or `abort`.
+        """
+        if self._closed:
+            raise ValueError(f"sink {printable(self.path)} is closed")
         self._write(frame, detections, age_ms)
         self.written += 1
+
+    def close(self) -> None:
+        """Finish. Calling it again does nothing. Raises: OutputError."""
+        if not self._closed:
+            self._closed = True
+            self._finish()
+
+    def abort(self) -> None:
+        """Leave nothing unfinished behind; what is whole already stays. Calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            with contextlib.suppress(OSError):  # an error is on its way already
+                self._drop()
 
     @abc.abstractmethod
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         """What `write` does; `written` is the number of frames before this one."""
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Finish. Calling it again does nothing. Raises: OutputError."""
+    def _finish(self) -> None:
+        """Make the file whole. Raises: OutputError."""
+        return
 
-    def abort(self) -> None:
-        """Leave nothing unfinished behind; what is whole already stays. Calling it again does nothing."""
+    def _drop(self) -> None:
+        """Remove what is unfinished. Raises: OSError."""
         return
 
     def __enter__(self) -> Sink:
@@ -66,15 +82,21 @@ def failure(path: Path, error: OSError) -> OutputError:
     """The one-line error for a file that the system refused to write."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     step = "Free some space or write elsewhere" if error.errno in full else "Choose another path"
-    return OutputError(f"sink {path}: {error.strerror or error}. {step}")
+    return OutputError(f"sink {printable(path)}: {error.strerror or error}. {step}")
 
 
-def make_parent(path: Path) -> None:
-    """Create the folder of `path`. Raises: OutputError."""
+def check_parent(path: Path) -> None:
+    """Ask before the work, not after it. Raises: OutputError when the folder of `path` is not there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        is_folder = stat.S_ISDIR(path.parent.stat().st_mode)
+    except FileNotFoundError:
+        raise OutputError(
+            f"sink {printable(path)}: its folder does not exist. Create {printable(path.parent)} first"
+        ) from None
     except OSError as error:
         raise failure(path, error) from None
+    if not is_folder:
+        raise failure(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
 
 
 def temporary(path: Path) -> Path:
@@ -89,8 +111,9 @@ def write_whole(path: Path, data: bytes) -> None:
         try:
             unfinished.write_bytes(data)
             os.replace(unfinished, path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
+        except BaseException:  # Ctrl-C too
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
             raise
     except OSError as error:
         raise failure(path, error) from None
@@ -103,4 +126,4 @@ def refuse_overwriting(path: Path, frame: Frame) -> None:
     except (OSError, ValueError):  # either does not exist, or the source is no file
         return
     if same:
-        raise OutputError(f"sink {path}: is the source itself. Write to another path")
+        raise OutputError(f"sink {printable(path)}: is the source itself. Write to another path")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
-from edgekit.errors import StreamError
+from edgekit.errors import StreamError, printable
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting
+from edgekit.runtime.sinks.base import Sink, check_parent, failure, refuse_overwriting
 from edgekit.tasks.detect.detections import Detections
 
 
@@ -20,10 +21,10 @@ class JsonLinesSink(Sink):
     does not fit is taken back: the file holds whole lines at any time.
     """
 
-    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
-        super().__init__(path, labels)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._file = -1
-        make_parent(path)
+        check_parent(path)
 
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         head = {"source": frame.source, "seq": frame.seq, "pts_ns": frame.pts_ns, "age_ms": round(age_ms, 3)}
@@ -31,7 +32,7 @@ class JsonLinesSink(Sink):
             line = json.dumps({**head, **detections.to_json()}, allow_nan=False).encode() + b"\n"
         except ValueError:
             raise StreamError(
-                f"sink {self.path}: frame {frame.seq} has a box or score that is not a finite number. "
+                f"sink {printable(self.path)}: frame {frame.seq} has a box or score that is not a finite number. "
                 "Check the engine with 'edgekit verify'"
             ) from None
         if self._file < 0:
@@ -56,19 +57,20 @@ class JsonLinesSink(Sink):
                 done += os.write(self._file, line[done:])
         except OSError:
             if done:
-                end = os.lseek(self._file, -done, os.SEEK_CUR)
-                os.ftruncate(self._file, end)
+                with contextlib.suppress(OSError):  # a pipe keeps what it has
+                    end = os.lseek(self._file, -done, os.SEEK_CUR)
+                    os.ftruncate(self._file, end)
             raise
 
-    def close(self) -> None:
-        if self._file < 0 and not self.written:
-            self._open()  # no frame came: an empty file says so
-        self._shut()
+    def _finish(self) -> None:
+        try:
+            if self._file < 0:
+                self._open()  # no frame came: an empty file says so
+            self._drop()
+        except OSError as error:  # a network file system may tell of a full disk only now
+            raise failure(self.path, error) from None
 
-    def abort(self) -> None:
-        self._shut()
-
-    def _shut(self) -> None:
+    def _drop(self) -> None:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgekit.errors import OutputError
+from edgekit.errors import OutputError, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting, write_whole
+from edgekit.runtime.sinks.base import (
+    Sink,
+    check_parent,
+    failure,
+    refuse_overwriting,
+    temporary,
+    write_whole,
+)
 from edgekit.runtime.sources.pictures import is_picture
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.draw import draw
@@ -16,9 +23,9 @@ from edgekit.tasks.detect.draw import draw
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def _write_picture(path: Path, frame: Frame, detections: Detections) -> None:
+def _encode(path: Path, frame: Frame, detections: Detections) -> bytes:
+    """The annotated frame in the format of `path`. Raises: OutputError."""
     cv2 = load_cv2("write pictures")
-    refuse_overwriting(path, frame)
     image = draw(frame.image, detections)
     with quiet(cv2):
         try:
@@ -27,34 +34,65 @@ def _write_picture(path: Path, frame: Frame, detections: Detections) -> None:
             ok = False
     if not ok:
         raise OutputError(
-            f"sink {path}: {frame.width}x{frame.height} pixels cannot be stored as {path.suffix}. Write .png"
+            f"sink {printable(path)}: {frame.width}x{frame.height} pixels cannot be stored as "
+            f"{path.suffix}. Write .png"
         )
-    write_whole(path, data.tobytes())
+    return bytes(data.tobytes())
+
+
+def _refuse_among_sources(path: Path, frame: Frame) -> None:
+    """Raises: OutputError for a file that is there already, in the folder the pictures come from:
+    it is a source of an earlier or later frame, or an output that the next run would read."""
+    source = Path(frame.source)
+    try:
+        taken = is_picture(source) and path.exists() and path.parent.samefile(source.parent)
+    except (OSError, ValueError):
+        return
+    if taken:
+        raise OutputError(
+            f"sink {printable(path)}: is there already, among the source's pictures. Write to another folder"
+        )
 
 
 class PictureSink(Sink):
-    """The annotated frame at exactly `path`. When more follow, all are numbered: name_000001.png and on."""
+    """The annotated frame at exactly `path`, when closed. When more follow, all are numbered as they
+    come: name_000001.png and on."""
 
-    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
-        super().__init__(path, labels)
-        make_parent(path)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._only = temporary(path)
+        """Where the first frame waits: whether it is the only one is known at the end."""
+        check_parent(path)
 
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         if self.written == 0:
-            _write_picture(self.path, frame, detections)
-        else:
-            if self.written == 1:
-                try:
-                    os.replace(self.path, self._numbered(1))
-                except OSError as error:
-                    raise failure(self.path, error) from None
-            _write_picture(self._numbered(self.written + 1), frame, detections)
+            refuse_overwriting(self.path, frame)
+            write_whole(self._only, _encode(self.path, frame, detections))
+            return
+        number = self.written + 1
+        for path in [self._numbered(n) for n in ((1, 2) if number == 2 else (number,))]:
+            refuse_overwriting(path, frame)
+            _refuse_among_sources(path, frame)
+        if number == 2:
+            self._rename(self._numbered(1))
+        write_whole(self._numbered(number), _encode(self.path, frame, detections))
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.stem}_{number:06d}{self.path.suffix}")
 
-    def close(self) -> None:
-        """Every picture is whole already."""
+    def _rename(self, path: Path) -> None:
+        try:
+            os.replace(self._only, path)
+        except OSError as error:
+            self._drop()
+            raise failure(path, error) from None
+
+    def _finish(self) -> None:
+        if self.written == 1:
+            self._rename(self.path)
+
+    def _drop(self) -> None:
+        self._only.unlink(missing_ok=True)
 
 
 class FolderSink(Sink):
@@ -64,13 +102,20 @@ class FolderSink(Sink):
     world become `<stem>_<seq>.png`; a second file of one name gets `_2`, `_3` and on.
     """
 
-    def __init__(self, path: Path, labels: tuple[str, ...] = ()) -> None:
-        super().__init__(path, labels)
-        make_parent(path / "any")
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._used: set[str] = set()
+        check_parent(path)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise failure(path, error) from None
 
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
-        _write_picture(self.path / self._name(frame), frame, detections)
+        path = self.path / self._name(frame)
+        refuse_overwriting(path, frame)
+        _refuse_among_sources(path, frame)
+        write_whole(path, _encode(path, frame, detections))
 
     def _name(self, frame: Frame) -> str:
         source = Path(frame.source.partition("?")[0]) if "://" in frame.source else Path(frame.source)
@@ -86,6 +131,3 @@ class FolderSink(Sink):
             name = f"{stem}_{number}{suffix}"
         self._used.add(name.casefold())
         return name
-
-    def close(self) -> None:
-        """Every picture is whole already."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import OutputError
+from edgekit.errors import OutputError, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting, temporary
+from edgekit.runtime.sinks.base import Sink, check_parent, failure, refuse_overwriting, temporary
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.draw import draw
 
@@ -30,13 +30,13 @@ class VideoSink(Sink):
     scaled to fit and centred on black. Frames are `1 / fps` apart, whatever their timestamps.
     """
 
-    def __init__(self, path: Path, fps: float | None = None, labels: tuple[str, ...] = ()) -> None:
-        super().__init__(path, labels)
+    def __init__(self, path: Path, fps: float | None = None) -> None:
+        super().__init__(path)
         self._fps = fps or DEFAULT_FPS
         self._writer: Any = None
         self._unfinished = temporary(path)
         self._size = (0, 0)
-        make_parent(path)
+        check_parent(path)
 
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         cv2 = load_cv2("write videos")
@@ -52,7 +52,9 @@ class VideoSink(Sink):
             except OSError as error:
                 raise failure(self.path, error) from None
             if free < _MIN_FREE_BYTES:
-                raise OutputError(f"sink {self.path}: no space left. Free some space or write elsewhere")
+                raise OutputError(
+                    f"sink {printable(self.path)}: no space left. Free some space or write elsewhere"
+                )
 
     def _start(self, cv2: Any, width: int, height: int) -> None:
         scale = min(1.0, _MAX_SIDE / max(width, height))
@@ -67,12 +69,12 @@ class VideoSink(Sink):
         if not writer.isOpened():
             self._unfinished.unlink(missing_ok=True)
             raise OutputError(
-                f"sink {self.path}: OpenCV cannot write MP4 at {self._size[0]}x{self._size[1]}, "
+                f"sink {printable(self.path)}: OpenCV cannot write MP4 at {self._size[0]}x{self._size[1]}, "
                 f"{self._fps:g} frames/s (built without FFmpeg, or the disk is full). Write .png or .jsonl"
             )
         self._writer = writer
 
-    def close(self) -> None:
+    def _finish(self) -> None:
         if self._writer is None:
             return
         cv2 = load_cv2("write videos")
@@ -86,7 +88,7 @@ class VideoSink(Sink):
                 check.release()
             if not whole:
                 raise OutputError(
-                    f"sink {self.path}: the video could not be finished (disk full?). "
+                    f"sink {printable(self.path)}: the video could not be finished (disk full?). "
                     "Free some space or write elsewhere"
                 )
             os.replace(self._unfinished, self.path)
@@ -95,10 +97,11 @@ class VideoSink(Sink):
         finally:
             self._unfinished.unlink(missing_ok=True)
 
-    def abort(self) -> None:
+    def _drop(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.release()
+            with quiet(load_cv2("write videos")):
+                writer.release()
             self._unfinished.unlink(missing_ok=True)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
+import itertools
 import re
 import urllib.parse
 from pathlib import Path
@@ -16,6 +18,8 @@ from edgekit.runtime.sources.base import Source, split_uri
 __all__ = ["Source", "open_source", "read_picture"]
 
 SCHEMES = ("file", "synthetic")
+_MAX_NAMES = 2000
+"""Names in a folder that are compared with a mistyped one."""
 
 
 def open_source(uri: str | Path, *, limit: int | None = None) -> Source:
@@ -44,7 +48,9 @@ def open_source(uri: str | Path, *, limit: int | None = None) -> Source:
 def _file_path(uri: str) -> Path:
     parts = split_uri(uri)
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
-        raise UsageError(f"source {uri}: not a local file, expected file:///path. Give the plain path")
+        raise UsageError(
+            f"source {printable(uri)}: not a local file, expected file:///path. Give the plain path"
+        )
     return Path(urllib.parse.unquote(parts.path))
 
 
@@ -61,13 +67,17 @@ def _open_path(path: Path, uri: str, limit: int | None) -> Source:
     except (OSError, ValueError) as error:  # a name too long, with a NUL, in a folder we may not enter
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"source {uri}: {reason}. Check the path") from None
-    near = ""
-    if path.parent.is_dir():
-        import difflib
+    raise UsageError(f"source {uri}: no such file or folder. {_near(path) or 'Check the path'}")
 
-        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-        near = f"Did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"source {uri}: no such file or folder. {near or 'Check the path'}")
+
+def _near(path: Path) -> str:
+    """A file of nearly that name beside `path`."""
+    try:
+        names = [p.name for p in itertools.islice(path.parent.iterdir(), _MAX_NAMES)]
+    except (OSError, ValueError):  # no folder, or one that we may not list
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""
 
 
 def _open_file(path: Path, uri: str, limit: int | None) -> Source:

@@ -20,7 +20,8 @@ class SyntheticSource(Source):
     """`synthetic://street?seed=0&frames=300&size=640x360&fps=30` (the defaults).
 
     seed 0..2^63-1, frames 1..10^7, size WxH with each side 64..4096, fps above 0 up to 1000.
-    Frames come as fast as they are read; `pts_ns` = seq / fps. Frame i of a seed is always the same.
+    Frames come as fast as they are read; `pts_ns` = seq / fps. Frame i of a seed is
+    always the same: the drive goes on by 1/30 s per frame, so another fps plays it slower or faster.
 
     Raises: UsageError for an unknown world or key, a key given twice or a value out of range.
     """

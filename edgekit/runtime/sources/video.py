@@ -85,7 +85,7 @@ class VideoSource(Source):
         pts_ms = float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC))
         pts_ns = round(pts_ms * 1e6) if math.isfinite(pts_ms) else -1
         if pts_ns <= self._pts_ns:  # a container without usable times: count frames from the last good one
-            pts_ns = self._pts_ns + round(1e9 / (self.fps or 1e9))
+            pts_ns = self._pts_ns + round(1e9 / (self.fps or 1e9)) if self._seq else 0
         self._pts_ns = pts_ns
         frame = Frame(np.asarray(image), self._seq, pts_ns, time.monotonic_ns(), str(self._path))
         self._seq += 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import UsageError, did_you_mean, printable
+from edgekit.errors import UsageError, printable
 from edgekit.tasks.detect.coco import COCO_ALIASES
 
 MAX_JSON_BYTES = 1 << 30
@@ -57,55 +60,54 @@ def read_coco(
     """Read `instances` (COCO json) and check that the pictures are in `folder`.
 
     limit: only the first pictures, in the file's order. labels: the model's class names; the
-    file's categories are matched to them by name, or by order of id when there are as many of
-    them and the names say nothing (class_0 ...). Empty = the file's own categories in order of id.
+    file's categories are matched to them by name (case, `_` and darknet's names of COCO classes
+    aside), or by order of id when there are as many of them and the names of one side say nothing
+    (class_0 ...). Empty = the file's own categories in order of id.
 
     Raises: UsageError in one line for a file that cannot be read, is not COCO json, names missing
     pictures or categories the model does not have.
     """
     what = f"annotations {printable(instances)}"
+    if limit is not None and limit < 1:
+        raise UsageError(f"{what}: limit {limit} gives no pictures, expected at least 1")
     tree = _read(instances, what)
     images, notes, categories = (_table(tree, key, what) for key in ("images", "annotations", "categories"))
     try:
-        names = {int(c["id"]): str(c["name"]) for c in categories}
-        found = [
-            Picture(
-                int(i["id"]), folder / _safe(str(i["file_name"]), what), int(i["width"]), int(i["height"])
-            )
-            for i in images
-        ]
-        ids = {p.id for p in found}
-        found = found if limit is None else found[:limit]
-        index = _match(names, labels, what)
-        wanted = {p.id for p in found}
-        truths = tuple(
-            Truth(
-                int(a["image_id"]),
-                index[int(a["category_id"])],
-                _box(a["bbox"]),
-                float(a.get("area", float(a["bbox"][2]) * float(a["bbox"][3]))),
-                bool(a.get("iscrowd", 0)),
-            )
-            for a in notes
-            if int(a["image_id"]) in wanted
-        )
+        listed = [(int(c["id"]), str(c["name"])) for c in categories]
+        found = [_picture(i, folder, what) for i in images]
+        rows = [(int(a["image_id"]), int(a["category_id"]), _box(a["bbox"]), a) for a in notes]
+        sizes = [_area(a, box) for _, _, box, a in rows]
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        detail = f"key {error}" if isinstance(error, KeyError) else str(error)
-        raise UsageError(f"{what}: not COCO instances: {detail} is missing or of the wrong kind") from None
+        raise UsageError(f"{what}: not COCO instances: {_reason(error)}") from None
     if not found:
         raise UsageError(f"{what}: lists no pictures")
-    strays = {int(a["image_id"]) for a in notes} - ids
-    if strays:
-        raise UsageError(
-            f"{what}: {len(strays)} picture ids have boxes but no picture, the first is {min(strays)}"
-        )
-    if len(wanted) != len(found):
-        raise UsageError(f"{what}: {len(found) - len(wanted)} picture ids are there twice")
-    missing = [p.path for p in found if not p.path.is_file()]
+    names, ids = dict(listed), {p.id for p in found}
+    for kind, total, distinct in (("picture", len(found), len(ids)), ("category", len(listed), len(names))):
+        if distinct < total:
+            raise UsageError(f"{what}: not COCO instances: {total - distinct} {kind} ids are there twice")
+    for kind, used, known in (
+        ("picture", {r[0] for r in rows}, ids),
+        ("category", {r[1] for r in rows}, set(names)),
+    ):
+        if used - known:
+            raise UsageError(
+                f"{what}: boxes name {len(used - known)} {kind} ids that the file does not list, "
+                f"the first is {min(used - known)}"
+            )
+    found = found if limit is None else found[:limit]
+    wanted = {p.id for p in found}
+    index = _match(names, {r[1] for r in rows}, labels, what)
+    truths = tuple(
+        Truth(image, index[category], box, size, bool(note.get("iscrowd", 0)))
+        for (image, category, box, note), size in zip(rows, sizes, strict=True)
+        if image in wanted
+    )
+    # not Path.is_file: it raises for a name that is too long
+    missing = [p.path for p in found if not os.path.isfile(p.path)]
     if missing:
         raise UsageError(
-            f"{what}: {len(missing)} of {len(found)} pictures are not in {folder}, the first is "
-            f"{printable(missing[0].name)}. Give their folder with --images"
+            f"{what}: {len(missing)} of {len(found)} pictures are not in {printable(folder)}, the first is "
+            f"{printable(missing[0].name)[:80]}. Give their folder with --images"
         )
     return CocoSet(
         f"{instances.parent.name}/{instances.name}" if instances.parent.name else instances.name,
@@ -116,11 +118,28 @@ def read_coco(
     )
 
 
+def _picture(entry: Any, folder: Path, what: str) -> Picture:
+    path = folder / _safe(str(entry["file_name"]), what)
+    picture = Picture(int(entry["id"]), path, int(entry["width"]), int(entry["height"]))
+    if picture.width < 1 or picture.height < 1:
+        raise ValueError(f"picture {picture.id} of {picture.width}x{picture.height} pixels")
+    return picture
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)[:120]
+    if isinstance(error, KeyError):
+        return f"key {text} is missing"
+    return f"a value is of the wrong kind ({text})" if isinstance(error, TypeError) else text
+
+
 def _read(path: Path, what: str) -> Any:
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{what}: not a file, expected COCO json")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UsageError(f"{what}: larger than {MAX_JSON_BYTES >> 20} MiB")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"{what}: no such file") from None
     except OSError as error:
@@ -144,26 +163,44 @@ def _safe(name: str, what: str) -> str:
 
 def _box(value: Any) -> tuple[float, float, float, float]:
     x, y, w, h = (float(v) for v in value)
-    if not all(map(math.isfinite, (x, y, w, h))):
-        raise ValueError("a bbox with numbers that are not finite")
+    if not all(map(math.isfinite, (x, y, w, h))) or w < 0 or h < 0:
+        raise ValueError(f"a bbox of {x:g}, {y:g}, {w:g}, {h:g}, expected finite x y width height")
     return x, y, w, h
 
 
-def _match(names: dict[int, str], labels: tuple[str, ...], what: str) -> dict[int, int]:
-    """Category id -> class index of the model."""
+def _area(note: Any, box: tuple[float, float, float, float]) -> float:
+    """Of the object's outline where the file has one: it decides between small, medium and large."""
+    area = float(note.get("area", box[2] * box[3]))
+    if not (math.isfinite(area) and area >= 0):
+        raise ValueError(f"an area of {area:g}")
+    return area
+
+
+def _match(names: dict[int, str], used: set[int], labels: tuple[str, ...], what: str) -> dict[int, int]:
+    """Category id -> class index of the model. Categories without a box need no class."""
     ordered = sorted(names)
     if not labels:
         return {category: i for i, category in enumerate(ordered)}
     position = {_plain(label): i for i, label in enumerate(labels)}
-    unknown = [names[c] for c in ordered if _plain(names[c]) not in position]
+    unknown = [names[c] for c in ordered if c in used and _plain(names[c]) not in position]
     if not unknown:
-        return {c: position[_plain(names[c])] for c in ordered}
-    if len(ordered) == len(labels) and len(unknown) == len(ordered):
+        return {c: position[_plain(names[c])] for c in ordered if _plain(names[c]) in position}
+    # only names that say nothing may be matched by order: two lists of one length prove nothing
+    if len(ordered) == len(labels) and (_say_nothing(labels) or _say_nothing(tuple(names.values()))):
         return {category: i for i, category in enumerate(ordered)}
+    close = difflib.get_close_matches(_plain(unknown[0]), position, n=1)
+    some = ", ".join(repr(printable(label)[:40]) for label in labels[:3])
+    rest = ", ..." if len(labels) > 3 else ""
+    hint = f"Did you mean {close[0]!r}?" if close else f"The model has {some}{rest}."
     raise UsageError(
-        f"{what}: category {unknown[0]!r} is not a class of the model ({len(ordered)} categories, "
-        f"{len(labels)} classes). {did_you_mean(unknown[0], labels)} Give the model's names with --classes"
+        f"{what}: category {unknown[0][:60]!r} is not a class of the model ({len(ordered)} categories, "
+        f"{len(labels)} classes). {hint} Give the model's names with --classes"
     )
+
+
+def _say_nothing(names: tuple[str, ...]) -> bool:
+    """Placeholders: class_0, label 1, 2, ..."""
+    return all(re.fullmatch(r"(class|cls|label|category|object|id)?[ _-]?[0-9]+", n.lower()) for n in names)
 
 
 def _plain(name: str) -> str:
@@ -176,7 +213,10 @@ def _digest(pictures: list[Picture], truths: tuple[Truth, ...]) -> str:
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(f"{picture.id} {picture.width} {picture.height} ".encode())
-        digest.update(hashlib.sha256(picture.path.read_bytes()).digest())
+        try:
+            digest.update(hashlib.sha256(picture.path.read_bytes()).digest())
+        except OSError as error:
+            raise UsageError(f"picture {printable(picture.path)}: {error.strerror}. Check the file") from None
     for truth in truths:
         digest.update(repr(truth).encode())
     return digest.hexdigest()

@@ -58,7 +58,8 @@ def draw(image: np.ndarray, detections: Detections, *, copy: bool = True) -> np.
 
     image: uint8 BGR [height, width, 3]; with `copy=False` it is drawn on itself (it must be
     writable and C-contiguous). detections: boxes in its pixels; boxes outside the picture or
-    with coordinates that are no finite numbers are left out. Returns the picture drawn on.
+    with coordinates that are no finite numbers are left out. Labels never cover each other: where
+    there is no room for all, the best scored ones have theirs. Returns the picture drawn on.
 
     Raises: MissingExtraError without OpenCV; ValueError for another dtype, shape or layout.
     """
@@ -83,17 +84,18 @@ def draw(image: np.ndarray, detections: Detections, *, copy: bool = True) -> np.
         cv2.rectangle(canvas, rect[:2], rect[2:], (24, 24, 24), thickness + 2)
         cv2.rectangle(canvas, rect[:2], rect[2:], class_color(cls), thickness)
     font = _Font(cv2, width, height)
-    tags: list[Rect] = []
+    boxes = np.array([rect for rect, *_ in shown], np.int64).reshape(-1, 4)
+    tags = np.zeros((0, 4), np.int64)
     texts = []
     # the best choose their place first ...
     for rect, score, cls, label in reversed(shown):
         text = f"{_printable(label)} {score:.0%}" if np.isfinite(score) else _printable(label)
-        tag = font.place(rect, text, thickness, tags)
+        tag = font.place(rect, text, thickness, boxes, tags)
         if tag is not None:
-            tags.append(tag)
+            tags = np.append(tags, [tag], axis=0)
             texts.append((tag, text, class_color(cls)))
-    # ... and are drawn last, so that no label covers a better one
-    for tag, text, color in reversed(texts):
+    # ... and all are drawn after the boxes, whose lines would cross them
+    for tag, text, color in texts:
         font.write(canvas, tag, text, color)
     return canvas
 
@@ -123,29 +125,49 @@ class _Font:
         self.cv2 = cv2
         self.width, self.height = width, height
         self.face = cv2.FONT_HERSHEY_SIMPLEX
-        self.scale = max(0.4, min(width, height) / 1000)
+        short = min(width, height)
+        self.scale = max(0.4, short / 1200) if short >= 240 else 0.33
         self.weight = max(1, round(self.scale * 1.6))
         (_, self.ascent), below = cv2.getTextSize("Ag", self.face, self.scale, self.weight)
         self.pad = max(2, round(self.ascent * 0.35))
         self.tag_height = self.ascent + below // 2 + 2 * self.pad
 
-    def place(self, rect: Rect, text: str, thickness: int, tags: list[Rect]) -> Rect | None:
-        """The first free place above, inside or below the box `rect`, always inside the picture.
+    def place(
+        self, rect: Rect, text: str, thickness: int, boxes: np.ndarray, tags: np.ndarray
+    ) -> Rect | None:
+        """Where the label of the box `rect` hides least: above, below, inside or beside it.
 
-        None when the picture is too small for words.
+        boxes: [n, 4] all boxes.  tags: [m, 4] labels placed already, never overlapped.
+        Always inside the picture; None when there is no room.
         """
         (text_width, _), _ = self.cv2.getTextSize(text, self.face, self.scale, self.weight)
         w, h = text_width + 2 * self.pad, self.tag_height
         if w > self.width or h > self.height:
             return None
         edge = thickness // 2 + 1
-        lefts = (rect[0] - edge, rect[2] + edge - w)
-        tops = (rect[1] - edge - h + 1, rect[1] - edge, rect[3] + edge, rect[3] + edge - h)
-        corners = [
-            (min(max(x, 0), self.width - w), min(max(y, 0), self.height - h)) for x in lefts for y in tops
-        ]
-        spots = [(x, y, x + w, y + h) for x, y in corners]
-        return next((s for s in spots if not any(_overlap(s, t) for t in tags)), spots[0])
+        left, top, right, bottom = rect[0] - edge, rect[1] - edge, rect[2] + edge, rect[3] + edge
+        corners = np.array(
+            [
+                (left, top - h + 1),
+                (right - w + 1, top - h + 1),
+                (left, bottom),
+                (right - w + 1, bottom),
+                (left, top),
+                (right, top),
+                (left - w + 1, top),
+            ]
+        )
+        corners = np.clip(corners, 0, (self.width - w, self.height - h))
+        spots = np.hstack([corners, corners + np.array([w, h])])
+        area = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
+        # share of every box that a spot hides; the order above decides between much the same
+        cost = (_overlap(spots, boxes) / area).sum(axis=1) + 0.05 * np.arange(len(spots))
+        cost[_overlap(spots, tags).any(axis=1)] = np.inf
+        best = int(cost.argmin())
+        if not np.isfinite(cost[best]):
+            return None
+        x1, y1, x2, y2 = (int(v) for v in spots[best])
+        return x1, y1, x2, y2
 
     def write(self, canvas: np.ndarray, tag: Rect, text: str, color: Color) -> None:
         """Fill the tag and write on it in dark or light letters, whichever reads better on `color`."""
@@ -155,5 +177,8 @@ class _Font:
         self.cv2.putText(canvas, text, at, self.face, self.scale, ink, self.weight, self.cv2.LINE_AA)
 
 
-def _overlap(a: Rect, b: Rect) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Common area of every pair of [n, 4] and [m, 4] rectangles: [n, m]."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common: np.ndarray = np.prod(np.maximum(high - low, 0), axis=2)
+    return common

@@ -71,6 +71,8 @@ def bootstrap_interval(
         precision = sample.eval["precision"]
         if (precision > -1).any():
             values.append(float(precision[precision > -1].mean()))
+    if not values:  # objects so rare that no round drew one
+        return None
     low, high = np.percentile(values, [2.5, 97.5])
     return round(float(low), 4), round(float(high), 4)
 
