@@ -1,0 +1,62 @@
+"""make bench: every benchmark in turn, alone on the machine; prints and appends JSON lines.
+
+    python benchmarks/run.py [--out runs/bench.jsonl]
+
+Ratios within one line are the result; milliseconds belong to the machine named in the line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+
+def run(*words: str) -> str:
+    """Standard output of a Python command in the checkout; its errors end the benchmark."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench.jsonl")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if os.getloadavg()[0] > 0.5:
+        print(
+            f"warning: load is {os.getloadavg()[0]:.1f}; timings beside other work mean little",
+            file=sys.stderr,
+        )
+    with tempfile.TemporaryDirectory() as folder, args.out.open("a", encoding="utf-8") as log:
+        models = {"yolo_lite": ROOT / "apps" / "detect"}
+        shared = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data" / "models"
+        if shared.is_dir():
+            models["yolox_nano"] = shared / "yolox_nano" / "yolox_nano.onnx"
+        commands = [["benchmarks/overhead.py"], ["benchmarks/synth.py"]]
+        for model in models.values():
+            words = ["-m", "edgekit", "build", str(model), "--target", "host", "--out", folder, "--json"]
+            if model.is_dir():
+                words += ["--limit", "4"]
+            (built,) = json.loads(run(*words))["bundles"]
+            commands.append(["benchmarks/session_overhead.py", built["path"]])
+            commands.append(["-m", "edgekit", "bench", built["path"], "--threads", "1", "--json"])
+        for words in commands:
+            for line in run(*words).splitlines():
+                print(line, flush=True)
+                log.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
