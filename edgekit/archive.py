@@ -8,12 +8,14 @@ payloads, or a trick that zip tools disagree about, cannot pass. docs/bundle.md 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import re
 import shutil
 import stat
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -421,9 +423,35 @@ def write_folder(path: Path, files: Mapping[str, bytes | memoryview], what: str)
 
 def write_error(what: str, path: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error)
-    return OutputError(
-        f"{what} {path}: cannot be written: {reason}. Free space there or choose another folder"
-    )
+    if isinstance(error, FileExistsError):  # mkdir's word for a file where a folder is needed
+        reason = f"{error.filename} is not a folder" if error.filename else "Not a directory"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    step = "Free space there or choose another folder" if full else "Choose another folder"
+    return OutputError(f"{what} {path}: cannot be written: {reason}. {step}")
+
+
+def check_writable(folder: Path) -> None:
+    """Could files be written into `folder`, made first where needed? Leaves nothing behind.
+
+    Raises: OutputError. A disk may still fill up later; this catches what cannot work from the start.
+    """
+    made: list[Path] = []
+    try:
+        missing = folder
+        while not os.path.lexists(missing) and missing != missing.parent:
+            made.append(missing)
+            missing = missing.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        if not isinstance(error, OSError):
+            error = OSError(errno.EINVAL, str(error))
+        raise write_error("folder", folder, error) from None
+    finally:
+        for new in made:  # deepest first
+            with contextlib.suppress(OSError, ValueError):
+                new.rmdir()
 
 
 def _sync_folder(path: Path) -> None:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgekit import content
 from edgekit.backends.base import BACKENDS
@@ -34,6 +34,8 @@ FILE_NAME = "edgekit.toml"
 
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8"]
+HEADS: tuple[str, ...] = get_args(HeadFamily)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 COLUMNS = ("x1", "y1", "x2", "y2", "cx", "cy", "w", "h", "obj", "score", "class", "cls*")
 
 
@@ -218,7 +220,23 @@ def open_project(argument: Path | None) -> Project:
         return load_project(here if os.path.isfile(here) else default_app())
     if argument.suffix.lower() == ".onnx":
         return bare_project(argument)
-    return load_project(argument)
+    if os.path.isdir(argument) or argument.suffix.lower() == ".toml":
+        return load_project(argument)
+    what = f"model {printable(str(argument), 200)}"
+    if not os.path.exists(argument):
+        raise UsageError(
+            f"{what}: no such file. Give an .onnx file, an {FILE_NAME} or a folder that holds one"
+        )
+    hints = {
+        ".edge": "It is a bundle already: see edgekit inspect and edgekit run",
+        ".pt": "Export it with torch.onnx.export",
+        ".pth": "Export it with torch.onnx.export",
+    }
+    raise UsageError(
+        f"{what}: expected an .onnx file, an {FILE_NAME} or a folder that holds one, got "
+        f"{argument.suffix or 'a name without a suffix'}. "
+        + hints.get(argument.suffix.lower(), "Name the right file, or export the model to ONNX")
+    )
 
 
 def default_app() -> Path:
@@ -269,8 +287,13 @@ def bare_project(
     images: Path | None = None,
 ) -> Project:
     """A project of one network and no file. Raises: UsageError for a missing file or a wrong option."""
+    what = f"model {printable(str(onnx), 200)}"
+    if os.path.isdir(onnx):
+        raise UsageError(f"{what}: is a folder, expected an ONNX file. Name the file in it")
+    if not os.path.exists(onnx):
+        raise UsageError(f"{what}: no such file. Give the path of an .onnx file")
     if not os.path.isfile(onnx):
-        raise UsageError(f"model {printable(str(onnx), 200)}: no such file. Give the path of an .onnx file")
+        raise UsageError(f"{what}: not a regular file, expected an ONNX file")
     name = safe_name(onnx.stem)
     project = Project(name, (ModelEntry(name=name, source=onnx),))
     return with_options(

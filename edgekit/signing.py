@@ -91,6 +91,11 @@ def generate_keys(folder: Path, name: str = "edgekit") -> tuple[Path, Path]:
     return paths
 
 
+def check_private_key(key: Path) -> None:
+    """Can `key` sign? Raises: UsageError, MissingExtraError."""
+    _private(key)
+
+
 def sign(manifest: bytes, key: Path) -> Signature:
     """Sign with the private key in the PEM file `key`. Raises: UsageError, MissingExtraError."""
     private = _private(key)
@@ -183,5 +188,6 @@ def _public(path: Path) -> Ed25519PublicKey:
 
 
 def _one_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    # the library's texts run on for pages; their first sentence says it
+    text = " ".join(str(error).split()).partition(". ")[0]
+    return text[:120] or type(error).__name__

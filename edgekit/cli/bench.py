@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from edgekit.cli.common import warn
-from edgekit.errors import UsageError
+from edgekit.cli.common import add_engine_options, integer, print_json, warn
+from edgekit.errors import UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle file (*.edge) or folder")
     parser.add_argument(
         "--vs",
         type=Path,
         action="append",
         default=[],
         metavar="BUNDLE",
-        help="time another bundle beside it, interleaved",
+        help="time another bundle beside it, call by call; may be given several times",
     )
     parser.add_argument(
         "--source",
+        metavar="URI",
         help="picture to use: a file or a synthetic:// URI (default: a synthetic street at 1280x720)",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads of the engine (default: its own choice)"
+        "--runs", type=integer("--runs", 1, 10**6), default=200, metavar="N", help="default: 200"
     )
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--warmup", type=int, default=20)
-    parser.add_argument("--variant", help="payload to use when the bundle has several")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--warmup",
+        type=integer("--warmup", 0, 10**6),
+        default=20,
+        metavar="N",
+        help="runs before the first that counts (default: 20)",
+    )
+    add_engine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -40,10 +45,6 @@ def main(args: argparse.Namespace) -> int:
     from edgekit.runtime.engine import load
     from edgekit.runtime.sources import open_source
 
-    if args.runs < 1 or args.warmup < 0 or not 0 <= args.threads <= 1024:
-        raise UsageError(
-            "bench: --runs must be at least 1, --warmup at least 0, --threads between 0 and 1024"
-        )
     uri = args.source or "synthetic://street?seed=1&frames=1&size=1280x720"
     with open_source(uri, limit=1) as source:
         frame = next(iter(source), None)
@@ -67,10 +68,12 @@ def main(args: argparse.Namespace) -> int:
             for other in results[1:]
         ]
     if args.json:
-        print(json.dumps(first))
+        print_json(first)
         return 0
     for result in results:
-        print(f"{result['bundle']}  ({result['image'][0]}x{result['image'][1]}, {result['machine']['cpu']})")
+        print(
+            f"{printable(result['bundle'])}  ({result['image'][0]}x{result['image'][1]}, {result['machine']['cpu']})"
+        )
         print(f"  {'stage':<12}{'median':>10}{'p95':>10}{'p99':>10}   ms")
         for stage in STAGES:
             row = result["stages"][stage]
@@ -79,5 +82,6 @@ def main(args: argparse.Namespace) -> int:
             f"  peak memory {result['peak_rss_bytes'] / 2**20:.0f} MiB, copies {result['copies']['bytes_per_frame']} bytes a frame"
         )
     for other in first.get("vs", []):
-        print(f"{other['bundle']} takes {other['total_ratio']:.2f} x the time of {first['bundle']}")
+        names = printable(other["bundle"]), printable(first["bundle"])
+        print(f"{names[0]} takes {other['total_ratio']:.2f} x the time of {names[1]}")
     return 0

@@ -10,53 +10,90 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import UsageError
+from edgekit.archive import check_writable
+from edgekit.cli.common import filled, integer, one_of, print_json, say
+from edgekit.errors import UsageError, printable
+from edgekit.project import HEADS, PRECISIONS
+from edgekit.signing import check_private_key
 from edgekit.target import Target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "examples:\n"
+        "  edgekit build --target jetson-orin                 the detector that ships with edgekit\n"
+        "  edgekit build model.onnx --target rpi5,jetson-orin --classes names.txt\n"
+        "  edgekit build model.onnx --target host --data instances.json --images pictures/\n"
+        "  edgekit build my_app/ --target host --dry-run      the plan of a project"
+    )
     parser.add_argument(
         "model",
         nargs="?",
         type=Path,
-        help="ONNX file, edgekit.toml or app folder (default: ./edgekit.toml, else the detector that ships with edgekit)",
+        metavar="MODEL",
+        help="an .onnx file, an edgekit.toml or a folder that holds one (default: ./edgekit.toml, "
+        "else the detector that ships with edgekit)",
     )
     parser.add_argument(
-        "--target", required=True, metavar="T[,T]", help="boards to build for; see 'edgekit targets'"
+        "--target", required=True, metavar="T[,T]", help="boards to build for; 'edgekit targets' lists them"
     )
-    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "float16", "int8"])
     parser.add_argument(
-        "--head",
-        help="detector family when it is not found: yolox, yolov5, yolov8, nanodet, fastestdet, rows",
+        "--precision",
+        type=one_of("--precision", PRECISIONS),
+        default="auto",
+        metavar="P",
+        help="auto (each board's default), float32, float16 or int8 (not in this version)",
     )
-    parser.add_argument("--columns", help="for --head rows: columns of the output, e.g. cx,cy,w,h,obj,cls*")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
-    parser.add_argument(
-        "--shape", action="append", default=[], metavar="INPUT=1x3x416x416", help="fix a dynamic input"
-    )
-    parser.add_argument("--calibration", metavar="FOLDER|SET", help="pictures for calibration (int8)")
-    parser.add_argument(
-        "--data", type=Path, metavar="INSTANCES.json", help="COCO annotations to prove the accuracy on"
-    )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the annotated pictures")
-    parser.add_argument("--limit", type=int, help="use only the first N annotated pictures")
-    parser.add_argument("--out", type=Path, default=Path("dist"), metavar="DIR")
+    parser.add_argument("--out", type=filled("--out"), default="dist", metavar="DIR", help="default: dist")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign with this Ed25519 private key (PEM)")
-    parser.add_argument(
-        "--allow-drop", action="store_true", help="write the bundle even when it misses its accuracy budget"
-    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr")
+
+    model = parser.add_argument_group("when the model file does not say it all")
+    model.add_argument(
+        "--head", type=one_of("--head", HEADS), metavar="FAMILY", help=f"detector family: {', '.join(HEADS)}"
+    )
+    model.add_argument(
+        "--columns",
+        type=filled("--columns"),
+        metavar="C,C",
+        help="for --head rows: columns of the output, as cx,cy,w,h,obj,cls*",
+    )
+    model.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
+    model.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="INPUT=1x3x416x416",
+        help="size of an input that the file leaves open",
+    )
+
+    proof = parser.add_argument_group("what the build is proven on")
+    proof.add_argument(
+        "--data", type=Path, metavar="INSTANCES.json", help="COCO annotations to measure the accuracy on"
+    )
+    proof.add_argument("--images", type=Path, metavar="DIR", help="folder of the annotated pictures")
+    proof.add_argument(
+        "--limit", type=integer("--limit", 1), metavar="N", help="use only the first N annotated pictures"
+    )
+    proof.add_argument(
+        "--calibration",
+        type=filled("--calibration"),
+        metavar="FOLDER|SET",
+        help="pictures for int8 calibration: a folder or a named set (checked, not used yet)",
+    )
+    proof.add_argument(
+        "--allow-drop", action="store_true", help="write the bundle even when it misses its accuracy limits"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
+    """Runs the verb. Raises: UsageError, ModelError, LoweringError, EvidenceError, OutputError."""
     from edgekit.toolchain.api import require_extras
 
-    targets = [Target.load(name.strip()) for name in args.target.split(",") if name.strip()]
-    if not targets:
-        raise UsageError("--target: expected at least one name. See 'edgekit targets'")
-    if len({t.name for t in targets}) != len(targets):
-        raise UsageError(f"--target {args.target}: a target is given twice")
+    targets = read_targets(args.target)
+    shapes = dict(parse_shape(text) for text in args.shape)
+    out = Path(args.out)
     require_extras()
     from edgekit.project import open_project, with_options
     from edgekit.toolchain.build import Options, build
@@ -70,16 +107,13 @@ def main(args: argparse.Namespace) -> int:
         data=args.data,
         images=args.images,
     )
+    # what would fail only after minutes of work is asked for now
+    if args.sign is not None:
+        check_private_key(args.sign)
     if args.dry_run:
         return dry_run(project, targets, args)
-    options = Options(
-        args.out,
-        args.precision,
-        args.sign,
-        args.allow_drop,
-        dict(parse_shape(text) for text in args.shape),
-        args.limit,
-    )
+    check_writable(out)
+    options = Options(out, args.precision, args.sign, args.allow_drop, shapes, args.limit)
     with progress_bar() as progress:
         built = [b for entry in project.models for b in build(entry, targets, options, progress)]
     if args.json:
@@ -93,21 +127,34 @@ def main(args: argparse.Namespace) -> int:
             }
             for b in built
         ]
-        print(json.dumps({"bundles": rows}))
+        print_json({"bundles": rows})
         return 0
     for b in built:
-        print(f"{b.path}  {b.bytes / 2**20:.2f} MiB  {summary(b.evidence)}")
+        print(f"{printable(b.path)}  {b.bytes / 2**20:.2f} MiB  {summary(b.evidence)}")
     return 0
+
+
+def read_targets(text: str) -> list[Target]:
+    """The boards of `--target a,b`. Raises: UsageError."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UsageError(
+            f"option --target {printable(text)[:80]!r}: an empty name, expected T or T,T. See 'edgekit targets'"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"option --target: {printable(twice[0])} is given twice. Name each board once")
+    return [Target.load(name) for name in names]
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.partition("=")
     try:
-        shape = tuple(int(s) for s in sizes.lower().split("x"))
+        shape = tuple(int(s) for s in sizes[:200].lower().split("x"))
     except ValueError:
         shape = ()
     if not name or not shape or any(s < 1 for s in shape):
-        raise UsageError(f"--shape {text}: expected INPUT=1x3x416x416")
+        raise UsageError(f"option --shape {printable(text)[:80]}: expected INPUT=1x3x416x416")
     return name, shape
 
 
@@ -119,7 +166,7 @@ def dry_run(project: Any, targets: list[Target], args: argparse.Namespace) -> in
     for entry in project.models:
         for target in targets:
             backend, precision = plan(entry, target, args.precision)
-            out = args.out / f"{entry.name}.{target.name}.edge"
+            out = Path(args.out) / f"{entry.name}.{target.name}.edge"
             plans.append(
                 {
                     "model": entry.name,
@@ -132,10 +179,11 @@ def dry_run(project: Any, targets: list[Target], args: argparse.Namespace) -> in
                 }
             )
     if args.json:
-        print(json.dumps({"plan": plans}))
+        print_json({"plan": plans})
         return 0
     for p in plans:
-        print(f"{p['model']} ({p['source']})\n  -> {p['out']}: {p['backend']}, {p['precision']}")
+        print(f"{p['model']} ({printable(p['source'])})")
+        print(f"  -> {printable(p['out'])}: {p['backend']}, {p['precision']}")
     return 0
 
 
@@ -160,7 +208,7 @@ def progress_bar() -> Iterator[Any]:
         def plain(what: str, done: int, of: int) -> None:
             nonlocal last
             if what != last:
-                print(what, file=sys.stderr, flush=True)
+                say(what)
                 last = what
 
         yield plain
@@ -177,7 +225,7 @@ def progress_bar() -> Iterator[Any]:
 
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError, UsageError, did_you_mean
+from edgekit.errors import EdgekitError, UsageError, did_you_mean, printable
 
 VERBS = {
     "build": "turn a model into proven bundles",
@@ -23,21 +27,39 @@ VERBS = {
     "init": "write a commented edgekit.toml",
     "report": "write an HTML page about a bundle",
 }
-INTERRUPTED = 130
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors."""
+    """argparse with one-line errors, suggestions and no abbreviated options (they would break when an
+    option is added)."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{self.prog}: {message}. See {self.prog} --help")
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        raise UsageError(f"{self.prog.removeprefix('edgekit ')}: {message}. See {self.prog} --help")
+
+    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        values, unknown = self.parse_known_args(words)
+        for word in unknown:
+            if word.startswith("-"):
+                name = word.partition("=")[0]
+                options = [o for o in self._option_string_actions if o.startswith("--")]
+                raise UsageError(
+                    f"option {printable(name)}: unknown to {self.prog}. {did_you_mean(name, options)}"
+                )
+        if unknown:
+            raise UsageError(f"argument {printable(unknown[0])}: one too many. See {self.prog} --help")
+        return values
 
 
 def _parser(verb: str) -> Parser:
     module = importlib.import_module(f"edgekit.cli.{verb}")
     parser = Parser(prog=f"edgekit {verb}", description=(module.__doc__ or VERBS[verb]).strip())
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the trace of an error")
     module.add_arguments(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the trace of an error")
     return parser
 
 
@@ -50,7 +72,8 @@ def _help() -> str:
     lines += ["", *(f"  {verb:<9}{text}" for verb, text in VERBS.items())]
     lines += [
         "",
-        "edgekit VERB --help shows the options of a verb; start with: edgekit build --target jetson-orin",
+        "edgekit VERB --help shows the options of a verb.",
+        "Start with: edgekit build --target jetson-orin",
     ]
     return "\n".join(lines)
 
@@ -60,42 +83,105 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in words or "--verbose" in words
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(_help())
-            return 0 if words else 2
-        if words[0] == "--version":
-            print(f"edgekit {__version__}")
-            return 0
-        verb = words[0]
-        if verb not in VERBS:
-            raise UsageError(f"edgekit {verb!r}: no such verb. {did_you_mean(verb, VERBS)}")
-        parser = _parser(verb)
-        arguments = parser.parse_args(words[1:])
-        module = importlib.import_module(f"edgekit.cli.{verb}")
-        return int(module.main(arguments))
+        code = _dispatch(words)
+        sys.stdout.flush()  # a full disk or a closed pipe behind it is known here at the latest
+        return code
     except EdgekitError as error:
-        if verbose:
-            traceback.print_exc()
-        print("edgekit: " + " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
-        print("edgekit: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # the reader went away (| head); point stdout elsewhere so that the exit flush stays silent
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _ignore_signals()  # an impatient second Ctrl-C must not cut the last line short
+        return _fail("interrupted", INTERRUPTED, verbose)
+    except BrokenPipeError:  # the reader went away (| head): it has what it wanted
+        _drop_stdout()
+        return FAILED
+    except MemoryError:
+        return _fail("out of memory. Close other programs or use a machine with more", FAILED, verbose)
+    except OSError as error:
+        if _stdout_works():
+            return _internal(error, verbose)
+        _drop_stdout()
+        return _fail(f"standard output: cannot be written: {error.strerror or error}", FAILED, verbose)
     except Exception as error:  # noqa: BLE001 - the last net: a defect of ours, said in one line
-        if verbose:
-            traceback.print_exc()
-        text = " ".join(str(error).split())[:300]
-        print(
-            f"edgekit: internal error: {type(error).__name__}: {text}. Run again with -v and report the trace",
-            file=sys.stderr,
-        )
-        return 1
+        return _internal(error, verbose)
 
 
-def run() -> None:
+def _dispatch(words: list[str]) -> int:
+    while words and words[0] in ("-v", "--verbose"):  # common to all verbs, so taken before one too
+        words = words[1:]
+    if not words:
+        print(_help(), file=sys.stderr)
+        return USAGE
+    verb = words[0]
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+        return OK
+    if verb == "--version":
+        print(f"edgekit {__version__}")
+        return OK
+    if verb not in VERBS:
+        raise UsageError(f"verb {printable(verb)!r}: unknown. {did_you_mean(verb, VERBS)} See edgekit --help")
+    try:
+        arguments = _parser(verb).parse_args(words[1:])
+    except SystemExit as end:  # --help
+        return int(end.code or OK)
+    module = importlib.import_module(f"edgekit.cli.{verb}")
+    return int(module.main(arguments))
+
+
+def _fail(text: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    with contextlib.suppress(OSError, ValueError):  # stderr is gone: the code has to say it
+        print(f"edgekit: {printable(text)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _internal(error: Exception, verbose: bool) -> int:
+    text = " ".join(str(error).split())[:300]
+    return _fail(
+        f"internal error: {type(error).__name__}: {text}. Run again with -v and report the trace",
+        FAILED,
+        verbose,
+    )
+
+
+def _stdout_works() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _drop_stdout() -> None:
+    """Point stdout elsewhere, so that the flush at exit stays silent."""
+    with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _ignore_signals() -> None:
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run() -> NoReturn:
     """Console entry point."""
-    sys.exit(main())
+    for fd in (0, 1, 2):  # `edgekit ... >&-`: the next file opened would become stdout
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal cannot show are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # a service manager's SIGTERM cleans up as Ctrl-C does
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = main()
+    _ignore_signals()
+    sys.exit(code)

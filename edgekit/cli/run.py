@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from edgekit.cli.common import warn
-from edgekit.errors import UsageError
+from edgekit.cli.common import add_engine_options, fraction, integer, print_json, say, warn
+from edgekit.errors import UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path)
+    parser.epilog = (
+        "examples:\n"
+        "  edgekit run model.host.edge --source photos/ --sink found.jsonl --sink shown/\n"
+        "  edgekit run model.host.edge --source drive.mp4 --sink drive_boxes.mp4\n"
+        "  edgekit run model.host.edge --source 'synthetic://street?seed=3&frames=50' --sink a.png"
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle file (*.edge) or folder")
     parser.add_argument(
         "--source",
         required=True,
         metavar="URI",
-        help="picture, folder, video or synthetic://street?seed=0&frames=100",
+        help="picture, folder of pictures, video file, or synthetic://street?seed=0&frames=100",
     )
     parser.add_argument(
         "--sink",
         action="append",
         default=[],
         metavar="FILE",
-        help=".jsonl, .png, .jpg, .mp4 or a folder; may be given several times",
+        help="where results go: .jsonl (boxes), .png .jpg (annotated picture), .mp4 (annotated video) "
+        "or a folder, named with a '/' at its end; may be given several times",
     )
-    parser.add_argument("--score", type=float, help="lowest score to keep (default: the bundle's)")
-    parser.add_argument("--limit", type=int, help="stop after this many frames")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--variant", help="payload to use when the bundle has several")
-    parser.add_argument("--json", action="store_true", help="print one summary object on stdout")
+    parser.add_argument(
+        "--score",
+        type=fraction("--score"),
+        metavar="S",
+        help="lowest score to keep, 0 to 1 (default: the bundle's)",
+    )
+    parser.add_argument(
+        "--limit", type=integer("--limit", 1), metavar="N", help="stop after this many frames"
+    )
+    add_engine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print a summary as one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -40,13 +51,9 @@ def main(args: argparse.Namespace) -> int:
     from edgekit.runtime.sinks import open_sink
     from edgekit.runtime.sources import open_source
 
-    if args.score is not None and not 0 <= args.score <= 1:
-        raise UsageError(f"--score {args.score}: expected a number between 0 and 1")
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit {args.limit}: expected at least 1")
     twice = {sink for sink in args.sink if args.sink.count(sink) > 1}
     if twice:
-        raise UsageError(f"--sink {min(twice)}: given twice. Leave one out")
+        raise UsageError(f"option --sink {printable(min(twice))}: given twice. Leave one out")
     frames = boxes = 0
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -66,9 +73,9 @@ def main(args: argparse.Namespace) -> int:
     skipped = [[path, reason] for path, reason in source.skipped]
     seconds = time.perf_counter() - started
     for _, reason in skipped:  # a reason names its file
-        print(f"edgekit: warning: skipped {reason}", file=sys.stderr)
+        say(f"edgekit: warning: skipped {reason}")
     if source.ignored:
-        print(f"edgekit: note: {source.ignored} other files in {args.source}: ignored", file=sys.stderr)
+        say(f"edgekit: note: {source.ignored} other files in {args.source}: ignored")
     summary = {
         "frames": frames,
         "boxes": boxes,
@@ -78,11 +85,11 @@ def main(args: argparse.Namespace) -> int:
         "sinks": args.sink,
     }
     if args.json:
-        print(json.dumps(summary))
+        print_json(summary)
     else:
         rate = f"{frames / seconds:.1f} frames/s, all included" if seconds > 0 else ""
         print(
             f"{frames} frames, {boxes} boxes in {seconds:.1f} s ({rate})"
-            + "".join(f"\n  {s}" for s in args.sink)
+            + "".join(f"\n  {printable(s)}" for s in args.sink)
         )
     return 0

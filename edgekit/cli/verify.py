@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import BundleError, MissingExtraError, UsageError
+from edgekit.cli.common import add_engine_options, integer, print_json
+from edgekit.errors import BundleError, MissingExtraError, UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle file (*.edge) or folder")
     parser.add_argument(
         "--key", type=Path, metavar="PUB", help="public key (PEM) that must have signed the bundle"
     )
     parser.add_argument("--data", type=Path, metavar="INSTANCES.json", help="COCO annotations to measure on")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the annotated pictures")
-    parser.add_argument("--limit", type=int, help="use only the first N pictures")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--variant", help="payload to use when the bundle has several")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--limit", type=integer("--limit", 1), metavar="N", help="use only the first N pictures"
+    )
+    add_engine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
     from edgekit.bundle import Bundle
 
     if (args.data is None) != (args.images is None):
-        raise UsageError("verify: --data and --images go together")
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit {args.limit}: expected at least 1")
+        raise UsageError(
+            "options --data and --images: expected both or neither. Give the labels and their folder"
+        )
     with Bundle.open(args.bundle) as bundle:
         bundle.verify_files()
         if args.key is not None:
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         }
         result.update(_run(bundle, args))
     if args.json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         _print(result)
     return 0
@@ -97,10 +98,10 @@ def _progress(done: int, total: int) -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"{result['bundle']}: {result['files']} files, all digests match")
+    print(f"{printable(result['bundle'])}: {result['files']} files, all digests match")
     print(f"  payload    {result['payload_digest']}")
     print(f"  signature  {result['signature']}")
-    print(f"  self-test  {result['self_test']}")
+    print(f"  self-test  {printable(result['self_test'])}")
     if result["metric"]:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in result["metric"].items() if isinstance(v, float))
         print(f"  metric     {shown} on {result['images']} pictures")

@@ -194,7 +194,8 @@ def _textures(seed: int, height: int, width: int, noise: float, rain: float) -> 
     asphalt = np.clip(4.0 * grain + 1.6 * coarse, -16, 16).astype(np.int16)
     shape = (height + 61, width + 61, 3)
     gray = rng.standard_normal(shape[:2], dtype=np.float32)[..., None]
-    sensor = ((0.6 * gray + 0.7 * rng.standard_normal(shape, dtype=np.float32)) * noise).astype(np.int16)
+    sensor = np.zeros((*shape[:2], 4), np.int16)
+    sensor[..., :3] = (0.6 * gray + 0.7 * rng.standard_normal(shape, dtype=np.float32)) * noise
     streaks = np.zeros((height * 2, width + 120), np.int16)
     for _ in range(int(rain * width * height / 420)):
         x, y = int(rng.integers(0, width + 116)), int(rng.integers(0, height * 2 - 40))
@@ -212,13 +213,13 @@ def finish(
     """Colour the paint numbers; add ground grain, rain, sensor noise and lens blur: uint8 [H, W, 3] BGR."""
     height, width = buffer.shape
     asphalt, sensor, streaks = _textures(look.seed, height, width, round(look.noise, 2), round(look.rain, 2))
-    table = np.zeros((len(palette), 4), np.uint8)
+    table = np.zeros((len(palette), 4), np.int16)  # a fourth channel makes a pixel one 64-bit word
     table[:, :3] = palette
-    image = table.view(np.uint32)[:, 0][buffer].view(np.uint8).reshape(height, width, 4)[..., :3]
+    level = table.view(np.int64)[:, 0][buffer].view(np.int16).reshape(height, width, 4)
 
     pick = Random(look.seed * 1_000_003 + index)
     dy, dx = pick.randrange(60), pick.randrange(60)
-    extra = sensor[dy : dy + height, dx : dx + width].copy()
+    level += sensor[dy : dy + height, dx : dx + width]
 
     top = min(max(int(horizon) + 2, 0), height)
     if top < height:
@@ -230,13 +231,12 @@ def finish(
         grain = asphalt.reshape(-1)[across + along[:, None].astype(np.int32)]
         fade = np.minimum(256.0, 256.0 * 14.0 / depth * float(np.clip(look.ambient.mean() * 1.4, 0.3, 1.0)))
         grain = (grain * fade.astype(np.int16)[:, None]) >> 8
-        extra[top:] += (grain * (buffer[top:] < first_object))[..., None]
+        level[top:] += (grain * (buffer[top:] < first_object))[..., None]
     if look.rain > 0:
         dy, dx = pick.randrange(height), pick.randrange(120)
-        extra += streaks[dy : dy + height, dx : dx + width, None]
-    extra += image
-    np.clip(extra, 0, 255, out=extra)
-    result = extra.astype(np.uint8)
+        level += streaks[dy : dy + height, dx : dx + width, None]
+    np.clip(level, 0, 255, out=level)
+    result = np.ascontiguousarray(level.astype(np.uint8)[..., :3])
     if look.blur:
         result = _soften(result)
     return result

@@ -112,6 +112,7 @@ class Street:
         self.truck_share = trucks
         self._blocks: dict[int, list[Thing]] = {}
         self._meshes: dict[tuple[int, ...], Mesh] = {}
+        self._chances: dict[tuple[int, ...], tuple[float, float, float, float, float]] = {}
 
     def position(self, t: float) -> float:
         """x of the camera after t seconds."""
@@ -147,6 +148,17 @@ class Street:
         within = x % self.block
         return within < self.crossing + margin or within > self.block - 5.5 - margin
 
+    def _draws(self, *key: int) -> tuple[float, float, float, float, float]:
+        """What chance decides for a slot of traffic: four numbers in 0..1 and a sign, the same every time."""
+        found = self._chances.get(key)
+        if found is None:
+            if len(self._chances) > 5000:
+                self._chances.clear()
+            rng = stream(self.seed, *key)
+            found = (rng.random(), rng.random(), rng.random(), rng.random(), rng.choice((-1.0, 1.0)))
+            self._chances[key] = found
+        return found
+
     def _keep(self, key: tuple[int, ...], mesh: Mesh) -> Mesh:
         if len(self._meshes) > 3000:
             self._meshes.clear()
@@ -172,26 +184,26 @@ class Street:
 
     def _traffic(self, lane: Lane, here: float, t: float) -> Iterator[Thing]:
         for slot, at in self._slots(here - 6, here + REACH, lane.spacing, lane.speed * t):
-            rng = stream(self.seed, 4, lane.number, slot)
-            if rng.random() > lane.presence:
+            present, kind, along, across, _ = self._draws(4, lane.number, slot)
+            if present > lane.presence:
                 continue
-            truck = rng.random() < lane.trucks
+            truck = kind < lane.trucks
             slack = max(lane.spacing - (11.0 if truck else 5.0), 0.0) * 0.45
-            x = at + rng.uniform(-slack, slack)
+            x = at + (-slack + (slack + slack) * along)
             if lane.speed == 0.0 and self.inside_crossing(x, 5.5 if truck else 3.0):
                 continue
             if lane.number >= 20 and truck and lane.spacing < 10:
                 truck = False
             braking = lane.speed == 0.0 and lane.number < 20
             mesh = self._vehicle(lane.number, slot, lane.heading, truck, braking)
-            y = lane.y + rng.uniform(-0.25, 0.25)
+            y = lane.y + (-0.25 + 0.5 * across)
             yield Thing(mesh, x, y, 0.0, x, objects.TRUCK if truck else objects.CAR)
 
     def _ahead(self, here: float, t: float) -> Iterator[Thing]:
         for slot in range(1, 6):
-            rng = stream(self.seed, 5, slot)
-            truck = rng.random() < self.truck_share
-            gap = self.lead * slot + rng.uniform(-3, 3) + 1.5 * math.sin(0.4 * t + slot)
+            kind, along, across, _, _ = self._draws(5, slot)
+            truck = kind < self.truck_share
+            gap = self.lead * slot + (-3 + 6 * along) + 1.5 * math.sin(0.4 * t + slot)
             x = here + gap
             if self.waiting:
                 x = (
@@ -203,7 +215,7 @@ class Street:
                 )
             braking = not self.waiting and math.sin(0.4 * t + slot) < -0.2
             mesh = self._vehicle(30, slot, 0, truck, braking)
-            yield Thing(mesh, x, rng.uniform(-0.3, 0.3), 0.0, x, objects.TRUCK if truck else objects.CAR)
+            yield Thing(mesh, x, -0.3 + 0.6 * across, 0.0, x, objects.TRUCK if truck else objects.CAR)
 
     def _crossing(self, number: int, t: float) -> Iterator[Thing]:
         """Side street of block `number`: cars that wait, or traffic and walkers while the camera waits."""
@@ -241,27 +253,28 @@ class Street:
                     yield Thing(mesh, x, y, 0.0, x, objects.TRUCK if truck else objects.CAR)
 
     def _walker(self, lane: int, slot: int, x: float, y: float, walked: float, along: bool) -> Thing:
-        rng = stream(self.seed, 9, lane, slot)
-        start = rng.random()
+        start = self._draws(9, lane, slot)[0]
         phase = -1 if walked == 0 else int(((walked / 1.4 + start) % 1.0) * 8)
         key = (_WALKER, lane, slot, phase, along)
-        mesh = self._meshes.get(key) or self._keep(
-            key, objects.pedestrian(rng, phase / 8 if phase >= 0 else -1, along)
-        )
+        mesh = self._meshes.get(key)
+        if mesh is None:
+            rng = stream(self.seed, 9, lane, slot)
+            rng.random()  # `start`
+            mesh = self._keep(key, objects.pedestrian(rng, phase / 8 if phase >= 0 else -1, along))
         return Thing(mesh, x, y, 0.0, x, objects.PEDESTRIAN)
 
     def _walkers(self, here: float, t: float) -> Iterator[Thing]:
         for lane, edge, side in ((60, self.right, -1.0), (70, self.left, 1.0)):
             for i, (speed, spacing) in enumerate(((1.25, 11.0), (-1.15, 13.0), (0.0, 16.0))):
                 for slot, at in self._slots(here + 1, here + 90, spacing, speed * t):
-                    rng = stream(self.seed, 10, lane + i, slot)
-                    if rng.random() > self.crowd:
+                    present, forward, across, company, other = self._draws(10, lane + i, slot)
+                    if present > self.crowd:
                         continue
-                    x = at + rng.uniform(-4, 4)
-                    y = edge + side * rng.uniform(0.35, max(self.pavement - 0.3, 0.6))
+                    x = at + (-4 + 8 * forward)
+                    y = edge + side * (0.35 + (max(self.pavement - 0.3, 0.6) - 0.35) * across)
                     yield self._walker(lane + i, slot, x, y, abs(speed) * t, True)
-                    if rng.random() < 0.25:
-                        y += side * rng.choice((-0.6, 0.6))
+                    if company < 0.25:
+                        y += side * (other * 0.6)
                         yield self._walker(lane + i + 100, slot, x + 0.3, y, abs(speed) * t, True)
 
     def _block(self, number: int) -> list[Thing]:

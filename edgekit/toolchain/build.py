@@ -106,6 +106,11 @@ def plan(entry: ModelEntry, target: Target, precision: str) -> tuple[str, str]:
         if wanted in able:
             return backend, wanted
     known = sorted({p for b in backends for p in target.precisions.get(b, ())})
+    if wanted == "int8":
+        raise UsageError(
+            f"precision int8 for {target.name}: not available in this version of edgekit, "
+            f"expected one of {', '.join(known)} or auto. Use float16"
+        )
     raise UsageError(
         f"precision {wanted} for {target.name}: not available there, expected one of {', '.join(known)} or auto"
     )

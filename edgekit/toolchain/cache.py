@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -46,4 +47,7 @@ def store(kind: str, key: str, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value), encoding="utf-8")
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        pass
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
