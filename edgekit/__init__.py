@@ -9,8 +9,7 @@ Names load on first use, so that `import edgekit` costs nothing and the device n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # type checkers take it as true; importing `typing` would be most of the start-up time
 
 __version__ = "0.1.0"
 
@@ -39,6 +38,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgekit.bundle import Bundle
     from edgekit.errors import EdgekitError
     from edgekit.runtime.engine import Engine, Session, load
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        import importlib
+
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
