@@ -22,7 +22,7 @@ _HOMES = {
     "Detections": "edgekit.tasks.detect.detections",
     "EdgekitError": "edgekit.errors",
     "Engine": "edgekit.runtime.engine",
-    "Session": "edgekit.runtime.engine",
+    "Session": "edgekit.runtime.session",
     "Target": "edgekit.target",
 }
 
@@ -41,7 +41,8 @@ __all__ = [
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.errors import EdgekitError
-    from edgekit.runtime.engine import Engine, Session, load
+    from edgekit.runtime.engine import Engine, load
+    from edgekit.runtime.session import Session
     from edgekit.runtime.sources import open_source
     from edgekit.target import Target
     from edgekit.tasks.detect.detections import Detections
