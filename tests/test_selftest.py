@@ -142,7 +142,9 @@ def test_the_golden_rule_leaves_room_for_another_libraries_rounding(detector: Pa
         ]
     assert rule == (True, variant.precision == "float16")
     limit = 2e-3 if variant.precision == "float32" else 0.05
-    assert all(atol < limit * span for atol, span in spans), "a tolerance of the size of the values tests nothing"
+    assert all(atol < limit * span for atol, span in spans), (
+        "a tolerance of the size of the values tests nothing"
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
