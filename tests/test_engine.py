@@ -115,7 +115,7 @@ def test_what_is_closed_says_so(tmp_path: Path, make: Any) -> None:
     np.testing.assert_array_equal(session.outputs["y"], kept)
     engine.close()
     for call in (engine.session, engine.pipeline, lambda: engine.predict(picture())):
-        with pytest.raises(UsageError, match="is closed. Load the bundle again"):
+        with pytest.raises(UsageError, match="is closed"):
             call()
     assert engine.describe() == {}
 
