@@ -21,7 +21,7 @@ _HOMES = {
     "Detections": "edgekit.tasks.detect.detections",
     "EdgekitError": "edgekit.errors",
     "Engine": "edgekit.runtime.engine",
-    "Session": "edgekit.runtime.engine",
+    "Session": "edgekit.runtime.session",
     "Target": "edgekit.target",
 }
 
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
     from edgekit.bundle import Bundle
     from edgekit.errors import EdgekitError
-    from edgekit.runtime.engine import Engine, Session, load
+    from edgekit.runtime.engine import Engine, load
+    from edgekit.runtime.session import Session
     from edgekit.runtime.sources import open_source
     from edgekit.target import Target
     from edgekit.tasks.detect.detections import Detections

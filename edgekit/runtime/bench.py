@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.runtime.engine import Engine
-from edgekit.runtime.selftest import cpu_name
+from edgekit.runtime.selftest import conditions
 from edgekit.tasks.detect.pipeline import DetectPipeline
 
 STAGES = ("preprocess", "engine", "decode", "total")
@@ -20,10 +19,7 @@ STAGES = ("preprocess", "engine", "decode", "total")
 def machine(threads: int) -> dict[str, Any]:
     """What a timing depends on, for its record. `threads` 0 = the library's choice."""
     return {
-        "cpu": cpu_name(),
-        "arch": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
+        **conditions(threads),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
@@ -95,5 +91,10 @@ def copies(pipeline: DetectPipeline) -> dict[str, Any]:
 
 def peak_rss_bytes() -> int:
     """Highest resident memory of this process so far."""
+    try:  # getrusage also counts the process that started this one
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -6,31 +6,30 @@ preallocated buffers on it. The engine executes the bundle's plan and knows no m
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.backends.base import Binding, Executable, LoadOptions, half
+from edgekit.backends.base import Executable, LoadOptions
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, EdgekitError, UsageError
-from edgekit.host import backend_problem, matches
-from edgekit.manifest import Manifest, Segment, Variant
-from edgekit.runtime.selftest import check_golden, check_latency
+from edgekit.errors import BundleError, UsageError
+from edgekit.host import matches
+from edgekit.manifest import KernelStep, Manifest, Segment, Variant
+from edgekit.runtime import variants
+from edgekit.runtime.session import Session
 from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.tasks.detect.detections import Detections
     from edgekit.tasks.detect.pipeline import DetectPipeline
 
-Progress = Callable[[float, str], None]
+__all__ = ["Engine", "Session", "foreign_target", "load"]
 
-RACE_RUNS = 5
-"""Runs by which the fastest of several variants is chosen at load."""
+Progress = Callable[[float, str], None]
 
 
 def load(
@@ -44,6 +43,7 @@ def load(
 ) -> Engine:
     """Open a bundle and make it ready to run.
 
+    bundle: a path, which the engine opens and closes, or an open bundle, which stays the caller's.
     threads: CPU threads of the inference library, 0 = its own choice.
     variant: name of the payload to use; by default the fastest that passes its self-test.
     self_test: golden input -> golden output within tolerance, no NaN, plausible latency.
@@ -51,11 +51,14 @@ def load(
     progress: called as progress(done in 0..1, text) while something long runs.
 
     Raises: BundleError for a damaged bundle or one that cannot run on this machine, SelfTestError
-    when it runs wrong, MissingExtraError when its library is not installed.
+    when it runs wrong, MissingExtraError when its library is not installed, UsageError for an
+    unknown variant or a negative number of threads.
     """
+    if threads < 0:
+        raise UsageError(f"threads {threads}: expected 0 (the library's choice) or more")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     try:
-        return Engine(opened, threads, variant, self_test, cache_dir, progress)
+        return Engine(opened, threads, variant, self_test, cache_dir, progress, owner=opened is not bundle)
     except BaseException:
         if opened is not bundle:
             opened.close()
@@ -63,39 +66,43 @@ def load(
 
 
 class Engine:
-    """A loaded bundle. Use `session()` per thread, or `predict` for one picture."""
+    """A loaded bundle. Use `session()` or `pipeline()` per thread, or `predict` for one picture.
+
+    variants: segment -> the payload in use. refused: "<segment>/<variant>" -> why it is not used.
+    """
 
     def __init__(
         self,
         bundle: Bundle,
-        threads: int,
-        variant: str | None,
-        self_test: bool,
-        cache_dir: Path | None,
-        progress: Progress | None,
+        threads: int = 0,
+        variant: str | None = None,
+        self_test: bool = True,
+        cache_dir: Path | None = None,
+        progress: Progress | None = None,
+        *,
+        owner: bool = False,
     ) -> None:
+        """As `load`; with `owner`, closing the engine closes the bundle."""
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
-        self.refused: dict[str, str] = {}
-        """Variants that were not used, with the reason."""
-        self._executables: dict[str, Executable] = {}
-        self._pipeline: DetectPipeline | None = None
         self.variants: dict[str, Variant] = {}
-        """Segment name -> the payload in use."""
+        self.refused: dict[str, str] = {}
+        self._owner = owner
+        self._executables: dict[str, Executable] = {}
+        self._pipelines = threading.local()
+        segments = _segments(bundle)
+        variants.check_wanted(self.manifest, variant)
         options = LoadOptions(threads, cache_dir, progress=progress)
+        loaded: dict[str, list[variants.Candidate]] = {}
+        chosen: dict[str, variants.Candidate] = {}
         try:
-            for step in self.manifest.plan:
-                if not isinstance(step, Segment):
-                    raise BundleError(
-                        f"bundle {bundle.path}: step {step.name} needs kernel {step.kernel!r}, "
-                        "which this edgekit does not have. Upgrade edgekit"
-                    )
-                self._load_segment(step, options, variant)
-            if self_test:
-                self._self_test()
-        except BaseException:
-            self.close()
-            raise
+            for segment in segments:
+                loaded[segment.name] = variants.load_variants(bundle, segment, options, variant, self.refused)
+            chosen = variants.choose(bundle, loaded, self_test, threads, self.refused)
+        finally:
+            variants.close([c for cs in loaded.values() for c in cs if c is not chosen.get(c.segment)])
+        self.variants = {name: candidate.variant for name, candidate in chosen.items()}
+        self._executables = {name: candidate.executable for name, candidate in chosen.items()}
 
     @property
     def task(self) -> str:
@@ -103,17 +110,22 @@ class Engine:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(self.manifest.pipeline.get("labels", ()))
+        """Names of the classes, where the task has some."""
+        names = self.manifest.pipeline.get("labels")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     def session(self) -> Session:
-        """Buffers for one thread of work."""
+        """Buffers for one thread of work. Raises: UsageError when the engine is closed."""
+        self._check_open()
         return Session(self.manifest, self._executables)
 
     def pipeline(self) -> DetectPipeline:
         """A session with the task's preprocessing and decoding around it, for one thread.
 
-        Raises: BundleError for a task this edgekit has no pipeline for.
+        Raises: BundleError for a task this edgekit has no pipeline for, or when the bundle's
+        pipeline does not fit its network; UsageError when the engine is closed.
         """
+        self._check_open()
         if self.task != "detect":
             raise BundleError(f"bundle {self.bundle.path}: task {self.task!r} is not known. Upgrade edgekit")
         from edgekit.tasks.detect.pipeline import DetectPipeline, read_spec
@@ -123,24 +135,38 @@ class Engine:
     def predict(self, image: np.ndarray, *, score_threshold: float | None = None) -> Detections:
         """Detect on one picture, uint8 [H, W, 3] in BGR order (as cv2 reads it).
 
-        Convenient, not for several threads at once: those use `pipeline()` each.
+        Every thread that calls it gets buffers of its own, which live as long as the thread.
+        Raises: UsageError for anything that is no such picture, or when the engine is closed.
         """
-        if self._pipeline is None:
-            self._pipeline = self.pipeline()
-        return self._pipeline(image, score_threshold=score_threshold)
+        self._check_open()
+        pipeline: DetectPipeline | None = getattr(self._pipelines, "pipeline", None)
+        if pipeline is None:
+            pipeline = self._pipelines.pipeline = self.pipeline()
+        return pipeline(image, score_threshold=score_threshold)
 
     def describe(self) -> dict[str, Any]:
-        """What runs here: payload, library, version, threads (JSON values)."""
+        """What runs here, per segment: payload, library, version, threads (JSON values)."""
         return {
             name: {"variant": v.name, "precision": v.precision, **self._executables[name].describe()}
             for name, v in self.variants.items()
+            if name in self._executables
         }
 
     def close(self) -> None:
-        for executable in self._executables.values():
+        """Release the payloads, and the bundle if the engine opened it. Closing twice is fine.
+
+        Sessions still in use keep what they need (see Session).
+        """
+        self._pipelines = threading.local()
+        executables, self._executables = self._executables, {}
+        for executable in executables.values():
             executable.close()
-        self._executables = {}
-        self._pipeline = None
+        if self._owner:
+            self.bundle.close()
+
+    def _check_open(self) -> None:
+        if not self._executables:
+            raise UsageError(f"engine of {self.bundle.path}: is closed. Load the bundle again")
 
     def __enter__(self) -> Engine:
         return self
@@ -150,138 +176,29 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _load_segment(self, segment: Segment, options: LoadOptions, wanted: str | None) -> None:
-        names = [v.name for v in segment.variants]
-        if wanted is not None and wanted not in names:
-            raise UsageError(f"variant {wanted!r}: not in this bundle, it has {', '.join(names)}")
-        loaded: list[tuple[Variant, Executable]] = []
-        failure: EdgekitError | None = None
-        for variant in segment.variants:
-            if wanted is not None and variant.name != wanted:
-                continue
-            try:
-                problem = backend_problem(variant.backend)
-                if problem:
-                    raise BundleError(f"bundle {self.bundle.path}: cannot run on this machine: {problem}")
-                data = self.bundle.read(variant.path)
-                executable = half(variant.backend, "engine").load(
-                    data, variant, replace(options, cache_key=variant.digest)
-                )
-                loaded.append((variant, executable))
-                self._check_io(segment, variant, executable)
-            except EdgekitError as error:
-                self.refused[variant.name] = str(error)
-                failure = failure or error
-        if not loaded:
-            assert failure is not None, "a segment has at least one variant"
-            raise failure
-        keep = min(range(len(loaded)), key=lambda i: _race(loaded[i][1])) if len(loaded) > 1 else 0
-        for i, (variant, executable) in enumerate(loaded):
-            if i != keep:
-                executable.close()
-                self.refused[variant.name] = f"slower here than {loaded[keep][0].name}"
-        self.variants[segment.name], self._executables[segment.name] = loaded[keep]
 
-    def _check_io(self, segment: Segment, variant: Variant, executable: Executable) -> None:
-        for kind, names, specs in (
-            ("input", segment.inputs, executable.inputs),
-            ("output", segment.outputs, executable.outputs),
-        ):
-            found = {s.name: s for s in specs}
-            for name in names:
-                want, got = self.manifest.tensor(name), found.get(name)
-                if got is None or got.shape != want.shape or got.dtype != want.dtype:
-                    shown = f"{got.dtype.value} {list(got.shape)}" if got else "nothing"
-                    raise BundleError(
-                        f"payload {variant.name}: {kind} {name}: expected {want.dtype.value} "
-                        f"{list(want.shape)}, got {shown}. Build the bundle again"
-                    )
-
-    def _self_test(self) -> None:
-        session = self.session()
-        try:
-            for tensor in self.manifest.golden.inputs:
-                spec = self.manifest.tensor(tensor.tensor)
-                values = np.frombuffer(self.bundle.read(tensor.path), spec.dtype.value).reshape(spec.shape)
-                np.copyto(session.inputs[tensor.tensor], values)
-            session.run()
-            for tensor in self.manifest.golden.outputs:
-                spec = self.manifest.tensor(tensor.tensor)
-                golden = np.frombuffer(self.bundle.read(tensor.path), spec.dtype.value).reshape(spec.shape)
-                check_golden(str(self.bundle.path), tensor, golden, session.outputs[tensor.tensor])
-            check_latency(str(self.bundle.path), self.bundle.evidence, session.run)
-        finally:
-            session.close()
-
-
-class Session:
-    """Preallocated, named I/O of one thread. Write `inputs`, `run()`, read `outputs`.
-
-    The arrays stay the same for the life of the session and are overwritten by the next run.
-    """
-
-    inputs: Mapping[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
-
-    def __init__(self, manifest: Manifest, executables: Mapping[str, Executable]) -> None:
-        self._bindings: list[Binding] = [executables[step.name].bind() for step in manifest.plan]
-        produced: dict[str, np.ndarray] = {}
-        inputs: dict[str, np.ndarray] = {}
-        copies: list[list[tuple[np.ndarray, np.ndarray]]] = []
-        for step, binding in zip(manifest.plan, self._bindings, strict=True):
-            moves = []
-            for name in step.inputs:
-                if name in produced:
-                    moves.append((binding.inputs[name], produced[name]))
-                elif name in inputs:
-                    moves.append((binding.inputs[name], inputs[name]))
-                else:
-                    inputs[name] = binding.inputs[name]
-            copies.append(moves)
-            produced.update({name: binding.outputs[name] for name in step.outputs})
-        self.inputs = {name: inputs[name] for name in manifest.inputs}
-        self.outputs = {name: produced[name] for name in manifest.outputs}
-        self.bytes_copied_per_run = sum(dst.nbytes for moves in copies for dst, _ in moves)
-        """Copies between the steps of the plan, made by the CPU."""
-        self._steps = [
-            (binding.run, tuple(moves)) for binding, moves in zip(self._bindings, copies, strict=True)
-        ]
-        if len(self._steps) == 1 and not copies[0]:
-            self.run = self._bindings[0].run  # type: ignore[method-assign]  # no hop for the common case
-
-    def run(self) -> None:
-        """One step of the whole plan. Raises: StreamError when an engine fails."""
-        for run, moves in self._steps:
-            for target, source in moves:
-                np.copyto(target, source)
-            run()
-
-    def close(self) -> None:
-        for binding in self._bindings:
-            binding.close()
-        self._bindings = []
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _race(executable: Executable) -> float:
-    """Best of a few runs, seconds."""
-    binding = executable.bind()
-    try:
-        best = float("inf")
-        for _ in range(RACE_RUNS):
-            start = time.perf_counter()
-            binding.run()
-            best = min(best, time.perf_counter() - start)
-        return best
-    finally:
-        binding.close()
+def _segments(bundle: Bundle) -> list[Segment]:
+    """The plan's segments. Raises: BundleError for a plan that this edgekit cannot execute."""
+    manifest, segments, read = bundle.manifest, [], set()
+    for step in manifest.plan:
+        if isinstance(step, KernelStep):
+            raise BundleError(
+                f"bundle {bundle.path}: step {step.name} needs kernel {step.kernel!r}, "
+                "which this edgekit does not have. Upgrade edgekit"
+            )
+        segments.append(step)
+        read |= set(step.inputs)
+    if manifest.states:
+        raise BundleError(
+            f"bundle {bundle.path}: keeps state {manifest.states[0].name!r} between runs, "
+            "which this edgekit cannot do. Upgrade edgekit"
+        )
+    for name in manifest.inputs:
+        if name not in read:
+            raise BundleError(
+                f"bundle {bundle.path}: no step of its plan reads input {name!r}. Build it again"
+            )
+    return segments
 
 
 def foreign_target(bundle: Bundle) -> str:

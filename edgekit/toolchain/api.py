@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgekit.bundle import Bundle
@@ -19,9 +19,13 @@ def build(
     precision: str = "auto",
     out: str | Path = "dist",
     head: str | None = None,
+    columns: Sequence[str] = (),
     classes: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    calibration: str | Path | None = None,
     instances: str | Path | None = None,
     images: str | Path | None = None,
+    limit: int | None = None,
     sign_key: str | Path | None = None,
     allow_drop: bool = False,
     progress: Progress | None = None,
@@ -30,9 +34,15 @@ def build(
 
     model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
     precision: float32, float16 or auto (each target's default).
-    head: detector family when it is not found by structure; classes: file of their names,
-        one a line.
-    instances, images: COCO annotations and their pictures, to prove the accuracy on.
+    head: detector family when it is not found by structure; columns: of the output, for head "rows".
+    classes: file of their names, one a line. shapes: sizes of inputs that the file leaves open.
+    calibration: folder of pictures or name of a set; without labelled pictures they stand in for them
+        wherever no labels are needed.
+    instances, images: COCO annotations and their pictures, to prove the accuracy on; limit: only
+        the first so many.
+    sign_key: PEM file of an Ed25519 private key.
+    allow_drop: write a bundle that misses its limits all the same, marked as such.
+    progress: called as progress(what, done, of).
     Returns: the bundles, open, in the order of models and targets.
     Raises: ModelError, LoweringError, UsageError (bad input); EvidenceError (accuracy budget missed);
     OutputError (cannot write).
@@ -44,13 +54,17 @@ def build(
     project = with_options(
         open_project(Path(model)),
         head=head,
+        columns=columns,
+        calibration=str(calibration) if calibration else None,
         classes=Path(classes) if classes else None,
         data=Path(instances) if instances else None,
         images=Path(images) if images else None,
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
-    options = main_path.Options(Path(out), precision, Path(sign_key) if sign_key else None, allow_drop)
+    options = main_path.Options(
+        Path(out), precision, Path(sign_key) if sign_key else None, allow_drop, dict(shapes or {}), limit
+    )
     quiet: Progress = progress or (lambda what, done, of: None)
     built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]
     return [Bundle.open(b.path) for b in built]

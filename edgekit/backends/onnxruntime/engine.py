@@ -1,7 +1,8 @@
 """Device half: runs an ONNX payload with ONNX Runtime on the CPU.
 
 The weights are used where they lie in the mapped bundle (no copy of the file); inputs and
-outputs are preallocated and bound once, so a run neither allocates nor copies.
+outputs are preallocated and bound once, so a run neither allocates nor copies. Whoever can still
+run (the executable, each open binding) holds the map; when the last of them goes, it is released.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _ORT_TYPES = {
 
 
 def load(data: memoryview, variant: Variant, options: LoadOptions) -> OrtExecutable:
-    """Load the ONNX bytes `data`; `data` must stay valid for the life of the result.
+    """Load the ONNX bytes `data`, which are used where they lie and kept alive as long as needed.
 
     Raises: MissingExtraError without onnxruntime; BundleError when it refuses the payload.
     """
@@ -55,14 +56,15 @@ class OrtExecutable:
         if SPIN_VARIABLE in os.environ:
             config.add_session_config_entry("session.intra_op.allow_spinning", os.environ[SPIN_VARIABLE])
         graph, weights = detach_weights(data)
-        # the bound values are views of `data`: keep both alive as long as the session
-        self._weights = {
+        # views of `data`, which the library reads without holding them: they must outlive its session
+        self._weights: Mapping[str, Any] = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()
         }
-        self._keep = (data, weights)
-        config.add_external_initializers(list(self._weights), list(self._weights.values()))
         try:
-            self._session = onnxruntime.InferenceSession(graph, config, providers=["CPUExecutionProvider"])
+            config.add_external_initializers(list(self._weights), list(self._weights.values()))
+            self._session: Any = onnxruntime.InferenceSession(
+                graph, config, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:
             first = str(error).strip().splitlines()[0][:300]
             raise BundleError(
@@ -70,22 +72,27 @@ class OrtExecutable:
             ) from error
         self.inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
         self.outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
-        self._threads = threads
+        self._facts = {
+            "library": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "providers": self._session.get_providers(),
+            "threads": threads or "the library's choice",
+            "mapped_weight_bytes": sum(array.nbytes for array in weights.values()),
+        }
 
     def bind(self) -> OrtBinding:
-        return OrtBinding(self._ort, self._session, self.inputs, self.outputs)
+        """Buffers for one session. Raises: StreamError when closed."""
+        if self._session is None:
+            raise StreamError("engine: closed. Load the bundle again")
+        return OrtBinding(self._ort, self._session, self._weights, self.inputs, self.outputs)
 
     def close(self) -> None:
-        self._weights = {}
+        """Let go; bindings still open go on working. Closing twice is fine."""
+        self._session, self._weights = None, {}
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "library": "onnxruntime",
-            "version": self._ort.__version__,
-            "providers": self._session.get_providers(),
-            "threads": self._threads or (os.cpu_count() or 1),
-            "mapped_weight_bytes": sum(w.nbytes for w in self._keep[1].values()),
-        }
+        """Library, version, providers, threads asked for, and bytes of weights used in place."""
+        return dict(self._facts)
 
 
 class OrtBinding:
@@ -95,8 +102,14 @@ class OrtBinding:
     outputs: Mapping[str, np.ndarray]
 
     def __init__(
-        self, ort: Any, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        ort: Any,
+        session: Any,
+        weights: Mapping[str, Any],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
     ) -> None:
+        self._weights = weights
         self._binding = session.io_binding()
         self.inputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in inputs}
         self.outputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in outputs}
@@ -112,7 +125,7 @@ class OrtBinding:
         self._run = session.run_with_iobinding
 
     def run(self) -> None:
-        """One inference. Raises: StreamError when the library fails."""
+        """One inference. Raises: StreamError when the library fails or the binding is closed."""
         try:
             self._run(self._binding)
         except Exception as error:
@@ -120,8 +133,12 @@ class OrtBinding:
             raise StreamError(f"engine: onnxruntime failed while running: {first}") from error
 
     def close(self) -> None:
-        self._binding.clear_binding_inputs()
-        self._binding.clear_binding_outputs()
+        """Let go of the network; the arrays stay readable. Closing twice is fine."""
+        self._run, self._binding, self._values, self._weights = _closed, None, [], {}
+
+
+def _closed(_: Any) -> None:
+    raise RuntimeError("the session is closed")
 
 
 def _spec(arg: Any) -> TensorSpec:

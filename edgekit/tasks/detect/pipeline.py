@@ -37,6 +37,7 @@ def read_spec(manifest: Manifest) -> DetectSpec:
 class DetectPipeline:
     """One thread's detector. Calling it with a picture gives Detections; nothing else is kept per call.
 
+    Raises: BundleError when `spec` does not fit the session's tensors.
     stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
     """
 
@@ -46,7 +47,13 @@ class DetectPipeline:
         self.spec = spec
         self.session = session
         (self._input,) = session.inputs.values()
-        self._postprocess = Postprocess(spec)
+        try:
+            self._postprocess = Postprocess(spec)
+            # one pixel through both ends: what does not fit is found now, and buffers get their size
+            placement = letterbox(np.zeros((1, 1, 3), np.uint8), spec.preprocess, self._input)
+            self._postprocess(session.outputs, placement, (1, 1))
+        except UsageError as error:
+            raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
         self.stage_ns = (0, 0, 0)
 
     def __call__(
