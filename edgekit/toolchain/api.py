@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgekit.bundle import Bundle
-from edgekit.errors import MissingExtraError
+from edgekit.errors import MissingExtraError, UsageError
 from edgekit.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -19,9 +19,12 @@ def build(
     precision: str = "auto",
     out: str | Path = "dist",
     head: str | None = None,
+    columns: Sequence[str] = (),
     classes: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
     instances: str | Path | None = None,
     images: str | Path | None = None,
+    limit: int | None = None,
     sign_key: str | Path | None = None,
     allow_drop: bool = False,
     progress: Progress | None = None,
@@ -30,9 +33,11 @@ def build(
 
     model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
     precision: float32, float16 or auto (each target's default).
-    head: detector family when it is not found by structure; classes: file of their names,
-        one a line.
-    instances, images: COCO annotations and their pictures, to prove the accuracy on.
+    head: detector family when it is not found by structure; columns: for head "rows", what its
+        columns hold; classes: file of their names, one a line.
+    shapes: sizes of inputs that the file leaves open, by input name.
+    instances, images: COCO annotations and their pictures, to prove the accuracy on; limit: use
+        only the first so many.
     Returns: the bundles, open, in the order of models and targets.
     Raises: ModelError, LoweringError, UsageError (bad input); EvidenceError (accuracy budget missed);
     OutputError (cannot write).
@@ -44,13 +49,18 @@ def build(
     project = with_options(
         open_project(Path(model)),
         head=head,
+        columns=tuple(columns),
         classes=Path(classes) if classes else None,
         data=Path(instances) if instances else None,
         images=Path(images) if images else None,
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
-    options = main_path.Options(Path(out), precision, Path(sign_key) if sign_key else None, allow_drop)
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit}: expected at least 1")
+    options = main_path.Options(
+        Path(out), precision, Path(sign_key) if sign_key else None, allow_drop, dict(shapes or {}), limit
+    )
     quiet: Progress = progress or (lambda what, done, of: None)
     built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]
     return [Bundle.open(b.path) for b in built]
