@@ -21,10 +21,10 @@ from edgekit.target import Target
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
-        "  edgekit build --target jetson-orin                 the detector that ships with edgekit\n"
-        "  edgekit build model.onnx --target rpi5,jetson-orin --classes names.txt\n"
-        "  edgekit build model.onnx --target host --data instances.json --images pictures/\n"
-        "  edgekit build my_app/ --target host --dry-run      the plan of a project"
+        "  edgekit build --target jetson-orin                the detector that ships here\n"
+        "  edgekit build app/ --target host --dry-run        the plan of a project\n"
+        "  edgekit build m.onnx --target rpi5,jetson-orin --classes names.txt\n"
+        "  edgekit build m.onnx --target host --data instances.json --images pictures/"
     )
     parser.add_argument(
         "model",

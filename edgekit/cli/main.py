@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -59,6 +60,7 @@ def _parser(verb: str) -> Parser:
     module = importlib.import_module(f"edgekit.cli.{verb}")
     parser = Parser(prog=f"edgekit {verb}", description=(module.__doc__ or VERBS[verb]).strip())
     module.add_arguments(parser)
+    parser.description = textwrap.fill(parser.description or "", 79)
     parser.add_argument("-v", "--verbose", action="store_true", help="show the trace of an error")
     return parser
 
@@ -89,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdgekitError as error:
         return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
-        _ignore_signals()  # an impatient second Ctrl-C must not cut the last line short
         return _fail("interrupted", INTERRUPTED, verbose)
     except BrokenPipeError:  # the reader went away (| head): it has what it wanted
         _drop_stdout()
@@ -159,12 +160,6 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _ignore_signals() -> None:
-    with contextlib.suppress(ValueError):  # not the main thread
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-
-
 def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -182,6 +177,10 @@ def run() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     # a service manager's SIGTERM cleans up as Ctrl-C does
     signal.signal(signal.SIGTERM, _interrupt)
-    code = main()
-    _ignore_signals()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # an impatient second Ctrl-C
+        code = INTERRUPTED
+    for number in (signal.SIGINT, signal.SIGTERM):  # the work is done: nothing to stop any more
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)

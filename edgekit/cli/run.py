@@ -14,9 +14,9 @@ from edgekit.errors import UsageError, printable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
-        "  edgekit run model.host.edge --source photos/ --sink found.jsonl --sink shown/\n"
-        "  edgekit run model.host.edge --source drive.mp4 --sink drive_boxes.mp4\n"
-        "  edgekit run model.host.edge --source 'synthetic://street?seed=3&frames=50' --sink a.png"
+        "  edgekit run m.host.edge --source photos/ --sink found.jsonl --sink shown/\n"
+        "  edgekit run m.host.edge --source drive.mp4 --sink drive_boxes.mp4\n"
+        "  edgekit run m.host.edge --source 'synthetic://street?frames=9' --sink a.png"
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle file (*.edge) or folder")
     parser.add_argument(

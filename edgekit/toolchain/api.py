@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgekit.bundle import Bundle
-from edgekit.errors import MissingExtraError
+from edgekit.errors import MissingExtraError, UsageError
 from edgekit.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -54,7 +54,7 @@ def build(
     project = with_options(
         open_project(Path(model)),
         head=head,
-        columns=columns,
+        columns=tuple(columns),
         calibration=str(calibration) if calibration else None,
         classes=Path(classes) if classes else None,
         data=Path(instances) if instances else None,
@@ -62,6 +62,8 @@ def build(
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit}: expected at least 1")
     options = main_path.Options(
         Path(out), precision, Path(sign_key) if sign_key else None, allow_drop, dict(shapes or {}), limit
     )

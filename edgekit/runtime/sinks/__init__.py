@@ -20,7 +20,7 @@ def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
 
     `.jsonl`: one line per frame. `.png .jpg .jpeg .webp .bmp`: annotated picture (numbered when
     there are several). `.mp4`: annotated video at `fps` (10 if None). A folder (named with a
-    trailing slash, or existing): one annotated picture per frame; it is made if its parent exists.
+    trailing slash, or existing): one annotated picture per frame; missing folders are made.
 
     Raises: UsageError for an unknown suffix; OutputError where nothing can be written;
     MissingExtraError without OpenCV (at the first frame; never for `.jsonl`).

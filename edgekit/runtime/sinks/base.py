@@ -7,7 +7,6 @@ import contextlib
 import errno
 import itertools
 import os
-import stat
 from pathlib import Path
 from types import TracebackType
 
@@ -85,18 +84,12 @@ def failure(path: Path, error: OSError) -> OutputError:
     return OutputError(f"sink {printable(path)}: {error.strerror or error}. {step}")
 
 
-def check_parent(path: Path) -> None:
-    """Ask before the work, not after it. Raises: OutputError when the folder of `path` is not there."""
+def make_parent(path: Path) -> None:
+    """Make the folder of `path` before the work, not after it. Raises: OutputError where that fails."""
     try:
-        is_folder = stat.S_ISDIR(path.parent.stat().st_mode)
-    except FileNotFoundError:
-        raise OutputError(
-            f"sink {printable(path)}: its folder does not exist. Create {printable(path.parent)} first"
-        ) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise failure(path, error) from None
-    if not is_folder:
-        raise failure(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
 
 
 def temporary(path: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgekit.errors import StreamError, printable
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sinks.base import Sink, check_parent, failure, refuse_overwriting
+from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting
 from edgekit.tasks.detect.detections import Detections
 
 
@@ -24,7 +24,7 @@ class JsonLinesSink(Sink):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file = -1
-        check_parent(path)
+        make_parent(path)
 
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         head = {"source": frame.source, "seq": frame.seq, "pts_ns": frame.pts_ns, "age_ms": round(age_ms, 3)}

@@ -10,8 +10,8 @@ from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sinks.base import (
     Sink,
-    check_parent,
     failure,
+    make_parent,
     refuse_overwriting,
     temporary,
     write_whole,
@@ -62,7 +62,7 @@ class PictureSink(Sink):
         super().__init__(path)
         self._only = temporary(path)
         """Where the first frame waits: whether it is the only one is known at the end."""
-        check_parent(path)
+        make_parent(path)
 
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         if self.written == 0:
@@ -105,7 +105,7 @@ class FolderSink(Sink):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._used: set[str] = set()
-        check_parent(path)
+        make_parent(path)
         try:
             path.mkdir(exist_ok=True)
         except OSError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from edgekit.errors import OutputError, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.sinks.base import Sink, check_parent, failure, refuse_overwriting, temporary
+from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting, temporary
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.draw import draw
 
@@ -36,7 +36,7 @@ class VideoSink(Sink):
         self._writer: Any = None
         self._unfinished = temporary(path)
         self._size = (0, 0)
-        check_parent(path)
+        make_parent(path)
 
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         cv2 = load_cv2("write videos")
