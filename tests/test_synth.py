@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgekit.errors import OutputError, UsageError
 from edgekit.synth import objects, vehicles
 from edgekit.synth.coco import export_coco
+from edgekit.synth.mesh import MeshBuilder
 from edgekit.synth.raster import covered, paint, paint_rising, spans
 from edgekit.synth.scene import Thing, stream
 from edgekit.synth.street import CLASSES, MIN_LONG_SIDE, MIN_SHORT_SIDE, MIN_VISIBILITY, StreetWorld
@@ -130,11 +131,20 @@ def test_hidden_parts_are_outside_the_box_and_counted():
     assert 0.25 <= both.visibility[0] < 0.95
 
 
-def test_mostly_hidden_things_are_not_labelled():
+@pytest.mark.parametrize(("part", "labelled"), [(0.18, False), (0.32, True)])
+def test_mostly_hidden_things_are_not_labelled(part, labelled):
+    """A square plate, 0.8 m, of which only `part` sticks out to the left of a truck."""
     world = StreetWorld(2, time="day", rain=0, fog=0)
-    far = at(world, objects.sign(stream(2, 5)), 20.0, -0.6, 1.7, objects.SIGN)
-    near = at(world, vehicles.truck(stream(2, 6), 0), 12.0, -0.6, 0.0, objects.TRUCK)
-    assert only(world, far, near).frame(0).classes.tolist() == [objects.TRUCK]
+    near = at(world, vehicles.truck(stream(2, 6), 0), 8.0, -0.6, 0.0, objects.TRUCK)
+    rear, _, _, left = near.mesh.footprint
+    edge = (left - 0.6) * 12.0 / (8.0 + rear)
+    plate = MeshBuilder()
+    plate.rect(0, 0.0, (-0.4, -0.4), (0.4, 0.4), (200, 40, 40))
+    far = at(world, plate.build(), 12.0, edge - 0.4 + 0.8 * part, 1.6, objects.SIGN)
+    frame = only(world, far, near).frame(0)
+    assert frame.classes.tolist() == ([objects.SIGN] if labelled else []) + [objects.TRUCK]
+    if labelled:
+        assert frame.visibility[0] == pytest.approx(part, abs=0.04)
 
 
 def test_things_persist_and_move():
