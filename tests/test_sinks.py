@@ -422,6 +422,7 @@ def test_a_read_only_folder_is_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["line\nbreak/o.jsonl", "line\nbreak.xyz"])
 def test_odd_names_stay_on_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "line\nbreak").touch()  # a file where a folder is needed
     with pytest.raises((OutputError, UsageError)) as caught:
         open_sink(tmp_path / name)
     assert "\n" not in str(caught.value) and "line\\nbreak" in str(caught.value)
