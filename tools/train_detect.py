@@ -1,6 +1,6 @@
 """Train the detector that ships in apps/detect on the procedural street, from nothing.
 
-    python tools/train_detect.py --out runs/detect            # about an hour on two CPU cores
+    python tools/train_detect.py --out runs/detect            # under an hour on two CPU cores
     python tools/train_detect.py --out runs/detect --resume   # go on after an interruption
     python tools/train_detect.py --eval-only apps/detect/yolo_lite.onnx
 
@@ -94,7 +94,7 @@ def rendered(
 class Options:
     """What decides the result; kept in the checkpoint and compared on --resume."""
 
-    steps: int = 3000
+    steps: int = 7800
     batch: int = 16
     shards: int = 2
     """A batch is cut into this many parts, each normalised by its own statistics; they run side by side."""
@@ -521,7 +521,7 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/detect"), help="folder for checkpoint, log and model"
     )
     parser.add_argument(
-        "--cache", type=Path, default=Path("runs/street"), help="folder for drawn pictures (4 GB)"
+        "--cache", type=Path, default=Path("runs/street"), help="folder for drawn pictures (3.5 GB)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt if it exists")
     parser.add_argument(
