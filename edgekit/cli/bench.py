@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     from edgekit.runtime.engine import load
     from edgekit.runtime.sources import open_source
 
-    uri = args.source or "synthetic://street?seed=1&frames=1&size=1280x720"
+    uri = args.source if args.source is not None else "synthetic://street?seed=1&frames=1&size=1280x720"
     with open_source(uri, limit=1) as source:
         frame = next(iter(source), None)
         if frame is None:

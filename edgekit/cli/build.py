@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.archive import check_writable
-from edgekit.cli.common import filled, integer, one_of, print_json, say
+from edgekit.cli.common import MAX_COUNT, filled, integer, one_of, print_json, say
 from edgekit.errors import UsageError, printable
 from edgekit.project import HEADS, PRECISIONS
 from edgekit.signing import check_private_key
@@ -150,10 +150,10 @@ def read_targets(text: str) -> list[Target]:
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.partition("=")
     try:
-        shape = tuple(int(s) for s in sizes[:200].lower().split("x"))
+        shape = tuple(int(s) for s in sizes.lower().split("x", 16))
     except ValueError:
         shape = ()
-    if not name or not shape or any(s < 1 for s in shape):
+    if not name or not shape or not all(1 <= s <= MAX_COUNT for s in shape):
         raise UsageError(f"option --shape {printable(text)[:80]}: expected INPUT=1x3x416x416")
     return name, shape
 

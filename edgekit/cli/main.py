@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -41,6 +42,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
         raise UsageError(f"{self.prog.removeprefix('edgekit ')}: {message}. See {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse would hide that it cannot be written
 
     def parse_args(self, words: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         values, unknown = self.parse_known_args(words)
@@ -98,7 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory. Close other programs or use a machine with more", FAILED, verbose)
     except OSError as error:
-        if _stdout_works():
+        # what is written elsewhere has been turned into an OutputError there
+        if error.filename is not None or error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EIO,
+        ):
             return _internal(error, verbose)
         _drop_stdout()
         return _fail(f"standard output: cannot be written: {error.strerror or error}", FAILED, verbose)
@@ -146,14 +156,6 @@ def _internal(error: Exception, verbose: bool) -> int:
     )
 
 
-def _stdout_works() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
-
-
 def _drop_stdout() -> None:
     """Point stdout elsewhere, so that the flush at exit stays silent."""
     with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
@@ -183,4 +185,10 @@ def run() -> NoReturn:
         code = INTERRUPTED
     for number in (signal.SIGINT, signal.SIGTERM):  # the work is done: nothing to stop any more
         signal.signal(number, signal.SIG_IGN)
+    if code == INTERRUPTED:
+        # python ends by the signal, not with our code, when the interrupt passed through its exec() on the way
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)

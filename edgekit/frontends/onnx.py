@@ -64,8 +64,10 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> ir.
     _check_graph(model.graph, where)
     _check_weights(model.graph, where)
     _fix_shapes(model.graph, dict(shapes or {}), where)
-    model = _to_opset(model, where)
-    model = _infer(model, where)
+    # a size that the exporter has built into constants (grids, reshapes) allows no other
+    step = "Give --shape the size it was exported with." if shapes else "Export the model again."
+    model = _to_opset(model, where, step)
+    model = _infer(model, where, step)
     result = ir.serde.deserialize_model(model)
     result.graph.name = result.graph.name or "main"
     return result
@@ -297,13 +299,13 @@ def _x(shape: tuple[int, ...] | list[int | str]) -> str:
     return "x".join(str(d) for d in shape) or "nothing"
 
 
-def _to_opset(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+def _to_opset(model: onnx.ModelProto, where: str, step: str) -> onnx.ModelProto:
     version = _opset(model, where)
     # tools below judge by the format version: 3 would want weights among the inputs again
     model.ir_version = IR_VERSION
     if version < OPSET:
         if any(not output.type.tensor_type.HasField("shape") for output in model.graph.output):
-            model = _infer(model, where)  # the checker asks for the outputs' ranks
+            model = _infer(model, where, step)  # the checker asks for the outputs' ranks
         _check(model, where)
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
@@ -339,11 +341,11 @@ def _check(model: onnx.ModelProto, where: str) -> None:
         raise ModelError(f"{where}: not a valid ONNX graph: {one_line(error)}. Export it again.") from None
 
 
-def _infer(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+def _infer(model: onnx.ModelProto, where: str, step: str) -> onnx.ModelProto:
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # noqa: BLE001 - InferenceError, and RuntimeError from C++
-        raise ModelError(f"{where}: its shapes do not fit together: {one_line(error)}.") from None
+        raise ModelError(f"{where}: its shapes do not fit together: {one_line(error, 160)}. {step}") from None
     weighted = {
         n for node in model.graph.node if node.op_type in _WEIGHTED for n in (*node.input, *node.output)
     }

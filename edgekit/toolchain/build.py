@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half
 from edgekit.bundle import Bundle, make_variant, write_bundle
-from edgekit.errors import UsageError
+from edgekit.errors import ModelError, UsageError, printable
 from edgekit.manifest import SCHEMA_VERSION, Manifest, Segment
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.find_input_rule import find_input_rule
@@ -121,14 +121,19 @@ def read(entry: ModelEntry, options: Options, progress: Progress) -> Source:
     progress(f"{entry.name}: read and prepare", 0, 1)
     model = frontends.load(entry.source, shapes=options.shapes)
     hint = entry.head
-    prepared = prepare(
-        model,
-        task=entry.task,
-        head=None if hint.family == "auto" else hint.family,
-        num_classes=len(entry.classes) or None,
-        columns=hint.columns or None,
-        normalized=hint.normalized,
-    )
+    try:
+        prepared = prepare(
+            model,
+            task=entry.task,
+            head=None if hint.family == "auto" else hint.family,
+            num_classes=len(entry.classes) or None,
+            columns=hint.columns or None,
+            normalized=hint.normalized,
+        )
+    except ModelError as error:  # a pass sees a graph, not the file it came from
+        if not str(error).startswith("model: "):
+            raise
+        raise ModelError(f"model {entry.source}: {str(error).removeprefix('model: ')}") from error
     assert prepared.head is not None, "the task detect has a head"
     rule, why = find_input_rule(prepared.model, prepared.head)
     if rule is None:
@@ -191,7 +196,7 @@ def bundle(
     files.update(payload_files)
     files.update(pictures_)
     record = {
-        "model": {"source": entry.source.name, "sha256": source.sha256, **source.facts},
+        "model": {"source": printable(entry.source.name), "sha256": source.sha256, **source.facts},
         "graph": {
             "passes": [to_json(r) for r in source.prepared.log],
             "head": {"family": spec.head.family, "outputs": [o.name for o in payloads[0].outputs]},

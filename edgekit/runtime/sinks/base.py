@@ -97,8 +97,8 @@ def temporary(path: Path) -> Path:
     return path.parent / f".edgekit-{os.getpid()}-{next(_counter)}{path.suffix}"
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all. Raises: OutputError."""
+def write_whole(path: Path, data: bytes, shown: Path | None = None) -> None:
+    """Write a file that appears complete or not at all. Raises: OutputError that names `shown` (or `path`)."""
     unfinished = temporary(path)
     try:
         try:
@@ -109,7 +109,7 @@ def write_whole(path: Path, data: bytes) -> None:
                 unfinished.unlink()
             raise
     except OSError as error:
-        raise failure(path, error) from None
+        raise failure(shown or path, error) from None
 
 
 def refuse_overwriting(path: Path, frame: Frame) -> None:

@@ -67,7 +67,7 @@ class PictureSink(Sink):
     def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
         if self.written == 0:
             refuse_overwriting(self.path, frame)
-            write_whole(self._only, _encode(self.path, frame, detections))
+            write_whole(self._only, _encode(self.path, frame, detections), self.path)
             return
         number = self.written + 1
         for path in [self._numbered(n) for n in ((1, 2) if number == 2 else (number,))]:

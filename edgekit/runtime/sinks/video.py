@@ -84,7 +84,9 @@ class VideoSink(Sink):
                 writer.release()
                 # errors of the last writes reach nobody: the file is whole if its index counts every frame
                 check = cv2.VideoCapture(str(self._unfinished.resolve()), cv2.CAP_FFMPEG)
-                whole = check.isOpened() and round(check.get(cv2.CAP_PROP_FRAME_COUNT)) == self.written
+                # Ctrl-C may have come after a frame was encoded and before it was counted
+                counts = (self.written, self.written + 1)
+                whole = check.isOpened() and round(check.get(cv2.CAP_PROP_FRAME_COUNT)) in counts
                 check.release()
             if not whole:
                 raise OutputError(

@@ -110,7 +110,7 @@ def read_coco(
             f"{printable(missing[0].name)[:80]}. Give their folder with --images"
         )
     return CocoSet(
-        f"{instances.parent.name}/{instances.name}" if instances.parent.name else instances.name,
+        printable(f"{instances.parent.name}/{instances.name}" if instances.parent.name else instances.name),
         labels or tuple(names[i] for i in sorted(names)),
         tuple(found),
         truths,
