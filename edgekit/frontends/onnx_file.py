@@ -69,9 +69,7 @@ def read(path: Path) -> onnx.ModelProto:
         if data.startswith(magic):
             raise ModelError(f"{where}: not an ONNX file, it is {what}. {hint}.")
     if data[4:8] == b"TFL3":
-        raise ModelError(
-            f"{where}: not an ONNX file, it is a TFLite model. Export the original to ONNX."
-        )
+        raise ModelError(f"{where}: not an ONNX file, it is a TFLite model. Export the original to ONNX.")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -116,7 +114,9 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{where}: no such file. Check the path.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be read: {error.strerror}. Check the path.") from None
+    except ValueError as error:  # a NUL in the path
         raise ModelError(f"{where}: cannot be read: {one_line(error)}. Check the path.") from None
 
 
@@ -211,8 +211,14 @@ def _load_external(tensor: TensorProto, path: Path, where: str, budget: int) -> 
         with file.open("rb") as stream:
             stream.seek(offset)
             tensor.raw_data = stream.read(length)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: external data {shown(location)} cannot be read: {one_line(error)}.") from None
+    except OSError as error:
+        raise ModelError(
+            f"{where}: external data {shown(location)} cannot be read: {error.strerror}."
+        ) from None
+    except ValueError as error:  # an offset or length that is no number
+        raise ModelError(
+            f"{where}: external data {shown(location)} cannot be read: {one_line(error)}."
+        ) from None
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
     return length
