@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.models:
             import fuzz_models
 
-            parts.append(("model", args.models, fuzz_models.prepare, 8 << 30))
+            parts.append(("model", args.models, fuzz_models.prepare, 4 << 30))
         for what, count, prepare, memory in parts:
             kinds, handle = prepare(Path(folder))
             jobs = [(kinds[i % len(kinds)], args.seed * 1_000_003 + i) for i in range(count)]

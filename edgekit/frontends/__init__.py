@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import ModelError
+from edgekit.schema import printable
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -35,5 +36,6 @@ def load(source: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
     }
     hint = hints.get(path.suffix.lower(), "Give an ONNX file")
     raise ModelError(
-        f"model {path}: unknown format, expected {' or '.join(SUFFIXES)}, got {path.suffix!r}. {hint}."
+        f"model {printable(str(path), 200)}: unknown format, expected {' or '.join(SUFFIXES)}, "
+        f"got {printable(path.suffix)!r}. {hint}."
     )

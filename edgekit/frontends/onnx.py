@@ -6,6 +6,7 @@ Normal form: operators of the default domain at opset `OPSET`, float32 inputs of
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ import onnx_ir as ir
 from onnx import TensorProto, numpy_helper
 
 from edgekit.errors import ModelError
-from edgekit.frontends.onnx_file import one_line, read, tensors
+from edgekit.frontends.onnx_file import named, one_line, read, shown, tensors
+from edgekit.schema import printable
 
 OPSET = 19
 """The first opset whose QuantizeLinear takes float16; TensorRT 10 and onnxruntime >= 1.16 read it."""
@@ -31,6 +33,15 @@ IR_VERSION = 9
 
 MAX_ELEMENTS = 2**28
 """Largest tensor in a graph (1 GiB of float32): a guard against sizes no device could hold."""
+
+MAX_INPUT = 2**25
+"""Elements of one input: a 4K picture of 3 channels fits. Checks and calibration make such inputs."""
+
+MAX_ACTIVATIONS = 2**31
+"""Elements of all tensors that one inference writes (8 GiB of float32): preparing runs it many times."""
+
+LISTED = 50
+"""Unsupported operators named in one message: all of them in any real file."""
 
 _WEIGHTED = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"}
 _QUANTIZED = {
@@ -56,7 +67,7 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> ir.
     data, NaN or Inf weights, unsupported operators (all of them), open shapes, a faulty graph.
     """
     path = Path(path)
-    where = f"model {path}"
+    where = named(path)
     model = read(path)
     _drop_weight_inputs(model.graph, where)
     model = _inline(model, where)
@@ -91,7 +102,7 @@ def _drop_weight_inputs(graph: onnx.GraphProto, where: str) -> None:
     ):
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
-            raise ModelError(f"{where}: {kind} name {twice[0]!r} is used twice. Export the model again.")
+            raise ModelError(f"{where}: {kind} name {shown(twice[0])} is used twice. Export the model again.")
         if "" in names:
             raise ModelError(f"{where}: an {kind} has no name. Export the model again.")
     if graph.sparse_initializer:
@@ -143,10 +154,11 @@ def _check_operators(model: onnx.ModelProto, where: str) -> None:
     for (domain, op), count in sorted(counts.items()):
         usable = domain == "" and op in known and _schema(op, opset) is not None
         if not usable or op in _CONTROL | _UNFIT or op.startswith("Sequence") or "Sequence" in op:
-            bad.append(f"{domain + '::' if domain else ''}{op} ({count})")
+            bad.append(printable(f"{domain + '::' if domain else ''}{op}", 60) + f" ({count})")
     if bad:
+        more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         raise ModelError(
-            f"{where}: unsupported operators: {', '.join(bad)}. "
+            f"{where}: unsupported operators: {', '.join(bad[:LISTED])}{more}. "
             "Export the network without plug-ins, loops and in-graph branches."
         )
     quantized = [f"{op} ({n})" for (_, op), n in sorted(counts.items()) if op in _QUANTIZED]
@@ -172,14 +184,16 @@ def _check_graph(graph: onnx.GraphProto, where: str) -> None:
     produced = Counter(name for node in graph.node for name in node.output if name)
     twice = sorted(n for n, count in produced.items() if count > 1 or n in ready)
     if twice:
-        raise ModelError(f"{where}: tensor {twice[0]!r} is written more than once. Export the model again.")
+        raise ModelError(
+            f"{where}: tensor {shown(twice[0])} is written more than once. Export the model again."
+        )
     dangling = sorted(
         {n for node in graph.node for n in node.input if n and n not in ready and n not in produced}
         | {o.name for o in graph.output if o.name not in produced and o.name not in ready}
     )
     if dangling:
-        shown = ", ".join(map(repr, dangling[:5]))
-        raise ModelError(f"{where}: tensor {shown} is used but nothing makes it. Export the model again.")
+        some = ", ".join(map(shown, dangling[:5]))
+        raise ModelError(f"{where}: tensor {some} is used but nothing makes it. Export the model again.")
     waiting = {i: {n for n in node.input if n and n not in ready} for i, node in enumerate(graph.node)}
     users: dict[str, list[int]] = {}
     for i, names in waiting.items():
@@ -198,7 +212,7 @@ def _check_graph(graph: onnx.GraphProto, where: str) -> None:
     if len(order) != len(graph.node):
         stuck = next(node for i, node in enumerate(graph.node) if waiting[i])
         raise ModelError(
-            f"{where}: the graph has a cycle through {stuck.op_type} {stuck.name or stuck.output[0]!r}. "
+            f"{where}: the graph has a cycle through {stuck.op_type} {shown(stuck.name or stuck.output[0])}. "
             "Export the model again."
         )
     seen = set(ready)
@@ -221,7 +235,7 @@ def _check_weights(graph: onnx.GraphProto, where: str) -> None:
         count = int(values.size - np.isfinite(values).sum())
         # a lone -inf is how attention masks are written; weights hold many values
         if count and values.size > 1:
-            bad.append(f"{tensor.name or '(constant)'} ({count} of {values.size})")
+            bad.append(f"{printable(tensor.name) or '(constant)'} ({count} of {values.size})")
     if bad:
         more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
         raise ModelError(
@@ -235,7 +249,8 @@ def _fix_shapes(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]], wher
     unknown = sorted(set(shapes) - set(names))
     if unknown:
         raise ModelError(
-            f"{where}: no input {unknown[0]!r} to give a shape, expected one of {', '.join(names)}."
+            f"{where}: no input {shown(unknown[0])} to give a shape, expected one of "
+            f"{', '.join(map(shown, names[:5]))}."
         )
     for value in graph.input:
         kind = value.type.tensor_type
@@ -243,7 +258,7 @@ def _fix_shapes(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]], wher
             known = kind.elem_type in TensorProto.DataType.values()
             got = TensorProto.DataType.Name(kind.elem_type) if known else str(kind.elem_type)
             raise ModelError(
-                f"{where}: input {value.name!r} has type {got}, expected FLOAT. "
+                f"{where}: input {shown(value.name)} has type {got}, expected FLOAT. "
                 "Export the float32 network without input casts."
             )
         dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
@@ -253,7 +268,16 @@ def _fix_shapes(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]], wher
             kind.shape.dim.add().dim_value = size
     # what the exporter noted for open sizes is stale now; inference writes it again
     del graph.value_info[:]
+    inputs = {value.name: value for value in graph.input}
     for value in graph.output:
+        if value.name in inputs:  # passed through: no node infers its shape
+            value.type.CopyFrom(inputs[value.name].type)
+            continue
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.elem_type:
+            raise ModelError(
+                f"{where}: output {shown(value.name)} has no element type, expected FLOAT. "
+                "Export the model again."
+            )
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
 
@@ -271,32 +295,34 @@ def _static_shape(
         )
         if not fits or any(d < 1 for d in shape):
             raise ModelError(
-                f"{where}: shape {_x(shape)} does not fit input {name!r}, expected {_x(dims or ())}. "
+                f"{where}: shape {_x(shape)} does not fit input {shown(name)}, expected {_x(dims or ())}. "
                 "Open axes take any size from 1."
             )
     elif dims is None or not dims:
-        raise ModelError(f"{where}: input {name!r} has no shape. Give it: --shape {name}=1x3xHEIGHTxWIDTH.")
+        raise ModelError(
+            f"{where}: input {shown(name)} has no shape. Give it: --shape {printable(name)}=1x3xHEIGHTxWIDTH."
+        )
     else:
         filled = [1 if i == 0 and (isinstance(d, str) or d <= 0) else d for i, d in enumerate(dims)]
         open_axes = [(i, d) for i, d in enumerate(filled) if isinstance(d, str) or d < 0]
         if open_axes:
-            axes = ", ".join(f"axis {i} ({d})" for i, d in open_axes)
+            axes = ", ".join(f"axis {i} ({printable(str(d), 20)})" for i, d in open_axes)
             example = "x".join("416" if isinstance(d, str) or d < 0 else str(d) for d in filled)
             raise ModelError(
-                f"{where}: input {name!r} leaves its size open at {axes}, expected a static shape. "
-                f"Give it: --shape {name}={example}."
+                f"{where}: input {shown(name)} leaves its size open at {axes}, expected a static shape. "
+                f"Give it: --shape {printable(name)}={example}."
             )
         shape = tuple(int(d) for d in filled)
-    if any(d < 1 for d in shape) or int(np.prod(shape, dtype=object)) > MAX_ELEMENTS:
+    if any(d < 1 for d in shape) or math.prod(shape) > MAX_INPUT:
         raise ModelError(
-            f"{where}: input {name!r} has shape {_x(shape)}, expected sizes from 1 and at most "
-            f"{MAX_ELEMENTS} elements. Export it with a real picture size."
+            f"{where}: input {shown(name)} has shape {_x(shape)}, expected sizes from 1 and at most "
+            f"{MAX_INPUT} elements. Export it with a real picture size."
         )
     return shape
 
 
 def _x(shape: tuple[int, ...] | list[int | str]) -> str:
-    return "x".join(str(d) for d in shape) or "nothing"
+    return printable("x".join(str(d) for d in shape)) or "nothing"
 
 
 def _to_opset(model: onnx.ModelProto, where: str, step: str) -> onnx.ModelProto:
@@ -349,14 +375,21 @@ def _infer(model: onnx.ModelProto, where: str, step: str) -> onnx.ModelProto:
     weighted = {
         n for node in model.graph.node if node.op_type in _WEIGHTED for n in (*node.input, *node.output)
     }
+    total = 0
     for value in (*model.graph.value_info, *model.graph.output):
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
         zero = any(d < 1 for d in dims) and (value.name in weighted or value in model.graph.output)
-        if zero or int(np.prod(dims, dtype=object)) > MAX_ELEMENTS:
+        total += math.prod(dims)
+        if zero or math.prod(dims) > MAX_ELEMENTS:
             raise ModelError(
-                f"{where}: tensor {value.name!r} has shape {_x(dims)}, expected sizes from 1 and at most "
+                f"{where}: tensor {shown(value.name)} has shape {_x(dims)}, expected sizes from 1 and at most "
                 f"{MAX_ELEMENTS} elements. Give another input size with --shape."
             )
+    if total > MAX_ACTIVATIONS:
+        raise ModelError(
+            f"{where}: its tensors have {total} elements in all, expected at most {MAX_ACTIVATIONS} "
+            "for one inference. Give a smaller input size with --shape or export with one."
+        )
     _check_convolutions(model.graph, where)
     return model
 
@@ -385,7 +418,7 @@ def _check_convolutions(graph: onnx.GraphProto, where: str) -> None:
         ]
         if x[1] != w[1] * group or (group > 0 and w[0] % group) or (small and "auto_pad" not in attributes):
             raise ModelError(
-                f"{where}: Conv {node.name or node.output[0]!r} takes {_x(x)} with weights {_x(w)}, "
+                f"{where}: Conv {shown(node.name or node.output[0])} takes {_x(x)} with weights {_x(w)}, "
                 f"group {group}, and cannot: its channels or kernel do not fit (output {_x(y)}). "
                 "Export the model again."
             )

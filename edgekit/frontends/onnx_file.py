@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped,unused-ignore]
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from edgekit.errors import ModelError
+from edgekit.schema import printable
 
 MAX_BYTES = 2**31 - 1
 """Protobuf's own limit; larger networks do not fit the devices either."""
@@ -40,66 +41,83 @@ _BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16,
     TensorProto.INT16: 16, TensorProto.INT32: 32, TensorProto.INT64: 64, TensorProto.BOOL: 8,
     TensorProto.FLOAT16: 16, TensorProto.DOUBLE: 64, TensorProto.UINT32: 32, TensorProto.UINT64: 64,
-    TensorProto.BFLOAT16: 16,
+    TensorProto.BFLOAT16: 16, TensorProto.STRING: 0,  # never raw
 }  # fmt: skip
 
 
 def one_line(error: object, limit: int = 240) -> str:
     """The text of `error` on one line, shortened."""
     text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return printable(text, limit)
+
+
+def shown(name: str) -> str:
+    """A name or path out of the file, quoted for a message: names may be enormous or unprintable."""
+    return f"'{printable(name)}'"
+
+
+def named(path: Path) -> str:
+    """What a message about the file `path` begins with."""
+    return f"model {printable(str(path), 200)}"
 
 
 def read(path: Path) -> onnx.ModelProto:
     """Parse the file and load its external data. Raises: ModelError."""
+    where = named(path)
     data = _read_bytes(path)
     for magic, what, hint in _FOREIGN:
         if data.startswith(magic):
-            raise ModelError(f"model {path}: not an ONNX file, it is {what}. {hint}.")
+            raise ModelError(f"{where}: not an ONNX file, it is {what}. {hint}.")
     if data[4:8] == b"TFL3":
-        raise ModelError(
-            f"model {path}: not an ONNX file, it is a TFLite model. Export the original to ONNX."
-        )
+        raise ModelError(f"{where}: not an ONNX file, it is a TFLite model. Export the original to ONNX.")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError:
         raise ModelError(
-            f"model {path}: not an ONNX file, or cut short ({len(data)} bytes do not parse). "
+            f"{where}: not an ONNX file, or cut short ({len(data)} bytes do not parse). "
             "Export or download it again."
         ) from None
     if not _is_text_clean(model):
-        raise ModelError(f"model {path}: damaged, a name in it is not UTF-8. Export or download it again.")
+        raise ModelError(f"{where}: damaged, a name in it is not UTF-8. Export or download it again.")
     if not model.HasField("graph") or not model.graph.node:
-        raise ModelError(f"model {path}: not an ONNX model, no graph with operators in it. Export it again.")
+        raise ModelError(f"{where}: not an ONNX model, no graph with operators in it. Export it again.")
+    if model.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{where}: ONNX format version {model.ir_version} is not known, expected at most "
+            f"{onnx.IR_VERSION}. Update the onnx package, or export with an older one."
+        )
     budget = MAX_BYTES
     for tensor in tensors(model.graph):
-        where = f"model {path}: weight {tensor.name!r}"
+        weight = f"{where}: weight {shown(tensor.name)}"
         if tensor.data_location == TensorProto.EXTERNAL:
-            budget -= _load_external(tensor, path, where, budget)
-        _check_size(tensor, where)
+            budget -= _load_external(tensor, path, weight, budget)
+        _check_size(tensor, weight)
     return model
 
 
 def _read_bytes(path: Path) -> bytes:
+    where = named(path)
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
-            raise ModelError(f"model {path}: is a folder, expected an ONNX file. Name the file in it.")
+            raise ModelError(f"{where}: is a folder, expected an ONNX file. Name the file in it.")
         if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device could block for ever
-            raise ModelError(f"model {path}: not a regular file, expected an ONNX file.")
+            raise ModelError(f"{where}: not a regular file, expected an ONNX file.")
         if info.st_size > MAX_BYTES:
             raise ModelError(
-                f"model {path}: too big, expected at most {MAX_BYTES} bytes, got {info.st_size}. "
+                f"{where}: too big, expected at most {MAX_BYTES} bytes, got {info.st_size}. "
                 "Give the inference network without optimizer state."
             )
         if info.st_size == 0:
-            raise ModelError(f"model {path}: the file is empty. Export or download it again.")
+            raise ModelError(f"{where}: the file is empty. Export or download it again.")
         return path.read_bytes()
     except FileNotFoundError:
-        raise ModelError(f"model {path}: no such file. Check the path.") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {path}: cannot be read: {one_line(error)}. Check the path.") from None
+        raise ModelError(f"{where}: no such file. Check the path.") from None
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be read: {error.strerror}. Check the path.") from None
+    except ValueError as error:  # a NUL in the path
+        raise ModelError(f"{where}: cannot be read: {one_line(error)}. Check the path.") from None
 
 
 def _is_text_clean(message: Message) -> bool:
@@ -136,19 +154,17 @@ def _elements(tensor: TensorProto, where: str) -> int:
 def _check_size(tensor: TensorProto, where: str) -> None:
     """The bytes present must be what type and shape ask for (later code trusts them)."""
     elements = _elements(tensor, where)
-    if tensor.data_type == TensorProto.STRING:
-        return
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         kinds = TensorProto.DataType
         known = tensor.data_type in kinds.values()
         kind = kinds.Name(tensor.data_type) if known else str(tensor.data_type)
         raise ModelError(f"{where}: element type {kind} is not supported, expected float or integer data.")
-    if tensor.HasField("raw_data"):
+    if tensor.HasField("raw_data") and tensor.data_type != TensorProto.STRING:
         want, got, unit = elements * bits // 8, len(tensor.raw_data), "bytes"
-    else:
-        fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
-        want, got, unit = elements, sum(map(len, (*fields, tensor.uint64_data))), "values"
+    else:  # each type has one field of its own; values in another one are not read
+        got = len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type)))
+        want, unit = elements, "values"
     if want != got:
         raise ModelError(
             f"{where}: damaged, shape {list(tensor.dims)} needs {want} {unit}, got {got}. "
@@ -169,17 +185,17 @@ def _load_external(tensor: TensorProto, path: Path, where: str, budget: int) -> 
         or "\0" in location
     ):
         raise ModelError(
-            f"{where}: external data at {location!r}, expected a file beside the model. "
+            f"{where}: external data at {shown(location)}, expected a file beside the model. "
             "Save the model with its data in one folder."
         )
     folder = path.parent.resolve()
     file = folder.joinpath(*parts)
     try:
         if not file.resolve().is_relative_to(folder):
-            raise ModelError(f"{where}: external data {location!r} leads out of the model's folder.")
+            raise ModelError(f"{where}: external data {shown(location)} leads out of the model's folder.")
         if not file.is_file():
             raise ModelError(
-                f"{where}: external data file {location!r} is missing. Copy it beside the model file."
+                f"{where}: external data file {shown(location)} is missing. Copy it beside the model file."
             )
         offset = int(entries.get("offset") or 0)
         bits = _BITS.get(tensor.data_type, 0)
@@ -187,16 +203,22 @@ def _load_external(tensor: TensorProto, path: Path, where: str, budget: int) -> 
         size = file.stat().st_size
         if offset < 0 or length < 0 or offset + length > size:
             raise ModelError(
-                f"{where}: external data {location!r} is cut short, expected {offset + length} bytes, "
-                f"got {size}."
+                f"{where}: external data {shown(location)} is cut short, expected "
+                f"{printable(str(offset + length))} bytes, got {size}."
             )
         if length > budget:
             raise ModelError(f"{where}: external data exceed {MAX_BYTES} bytes in all.")
         with file.open("rb") as stream:
             stream.seek(offset)
             tensor.raw_data = stream.read(length)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: external data {location!r} cannot be read: {one_line(error)}.") from None
+    except OSError as error:
+        raise ModelError(
+            f"{where}: external data {shown(location)} cannot be read: {error.strerror}."
+        ) from None
+    except ValueError as error:  # an offset or length that is no number
+        raise ModelError(
+            f"{where}: external data {shown(location)} cannot be read: {one_line(error)}."
+        ) from None
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
     return length

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgekit.errors import ModelError, UsageError, did_you_mean
+from edgekit.schema import printable
 from edgekit.tasks.detect.spec import DetectHead
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class _Reference:
             _fail(
                 name,
                 records,
-                f"changed output {worst!r} by {relative:.2e} of its range, expected at most {tolerance:.0e}",
+                f"changed output '{printable(worst)}' by {relative:.2e} of its range, expected at most {tolerance:.0e}",
             )
         self.outputs = outputs  # differences are per pass, they must not add up against the next one
         return diff

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgekit.errors import ModelError, UsageError, did_you_mean
-from edgekit.passes.graph import clean, shape
+from edgekit.passes.graph import clean, listed, shape
 from edgekit.tasks.detect.spec import DetectHead
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -52,14 +52,11 @@ def declared_rows(
                 fitting.append((value, width, transposed))
                 break
     if len(fitting) != 1:
-        got = ", ".join(
-            f"{v.name} {list(v.shape) if v.shape is not None else '?'}" for v in model.graph.outputs
-        )
         count = f"{wanted_width} in all" if wanted_width is not None else "classes not given"
         problem = "no output fits" if not fitting else "several outputs fit"
         raise ModelError(
             f"model: {problem} the declared columns {','.join(names)}, expected one [1, N, D] or [1, D, N] "
-            f"with {want} ({count}), got {got}. Correct --columns or the class names."
+            f"with {want} ({count}), got {listed(model.graph.outputs)}. Correct --columns or the class names."
         )
     value, width, transposed = fitting[0]
     assert value.name is not None

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgekit.errors import ModelError
+from edgekit.schema import printable
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -119,14 +120,20 @@ def infer(model: ir.Model) -> None:
     common.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=True)(model)
 
 
+def listed(values: Sequence[ir.Value]) -> str:
+    """Names and shapes for a message, five of them at most."""
+    shapes = [printable(str(list(v.shape))) if v.shape is not None else "?" for v in values[:5]]
+    shown = [f"{printable(v.name or '')} {s}" for v, s in zip(values, shapes, strict=False)]
+    return ", ".join(shown) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+
+
 def input_size(model: ir.Model) -> tuple[int, int]:
     """(height, width) of the one [1, C, H, W] picture input. Raises: ModelError."""
     inputs = model.graph.inputs
     sizes = shape(inputs[0]) if len(inputs) == 1 else None
     if sizes is None or len(sizes) != 4 or sizes[0] != 1:
-        got = ", ".join(f"{v.name} {list(v.shape) if v.shape is not None else '?'}" for v in inputs)
         raise ModelError(
-            f"model: expected one picture input [1, C, H, W], got {got}. Export it with batch 1."
+            f"model: expected one picture input [1, C, H, W], got {listed(inputs)}. Export it with batch 1."
         )
     return sizes[2], sizes[3]
 
