@@ -81,12 +81,15 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     """Build one bundle per target. Raises: ModelError, LoweringError, UsageError, EvidenceError, OutputError."""
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     source = read(entry, options, progress)
-    data = pictures(entry, source.spec, options.limit, progress)
-    built = []
+    lowered = []
     for number, (target, (backend, precision)) in enumerate(zip(targets, plans, strict=True)):
         progress(f"{target.name}: lower to {backend} {precision}", number, len(targets))
-        payloads = half(backend, "lower").lower(source.prepared.model, target, precision)
-        built.append(bundle(source, target, payloads, data, options, progress))
+        lowered.append(half(backend, "lower").lower(source.prepared.model, target, precision))
+    data = pictures(entry, source.spec, options.limit, progress)
+    built = [
+        bundle(source, target, payloads, data, options, progress)
+        for target, payloads in zip(targets, lowered, strict=True)
+    ]
     progress("done", len(targets), len(targets))
     return built
 
