@@ -1,4 +1,4 @@
-"""The command line as its contract states it (docs/cli.md): exit codes, JSON on stdout, files."""
+"""The command line as outside programs rely on it: exit codes, one JSON object on stdout, files."""
 
 from __future__ import annotations
 
