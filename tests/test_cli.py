@@ -1,4 +1,4 @@
-"""The command line as its contract states it (docs/cli.md): exit codes, JSON on stdout, files."""
+"""The command line as outside programs rely on it (docs/cli.md): exit codes, JSON on stdout, files."""
 
 from __future__ import annotations
 
@@ -206,8 +206,7 @@ def test_verify_says_what_was_checked(app_bundles: dict[str, Path]) -> None:
 def test_verify_of_another_boards_bundle_says_what_was_not_tested(
     app_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for home in ("edgekit.host", "edgekit.runtime.engine"):
-        monkeypatch.setattr(f"{home}.backend_problem", lambda b: "no CUDA GPU was found")
+    monkeypatch.setattr("edgekit.host.backend_problem", lambda b: "no CUDA GPU was found")
     ran = cli("verify", app_bundles["jetson-orin"], "--json")
     assert ran.code == 0
     assert json.loads(ran.out)["self_test"].startswith("not run: ")
@@ -321,7 +320,7 @@ def test_an_arm_bundle_runs_here_with_a_warning(app_bundles: dict[str, Path]) ->
 def test_a_jetson_bundle_does_not_run_here(
     app_bundles: dict[str, Path], verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgekit.runtime.engine.backend_problem", lambda b: "no CUDA GPU was found")
+    monkeypatch.setattr("edgekit.host.backend_problem", lambda b: "no CUDA GPU was found")
     words = ["--source", STREET, *(["--sink", tmp_path / "a.jsonl"] if verb == "run" else [])]
     refusal(cli(verb, app_bundles["jetson-orin"], *words), 2, "cannot run on this machine", "no CUDA GPU")
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -202,7 +203,7 @@ def summary(evidence: dict[str, Any]) -> str:
 @contextmanager
 def progress_bar() -> Iterator[Any]:
     """A rich progress line on stderr when it is a terminal, plain lines of finished steps otherwise."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
         last = ""
 
         def plain(what: str, done: int, of: int) -> None:

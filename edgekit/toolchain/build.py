@@ -99,13 +99,15 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     """
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     source = read(entry, options, progress)
+    lowered = []
+    for number, (target, (backend, precision)) in enumerate(zip(targets, plans, strict=True)):
+        progress(f"{target.name}: lower to {backend} {precision}", number, len(targets))
+        lowered.append(lower(source, backend, target, precision))
     data = pictures(entry, source.spec, options.limit, progress)
     images = data.unlabelled(AGREEMENT_IMAGES)
     reference = run_here(lower(source, "onnxruntime", targets[0], "float32"))
     built = []
-    for number, (target, (backend, precision)) in enumerate(zip(targets, plans, strict=True)):
-        progress(f"{target.name}: lower to {backend} {precision}", number, len(targets))
-        payload = lower(source, backend, target, precision)
+    for target, payload in zip(targets, lowered, strict=True):
         proof = prove(source, target, payload, reference, data, images, options, progress)
         built.append(write(source, target, payload, data, proof, options, progress))
     progress("done", len(targets), len(targets))
