@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,9 @@ from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half
 from edgekit.bundle import Bundle, make_variant, write_bundle
 from edgekit.errors import ModelError, UsageError, printable
-from edgekit.manifest import SCHEMA_VERSION, Manifest, Segment
+from edgekit.host import board
+from edgekit.manifest import SCHEMA_VERSION, Golden, Manifest, Segment
 from edgekit.passes import Prepared, prepare
-from edgekit.passes.find_input_rule import find_input_rule
 from edgekit.passes.graph import input_size
 from edgekit.passes.graph_facts import facts
 from edgekit.project import ModelEntry
@@ -27,7 +27,9 @@ from edgekit.target import Target
 from edgekit.tasks.detect.spec import DetectSpec
 from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.toolchain import cache, evidence
+from edgekit.toolchain.accuracy import metric
 from edgekit.toolchain.data import Pictures, pictures
+from edgekit.toolchain.running import Running, Subject, run_here
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, of)"""
@@ -35,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 SEGMENT = "detector"
 AGREEMENT_IMAGES = 16
 SAMPLE_IMAGES = 3
+TIMING_WARMUP, TIMING_RUNS = 10, 100
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,20 @@ class Source:
     prepared: Prepared
     spec: DetectSpec
     input_rule: str
+    """Where the input rule comes from, for the reader of the evidence."""
+    labels: str
+    """Likewise for the class names."""
     sha256: str
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found out about a payload: the evidence, and the files that belong to it."""
+
+    record: dict[str, Any]
+    golden: Golden
+    files: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -78,15 +93,21 @@ class Built:
 
 
 def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progress: Progress) -> list[Built]:
-    """Build one bundle per target. Raises: ModelError, LoweringError, UsageError, EvidenceError, OutputError."""
+    """Build one bundle per target; a bundle that fails leaves those before it in place, and nothing of its own.
+
+    Raises: ModelError, LoweringError, UsageError, EvidenceError, OutputError.
+    """
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     source = read(entry, options, progress)
     data = pictures(entry, source.spec, options.limit, progress)
+    images = data.unlabelled(AGREEMENT_IMAGES)
+    reference = run_here(lower(source, "onnxruntime", targets[0], "float32"))
     built = []
     for number, (target, (backend, precision)) in enumerate(zip(targets, plans, strict=True)):
         progress(f"{target.name}: lower to {backend} {precision}", number, len(targets))
-        payloads = half(backend, "lower").lower(source.prepared.model, target, precision)
-        built.append(bundle(source, target, payloads, data, options, progress))
+        payload = lower(source, backend, target, precision)
+        proof = prove(source, target, payload, reference, data, images, options, progress)
+        built.append(write(source, target, payload, data, proof, options, progress))
     progress("done", len(targets), len(targets))
     return built
 
@@ -135,14 +156,22 @@ def read(entry: ModelEntry, options: Options, progress: Progress) -> Source:
             raise
         raise ModelError(f"model {entry.source}: {str(error).removeprefix('model: ')}") from error
     assert prepared.head is not None, "the task detect has a head"
-    rule, why = find_input_rule(prepared.model, prepared.head)
+    rule, why = prepared.preprocess, prepared.notes[-1]
     if rule is None:
-        rule, why = declared_rule(entry, prepared.model), "declared in the project"
+        rule, why = declared_rule(entry, prepared.model), "input rule: declared in the project"
+    else:
+        given = [
+            f.name
+            for f in dataclasses.fields(entry.preprocess)
+            if getattr(entry.preprocess, f.name) is not None
+        ]
+        why += f"; the project sets {', '.join(given)}" if given else ""
     labels, note = entry.labels(prepared.head.num_classes)
     spec = entry.thresholds.apply(DetectSpec(entry.preprocess.apply(rule), prepared.head, labels))
     progress(f"{entry.name}: read and prepare", 1, 1)
     digest = hashlib.sha256(entry.source.read_bytes()).hexdigest()
-    return Source(entry, prepared, spec, "; ".join(filter(None, (why, note))), digest, facts(prepared.model))
+    known = {"source": printable(entry.source.name), "sha256": digest, **facts(prepared.model)}
+    return Source(entry, prepared, spec, why, note or "class names as given", digest, known)
 
 
 def declared_rule(entry: ModelEntry, model: ir.Model) -> ImagePreprocess:
@@ -157,69 +186,89 @@ def declared_rule(entry: ModelEntry, model: ir.Model) -> ImagePreprocess:
     return ImagePreprocess(width, height)
 
 
-def bundle(
+def lower(source: Source, backend: str, target: Target, precision: str) -> Payload:
+    """The prepared network as `backend` wants it."""
+    payloads: tuple[Payload, ...] = half(backend, "lower").lower(source.prepared.model, target, precision)
+    (payload,) = payloads
+    return payload
+
+
+def prove(
     source: Source,
     target: Target,
-    payloads: Sequence[Payload],
+    payload: Payload,
+    reference: Running,
     data: Pictures,
+    images: Sequence[np.ndarray],
     options: Options,
     progress: Progress,
-) -> Built:
-    """Prove the payloads and write the bundle."""
+) -> Proof:
+    """Run the payload beside the float network and judge it.
+
+    Raises: EvidenceError when it misses its limits, unless options.allow_drop.
+    """
+
+    def report(what: str, done: int, of: int) -> None:
+        progress(f"{target.name}: {what}", done, of)
+
     entry = source.entry
     spec = entry.on(target.name).thresholds.apply(source.spec)
-    (reference_payload,) = half("onnxruntime", "lower").lower(source.prepared.model, target, "float32")
-    subject = evidence.Subject(
-        spec,
-        payloads[0],
-        evidence.open_payload(reference_payload),
-        evidence.open_payload(payloads[0]),
-        simulated(payloads[0]),
-    )
-    images = data.unlabelled(AGREEMENT_IMAGES)
-    progress(f"{target.name}: prove outputs", 0, 1)
-    errors = evidence.output_errors(subject, images)
-    reference, candidate = subject.pipelines()
-    agreement = evidence.agreement([(reference(image), candidate(image)) for image in images])
+    subject = Subject(spec, reference, run_here(payload))
+    errors = evidence.output_errors(subject, images, report)
+    float_pipeline, pipeline = subject.pipelines()
+    agreement = evidence.agreement([(float_pipeline(image), pipeline(image)) for image in images])
     if data.labelled is None:
         found: dict[str, Any] = {"not_measured": data.why_unlabelled}
     else:
-        key = cache.digest(source.sha256, to_json(spec), data.labelled.digest, versions())
-        found = evidence.metric(subject, data.labelled, key, progress)
-    verdict = evidence.check_accept(found, agreement, entry.accept)
-    if not options.allow_drop:
-        evidence.require(verdict, entry.name, target.name)
+        found = metric(subject, data.labelled, report)
+    verdict = evidence.check_accept(found, agreement, entry.accept, spec.score_threshold)
+    verdict = evidence.require(verdict, entry.name, target.name, options.allow_drop)
+    report("golden values and samples", 0, 1)
     golden, files = evidence.golden(subject, images[0])
-    entries, pictures_ = evidence.samples(subject, images[:SAMPLE_IMAGES])
-    timing = time_here(subject, images[0]) if target.name == "host" and not subject.simulated else None
-    segment, payload_files = pack(payloads)
-    files.update(payload_files)
-    files.update(pictures_)
+    samples, pictures_ = evidence.samples(subject, images[:SAMPLE_IMAGES])
+    timing = time_here(subject, images[0], report) if is_here(target) and not subject.simulated else None
     record = {
-        "model": {"source": printable(entry.source.name), "sha256": source.sha256, **source.facts},
+        "model": source.facts,
         "graph": {
             "passes": [to_json(r) for r in source.prepared.log],
-            "head": {"family": spec.head.family, "outputs": [o.name for o in payloads[0].outputs]},
+            "head": {"family": spec.head.family, "outputs": [o.name for o in payload.outputs]},
             "input_rule": source.input_rule,
+            "labels": source.labels,
         },
         "payloads": {
-            v.name: {
-                "backend": p.backend,
-                "precision": p.precision,
-                "bytes": len(p.data),
+            variant_name(payload): {
+                **evidence.payload_facts(payload),
                 "outputs": errors,
                 "images": len(images),
                 "pictures": data.what,
+                "run_by": subject.run_by,
+                "simulated": subject.simulated,
             }
-            for v, p in zip(segment.variants, payloads, strict=True)
         },
         "agreement": agreement,
         "metric": found,
-        "timing": timing or {"not_measured": f"this machine is not a {target.title}"},
+        "timing": timing or {"not_measured": f"the bundle was not built on that board ({target.title})"},
         "accept": verdict,
-        "limits": evidence.limits(target, subject, found, timing is not None),
-        "samples": entries,
+        "limits": evidence.limits(target, subject, found, verdict, timing is not None),
+        "samples": samples,
     }
+    return Proof(record, golden, {**files, **pictures_})
+
+
+def write(
+    source: Source,
+    target: Target,
+    payload: Payload,
+    data: Pictures,
+    proof: Proof,
+    options: Options,
+    progress: Progress,
+) -> Built:
+    """Write the bundle, whole or not at all. Raises: OutputError."""
+    entry = source.entry
+    spec = entry.on(target.name).thresholds.apply(source.spec)
+    segment, payload_files = pack(payload)
+    accept = proof.record["accept"]
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model=entry.name,
@@ -227,60 +276,56 @@ def bundle(
         target=target.name,
         inputs=segment.inputs,
         outputs=segment.outputs,
-        tensors=(*payloads[0].inputs, *payloads[0].outputs),
+        tensors=(*payload.inputs, *payload.outputs),
         plan=(segment,),
         pipeline=to_json(spec),
         payload_digest="",
-        golden=golden,
+        golden=proof.golden,
         files={},
         provenance={
             "edgekit": __version__,
             "model_sha256": source.sha256,
             "data": data.provenance,
             "recipe": [r.name for r in source.prepared.log],
-            "tools": versions(),
+            "tools": cache.tools(),
+            **({"missed_limits": accept["reason"]} if accept["passed"] is False else {}),
         },
     )
     path = options.out / f"{entry.name}.{target.name}.edge"
     progress(f"{target.name}: write {path}", 0, 1)
-    write_bundle(path, manifest, files, record, sign_key=options.sign_key)
+    write_bundle(path, manifest, {**proof.files, **payload_files}, proof.record, sign_key=options.sign_key)
     with Bundle.open(path, verify=False) as written:
-        return Built(path, target.name, entry.name, written.payload_digest, path.stat().st_size, record)
+        digest = written.payload_digest
+    return Built(path, target.name, entry.name, digest, path.stat().st_size, proof.record)
 
 
-def simulated(payload: Payload) -> str | None:
-    """Why running `payload` on this machine's ONNX Runtime is not the real thing, or None."""
-    if payload.backend == "onnxruntime":
-        return None
-    return (
-        f"its {payload.precision} {payload.backend} graph was run by onnxruntime on the build machine's CPU"
-    )
+def variant_name(payload: Payload) -> str:
+    return f"{payload.backend}-{payload.precision}"
 
 
-def pack(payloads: Sequence[Payload]) -> tuple[Segment, dict[str, bytes]]:
-    """The one segment of a detector, and its payload files."""
-    variants = tuple(make_variant(SEGMENT, f"{p.backend}-{p.precision}", p) for p in payloads)
-    first = payloads[0]
-    segment = Segment(
-        SEGMENT, tuple(t.name for t in first.inputs), tuple(t.name for t in first.outputs), variants
-    )
-    return segment, {v.path: p.data for v, p in zip(variants, payloads, strict=True)}
+def pack(payload: Payload) -> tuple[Segment, dict[str, bytes]]:
+    """The one segment of a detector, and its payload file."""
+    variant = make_variant(SEGMENT, variant_name(payload), payload)
+    inputs, outputs = (tuple(t.name for t in tensors) for tensors in (payload.inputs, payload.outputs))
+    return Segment(SEGMENT, inputs, outputs, (variant,)), {variant.path: payload.data}
 
 
-def time_here(subject: evidence.Subject, image: np.ndarray) -> dict[str, Any]:
+def is_here(target: Target) -> bool:
+    """This machine is the target: what is timed here is true of it."""
+    here = board()
+    return target.name == "host" or (here is not None and here.name == target.name)
+
+
+def time_here(subject: Subject, image: np.ndarray, progress: Progress) -> dict[str, Any]:
     """Stage times of the payload on this machine (only used when this machine is the target)."""
     from edgekit.runtime.bench import machine, run_once, summarize
 
     _, pipeline = subject.pipelines()
-    for _ in range(10):
-        run_once(pipeline, image)
-    samples = np.array([run_once(pipeline, image) for _ in range(100)])
-    return {"machine": machine(0), "stages": summarize(samples), "image": list(image.shape[1::-1])}
-
-
-def versions() -> dict[str, str]:
-    """The tools whose version may change a result."""
-    from importlib.metadata import version
-
-    names = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxslim", "onnxruntime", "opencv-python-headless")
-    return {"edgekit": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
+    progress("time", 0, 1)  # not once a run: drawing it would be timed too
+    samples = [run_once(pipeline, image) for _ in range(TIMING_WARMUP + TIMING_RUNS)]
+    return {
+        "machine": machine(0),
+        "payload": variant_name(subject.candidate.payload),
+        "stages": summarize(np.array(samples[TIMING_WARMUP:])),
+        "image": list(image.shape[1::-1]),
+    }

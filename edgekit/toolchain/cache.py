@@ -1,4 +1,8 @@
-"""Results of long steps, kept by the content of what went in (never by file name)."""
+"""Results of long steps, kept by the content of what went in (never by file name).
+
+A cache that cannot be read or written is a cache that misses, never an error; an entry that was
+damaged or altered counts as none.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import edgekit
+
 
 def cache_dir() -> Path:
     """`$EDGEKIT_CACHE`, else `$XDG_CACHE_HOME/edgekit`, else `~/.cache/edgekit`."""
-    if "EDGEKIT_CACHE" in os.environ:
+    if os.environ.get("EDGEKIT_CACHE"):
         return Path(os.environ["EDGEKIT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgekit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit"
 
 
 def digest(*parts: Any) -> str:
@@ -28,23 +35,48 @@ def digest(*parts: Any) -> str:
     return h.hexdigest()
 
 
+def sources(*packages: str) -> str:
+    """Digest of the code of some packages of edgekit ("kernels", "tasks/detect"): a result that they
+    computed is not that of their next version."""
+    root = Path(edgekit.__file__).parent
+    files = sorted(
+        path
+        for package in packages
+        for path in (root / package).rglob("*")
+        if path.suffix in (".py", ".cpp", ".h")
+    )
+    return digest(*(part for path in files for part in (str(path.relative_to(root)), path.read_bytes())))
+
+
+def tools() -> dict[str, str]:
+    """Versions of the tools that may change a result."""
+    from importlib.metadata import version
+
+    names = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxslim", "onnxruntime", "opencv-python-headless")
+    known = {name: version(name) for name in (*names, "pycocotools")}
+    return {"edgekit": edgekit.__version__, "python": platform.python_version(), **known}
+
+
 def load(kind: str, key: str) -> dict[str, Any] | None:
-    """The stored JSON object, or None. A damaged entry counts as none."""
+    """The stored JSON object, or None."""
     path = cache_dir() / kind / f"{key}.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        value = entry["value"]
+        intact = entry["sha256"] == digest(kind, key, value)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if intact and isinstance(value, dict) else None
 
 
 def store(kind: str, key: str, value: Mapping[str, Any]) -> None:
-    """Keep a JSON object; a cache that cannot be written is a cache that misses, not an error."""
+    """Keep a JSON object, with a digest of it: a flipped bit in a number would else pass for evidence."""
     path = cache_dir() / kind / f"{key}.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    text = json.dumps({"sha256": digest(kind, key, json.loads(json.dumps(value))), "value": value})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError:
         pass

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import synth
 from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest
+from edgekit.errors import OutputError, UsageError
 from edgekit.picture import read_picture
 from edgekit.project import ModelEntry
 from edgekit.runtime.sources import open_source
@@ -37,26 +41,32 @@ class Pictures:
     labelled: CocoSet | None
     what: str
     source: str
+    """Path or URI of the unlabelled ones."""
     why_unlabelled: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def unlabelled(self, count: int) -> list[np.ndarray]:
-        """The first `count` pictures, uint8 [H, W, 3] BGR."""
+        """The first `count` pictures, uint8 [H, W, 3] BGR; at least one."""
         if self.labelled is not None:
             return [read_picture(item.path) for item in self.labelled.images[:count]]
         with open_source(self.source, limit=count) as source:
-            return [np.array(frame.image) for frame in source]
+            found = [np.array(frame.image) for frame in source]
+        if not found:
+            raise UsageError(f"pictures {self.source}: there are none. Give a folder with pictures")
+        return found
 
 
 def pictures(entry: ModelEntry, spec: DetectSpec, limit: int | None, progress: Progress) -> Pictures:
     """Resolve the entry's evaluation set. Raises: UsageError when it cannot be used with the model."""
     if entry.evaluation is None:
-        return Pictures(
-            None,
-            f"{DEFAULT_SOURCE} (no pictures were given)",
-            DEFAULT_SOURCE,
-            "no labelled pictures were given (--data instances.json --images DIR)",
-        )
+        why = "no labelled pictures were given (--data instances.json --images DIR)"
+        given = entry.calibration
+        if given is None:
+            return Pictures(None, f"{DEFAULT_SOURCE} (no pictures were given)", DEFAULT_SOURCE, why)
+        if given.images is not None:
+            return Pictures(None, given.images.name, str(given.images), why)
+        source = f"{given.source}{'&' if '?' in given.source else '?'}seed={given.seed}"
+        return Pictures(None, given.name or source, source, why)
     labelled = labelled_set(entry.evaluation, spec, limit, progress)
     provenance = {"evaluation": labelled.name, "digest": labelled.digest, "pictures": len(labelled.images)}
     return Pictures(labelled, labelled.name, "", provenance=provenance)
@@ -67,7 +77,7 @@ def labelled_set(data: DataSet, spec: DetectSpec, limit: int | None, progress: P
     counts = [n for n in (data.count, limit) if n is not None]
     count = min(counts) if counts else None
     if data.source:
-        instances, images = render(data, progress)
+        instances, images = render(dataclasses.replace(data, count=count), progress)
     else:
         assert data.data is not None and data.images is not None, "checked by the project reader"
         instances, images = data.data, data.images
@@ -79,7 +89,7 @@ def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:
 
     Picture i is frame FRAME of the street `data.seed + i`: a new street, weather and light each.
     Raises: UsageError for a source that is not a street, CalibrationError when the set's recorded
-    digest does not hold, OutputError when the cache cannot be written.
+    digest does not hold, OutputError when neither the cache nor the folder for temporary files can be written.
     """
     with open_source(data.source) as source:  # checks the query
         size = source.size
@@ -87,15 +97,19 @@ def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:
     if data.sha256:
         first = range(data.seed, data.seed + DIGEST_PICTURES)
         check_digest(data, [StreetWorld(seed, *size).frame(FRAME).image for seed in first])
-    code = sorted(Path(synth.__file__).parent.glob("*.py"))
-    key = cache.digest(data.source, data.seed, data.count, FRAME, *(file.read_bytes() for file in code))
+    key = cache.digest(data.source, data.seed, data.count, FRAME, cache.sources("synth"))
     folder = cache.cache_dir() / "street" / key
-    if not (folder / "instances.json").is_file():
+    if (folder / "instances.json").is_file():
+        return folder / "instances.json", folder
 
-        def seeds() -> Iterator[int]:
-            for i, seed in enumerate(data.seeds):
-                progress("draw labelled streets", i, len(data.seeds))
-                yield seed
+    def seeds() -> Iterator[int]:
+        for i, seed in enumerate(data.seeds):
+            progress("draw labelled streets", i, len(data.seeds))
+            yield seed
 
-        synth_coco.export_coco(folder, seeds(), [FRAME], *size)
-    return folder / "instances.json", folder
+    try:
+        return synth_coco.export_coco(folder, seeds(), [FRAME], *size), folder
+    except OutputError:  # a cache that cannot be written: draw for this process only
+        folder = Path(tempfile.mkdtemp(prefix="edgekit-street-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return synth_coco.export_coco(folder, seeds(), [FRAME], *size), folder

@@ -50,9 +50,20 @@ def bootstrap_interval(
 
     It says how much of a difference is the choice of pictures. None where AP is not defined.
     """
+    return interval95(bootstrap(data, results, rounds=rounds, seed=seed))
+
+
+def bootstrap(
+    data: CocoSet, results: Iterable[tuple[int, Detections]], *, rounds: int = 100, seed: int = 0
+) -> list[float | None]:
+    """AP of `rounds` samples of the pictures with repetition; None for a sample without objects.
+
+    Round i draws the same pictures for every `results` with the same data and seed, so two networks
+    can be compared round by round (paired bootstrap). Empty where AP is not defined.
+    """
     judged = _judge(data, results)
     if judged is None or _number(judged.stats[0]) is None:
-        return None
+        return []
     rng = np.random.default_rng(seed)
     # evalImgs is laid out [class][area range][picture]; only the range "all" counts for AP
     pictures, areas = len(judged.params.imgIds), len(judged.params.areaRng)
@@ -61,7 +72,7 @@ def bootstrap_interval(
     sample.params = copy.deepcopy(judged.params)
     sample.params.areaRng, sample.params.areaRngLbl = judged.params.areaRng[:1], judged.params.areaRngLbl[:1]
     sample.params.maxDets = judged.params.maxDets[-1:]
-    values = []
+    values: list[float | None] = []
     for _ in range(rounds):
         chosen = rng.integers(0, pictures, pictures)
         sample.evalImgs = [row[i] for row in table for i in chosen]
@@ -69,11 +80,17 @@ def bootstrap_interval(
         with contextlib.redirect_stdout(io.StringIO()):
             sample.accumulate(sample.params)
         precision = sample.eval["precision"]
-        if (precision > -1).any():
-            values.append(float(precision[precision > -1].mean()))
-    if not values:  # objects so rare that no round drew one
+        there = precision > -1
+        values.append(float(precision[there].mean()) if there.any() else None)
+    return values
+
+
+def interval95(values: Iterable[float | None]) -> tuple[float, float] | None:
+    """The middle 95 % of bootstrap values; None when there are none (objects so rare that no round drew one)."""
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(known, [2.5, 97.5])
     return round(float(low), 4), round(float(high), 4)
 
 
