@@ -69,8 +69,8 @@ def measure(
         return known
     pipeline = DetectPipeline(spec, running.binding)
     found, results = evaluate_pipeline(pipeline, data, progress=lambda done, of: progress(what, done, of))
-    progress(f"{what}: interval", 0, 1)
-    measured = {"metric": found, "rounds": bootstrap(data, results)}
+    rounds = bootstrap(data, results, progress=lambda done, of: progress(f"{what}: interval", done, of))
+    measured = {"metric": found, "rounds": rounds}
     assert set(NAMES) <= set(found), "what the evidence shows"
     cache.store("metric", key, measured)
     return measured

@@ -23,6 +23,7 @@ from edgekit.passes.graph import input_size
 from edgekit.passes.graph_facts import facts
 from edgekit.project import ModelEntry
 from edgekit.schema import to_json
+from edgekit.signing import check_private_key
 from edgekit.target import Target
 from edgekit.tasks.detect.spec import DetectSpec
 from edgekit.tasks.preprocess import ImagePreprocess
@@ -97,7 +98,12 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
 
     Raises: ModelError, LoweringError, UsageError, EvidenceError, OutputError.
     """
+    names = [target.name for target in targets]
+    if len(set(names)) != len(names) or not names:  # they would write the same file
+        raise UsageError(f"targets {', '.join(names) or 'none'}: expected at least one, each once")
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
+    if options.sign_key is not None:
+        check_private_key(options.sign_key)
     source = read(entry, options, progress)
     lowered = []
     for number, (target, (backend, precision)) in enumerate(zip(targets, plans, strict=True)):

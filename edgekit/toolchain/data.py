@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ def labelled_set(data: DataSet, spec: DetectSpec, limit: int | None, progress: P
     counts = [n for n in (data.count, limit) if n is not None]
     count = min(counts) if counts else None
     if data.source:
-        instances, images = render(data, progress)
+        instances, images = render(dataclasses.replace(data, count=count), progress)
     else:
         assert data.data is not None and data.images is not None, "checked by the project reader"
         instances, images = data.data, data.images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,12 @@ def bootstrap_interval(
 
 
 def bootstrap(
-    data: CocoSet, results: Iterable[tuple[int, Detections]], *, rounds: int = 100, seed: int = 0
+    data: CocoSet,
+    results: Iterable[tuple[int, Detections]],
+    *,
+    rounds: int = 100,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[float | None]:
     """AP of `rounds` samples of the pictures with repetition; None for a sample without objects.
 
@@ -73,7 +78,9 @@ def bootstrap(
     sample.params.areaRng, sample.params.areaRngLbl = judged.params.areaRng[:1], judged.params.areaRngLbl[:1]
     sample.params.maxDets = judged.params.maxDets[-1:]
     values: list[float | None] = []
-    for _ in range(rounds):
+    for number in range(rounds):
+        if progress is not None:
+            progress(number, rounds)
         chosen = rng.integers(0, pictures, pictures)
         sample.evalImgs = [row[i] for row in table for i in chosen]
         sample._paramsEval = sample.params
