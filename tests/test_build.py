@@ -58,13 +58,14 @@ def left(out: Path) -> list[str]:
 
 def damaged(edit: Callable[[np.ndarray], np.ndarray], backend: str = "onnxruntime") -> Callable[..., Payload]:
     """`main_path.lower`, but the payload of `backend` (not the float reference) has one altered layer."""
-    original, seen = main_path.lower, []
+    original = main_path.lower
+    seen: list[str] = []
 
     def lower(source: Any, name: str, target: Target, precision: str) -> Payload:
         payload = original(source, name, target, precision)
-        seen.append(name)
-        if len(seen) == 1 or name != backend:  # the first is the reference
+        if name != backend or name in seen:  # the float reference is lowered after the targets
             return payload
+        seen.append(name)
         model = onnx.load_from_string(payload.data)
         tensors = [t for t in model.graph.initializer if len(t.dims) == 4]
         tensor = tensors[len(tensors) // 2]
