@@ -298,7 +298,7 @@ def test_payload_and_manifest_must_agree_on_every_tensor(single: Path, tmp_path:
     (gone,) = [g.path for g in Bundle.open(extra).manifest.golden.inputs if g.tensor == "p"]
     del files[gone]
     (tmp_path / "bad.edge").write_bytes(forge(files, hide))
-    with pytest.raises(BundleError, match=r"input p: expected nothing, got float32 \[1, 48\]"):
+    with pytest.raises(BundleError, match=r"input p: expected nothing, got float32 \[1, 136\]"):
         edgekit.load(tmp_path / "bad.edge")
 
 
