@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 
 # what a handler may do to the child that runs it, and what has to be counted then
 STAND_IN = """
-import json, os, sys, time
+import json, os, sys, time, warnings
 sys.path.insert(0, "tools")
 import fuzz
 from edgekit.errors import BundleError, OutputError
@@ -23,6 +23,7 @@ def handle(kind, seed):
     if kind == "lines": raise BundleError("one\\ntwo")
     if kind == "wrong code": raise OutputError("no")
     if kind == "error": return {}["x"]
+    if kind == "warn": warnings.warn("overflow", RuntimeWarning)
     if kind == "native": os.kill(os.getpid(), 11)
     if kind == "exit": os._exit(0)
     if kind == "hang": time.sleep(600)
@@ -30,7 +31,7 @@ def handle(kind, seed):
     if kind == "deep": return handle(kind, seed)
     return kind
 
-kinds = ["refuse", "identical", "lines", "changed", "native", "error", "hang", "wrong code", "exit", "memory", "deep", "late"]
+kinds = ["refuse", "identical", "lines", "changed", "native", "error", "hang", "wrong code", "exit", "memory", "deep", "late", "warn"]
 print(json.dumps([[job[0], outcome] for job, outcome, _ in fuzz.run([(k, 0) for k in kinds], handle, 2.0, 1 << 30)]))
 """
 
@@ -58,6 +59,7 @@ def test_each_outcome_is_counted() -> None:
         "memory": "crash",
         "deep": "crash",
         "late": "late",
+        "warn": "crash",
     }
 
 

@@ -464,6 +464,7 @@ BAD_GRAPHS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "text without values": (_text_without_values, f"needs {2**40} values, got 0"),
     "untyped output": (_untyped_output, "output 'y' has no element type"),
     "future file format": (lambda: tiny(ir_version=99), "format version 99 is not known"),
+    "no file format": (lambda: tiny(ir_version=0), "format version 0 is not known"),
     "million pixels along an axis": (lambda: tiny((1, 3, 10**6, 32)), "at most 33554432 elements"),
     "many large tensors": (_many_large_tensors, "elements in all, expected at most 2147483648"),
     "huge input": (lambda: tiny((1, 3, 2**30, 2**30)), "at most"),

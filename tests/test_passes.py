@@ -127,6 +127,15 @@ def test_a_network_that_cannot_run_is_a_model_error() -> None:
         passes.run_passes(broken, ["compact"])
 
 
+def test_a_network_that_overflows_is_not_the_pass_s_fault() -> None:
+    """Conv * 3e38 * 1e-38 is infinite as written and finite when folded."""
+    nodes = [node("Conv", "x w", "c"), node("Mul", "c s")]
+    weights = {"w": np.full((4, 4, 1, 1), 3e38, np.float32), "s": np.float32(1e-38)}
+    with pytest.raises(ModelError, match="output 'y' is NaN or Inf on an ordinary picture") as caught:
+        passes.run_passes(graph(nodes, weights), ["fuse_batchnorm"])
+    assert not isinstance(caught.value, passes.PassError)
+
+
 def test_difference_sees_nan_shape_and_absence() -> None:
     a = np.array([1.0, np.inf, 2.0])
     same = probe.largest_difference({"y": a}, {"y": a.copy()})

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,6 +87,7 @@ def _child(jobs: Sequence[Job], handle: Handle, writer: int, memory: int) -> Non
         silent = os.open(os.devnull, os.O_WRONLY)  # native libraries print what they think of a mutant
         os.dup2(silent, 1)
         os.dup2(silent, 2)
+        warnings.simplefilter("error", RuntimeWarning)  # numpy's: users would see lines that are not ours
         for job in jobs:
             outcome, note = judge(handle, job)
             # one write per line, flushed by the kernel: the parent waits for nothing else

@@ -98,9 +98,17 @@ class Models:
         path = self.folder / "mutant.onnx"
         path.write_bytes(model.SerializeToString() if data is None else data)
         loaded = frontends.load(path)
+        try:
+            return self._compare(path, loaded)
+        except passes.PassError as error:  # refuses the model, but says that edgekit is at fault
+            raise RuntimeError(str(error)) from error
+
+    def _compare(self, path: Path, loaded: Any) -> str:
         refused = None
         try:
             passes.prepare(loaded.clone(), task="detect")
+        except passes.PassError:
+            raise
         except EdgekitError as error:  # no head that is known, say; the passes themselves still run below
             refused = error
         recipe = tuple(dict.fromkeys((*passes.BEFORE_SPLIT, *passes.AFTER_SPLIT)))

@@ -82,10 +82,10 @@ def read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{where}: damaged, a name in it is not UTF-8. Export or download it again.")
     if not model.HasField("graph") or not model.graph.node:
         raise ModelError(f"{where}: not an ONNX model, no graph with operators in it. Export it again.")
-    if model.ir_version > onnx.IR_VERSION:
+    if not 1 <= model.ir_version <= onnx.IR_VERSION:
         raise ModelError(
-            f"{where}: ONNX format version {model.ir_version} is not known, expected at most "
-            f"{onnx.IR_VERSION}. Update the onnx package, or export with an older one."
+            f"{where}: ONNX format version {model.ir_version} is not known, expected 1 to "
+            f"{onnx.IR_VERSION}. Update the onnx package, or export the model again."
         )
     budget = MAX_BYTES
     for tensor in tensors(model.graph):

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from edgekit.errors import ModelError, UsageError, did_you_mean
 from edgekit.schema import printable
 from edgekit.tasks.detect.spec import DetectHead
@@ -183,6 +185,10 @@ def _fail(name: str, records: Sequence[PassRecord], problem: str) -> NoReturn:
     ) from None
 
 
+def _finite(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all())
+
+
 class _Reference:
     """Outputs of the model as it came, to hold every pass against."""
 
@@ -204,6 +210,12 @@ class _Reference:
             _fail(name, records, f"left an invalid graph: {' '.join(str(error).split())[:200]}")
         diff, relative, worst = probe.largest_difference(self.outputs, outputs)
         if relative > tolerance:
+            odd = sorted(n for n, o in self.outputs.items() if o.dtype.kind == "f" and not _finite(o))
+            if odd:  # what overflows depends on the order of sums: nothing to hold a pass against
+                raise ModelError(
+                    f"model: output '{printable(odd[0])}' is NaN or Inf on an ordinary picture, expected "
+                    "finite values. Check the weights and the checkpoint that it was exported from."
+                )
             _fail(
                 name,
                 records,

@@ -22,6 +22,7 @@ LIMIT = 1e-3
 """Largest difference: of scores, absolute; of boxes, as a fraction of the largest coordinate."""
 
 
+@np.errstate(all="ignore")  # a network may overflow: not finite counts as infinitely different
 def check_head(
     original: ir.Model, cut: ir.Model, head: DetectHead, feeds: Mapping[str, np.ndarray]
 ) -> tuple[float | None, str]:
@@ -135,8 +136,7 @@ def _take(raw: Mapping[str, np.ndarray], channels: Channels, step: int, count: i
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        result: np.ndarray = 1 / (1 + np.exp(-x))
+    result: np.ndarray = 1 / (1 + np.exp(-x))
     return result
 
 
