@@ -190,6 +190,7 @@ def graph(s: Subject) -> Markup:
         ("Head found", head.text("found") or head.text("family")),
         ("Its outputs", outputs_),
         ("Input rule", found.text("input_rule").removeprefix("input rule: ")),
+        ("Class names", found.text("labels")),
     ]
     if any(value for _, value in facts):
         parts.append(pairs(facts))
@@ -368,6 +369,10 @@ def metric(s: Subject) -> Markup:
             el("h3", f"Drop of {key}: {signed(drop, 4)}, accepted up to {plain(limit)}"),
             plots.drop_line(drop, limit),
         ]
+        paired = m.interval("drop_interval95")
+        if paired is not None:
+            text = f"95 % of the drop, over resampled pictures: {signed(paired[0], 4)} to {signed(paired[1], 4)}."
+            parts.append(el("p", text, class_="legend"))
     classes = sorted(m.numbers("per_class", 400).items(), key=lambda item: (-item[1], item[0]))
     if classes:
         lines = (
