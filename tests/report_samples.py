@@ -63,7 +63,7 @@ def full_evidence() -> dict[str, Any]:
             ],
             "head": {"family": "yolox", "outputs": ["box_8", "box_16", "box_32"]},
             "input_rule": "letterbox, BGR, 0..255: the family's own rule",
-            "labels": "no class names given, 80 classes: taken as COCO's",
+            "labels": "class names as given",
         },
         "payloads": {
             "tensorrt-float16": {

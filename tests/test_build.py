@@ -56,24 +56,19 @@ def left(out: Path) -> list[str]:
     return sorted(str(p.relative_to(out)) for p in out.rglob("*")) if out.exists() else []
 
 
-def damaged(edit: Callable[[np.ndarray], np.ndarray], backend: str = "onnxruntime") -> Callable[..., Payload]:
-    """`main_path.lower`, but the payload of `backend` (not the float reference) has one altered layer."""
-    original = main_path.lower
-    seen: list[str] = []
+def damaged(edit: Callable[[np.ndarray], np.ndarray]) -> Callable[..., main_path.Proof]:
+    """`main_path.prove` of a payload with one altered layer, beside the float network as it is."""
+    original = main_path.prove
 
-    def lower(source: Any, name: str, target: Target, precision: str) -> Payload:
-        payload = original(source, name, target, precision)
-        if name != backend or name in seen:  # the float reference is lowered after the targets
-            return payload
-        seen.append(name)
+    def prove(source: Any, target: Target, payload: Payload, *rest: Any) -> main_path.Proof:
         model = onnx.load_from_string(payload.data)
         tensors = [t for t in model.graph.initializer if len(t.dims) == 4]
         tensor = tensors[len(tensors) // 2]
         changed = edit(numpy_helper.to_array(tensor).copy())
         tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
-        return dataclasses.replace(payload, data=model.SerializeToString())
+        return original(source, target, dataclasses.replace(payload, data=model.SerializeToString()), *rest)
 
-    return lower
+    return prove
 
 
 # --- the function ------------------------------------------------------------------------------
@@ -223,7 +218,7 @@ def test_a_build_outside_its_limits_writes_nothing_unless_told_to(
 ) -> None:
     project, out = app(accept, labelled), tmp_path / "out"
     if edit is not None:
-        monkeypatch.setattr(main_path, "lower", damaged(edit))
+        monkeypatch.setattr(main_path, "prove", damaged(edit))
     with pytest.raises(
         EvidenceError, match=rf"^model yolo_lite for {target}: .*{reason}.*--allow-drop"
     ) as error:
@@ -231,9 +226,6 @@ def test_a_build_outside_its_limits_writes_nothing_unless_told_to(
     assert error.value.exit_code == 1 and "\n" not in str(error.value)
     assert left(out) == []
 
-    if edit is not None:
-        monkeypatch.undo()
-        monkeypatch.setattr(main_path, "lower", damaged(edit))
     path = build(project, out, target, allow_drop=True).path
     with Bundle.open(path) as bundle:
         verdict = bundle.evidence["accept"]
@@ -253,7 +245,7 @@ def test_a_build_outside_its_limits_writes_nothing_unless_told_to(
 def test_a_payload_that_computes_nan_is_refused(
     app: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    monkeypatch.setattr(main_path, "lower", damaged(lambda w: w * value))
+    monkeypatch.setattr(main_path, "prove", damaged(lambda w: w * value))
     with pytest.raises(EvidenceError, match=r"NaN or infinite on picture 0.*--precision float32"):
         build(app(), tmp_path / "out", "rpi5", allow_drop=True)
     assert left(tmp_path / "out") == []
