@@ -24,6 +24,7 @@ from edgekit.signing import generate_keys
 from tests import detectors
 from tests.bundle_samples import files_of, forge, rebuild
 from tests.cli_runs import cli, environment, process, refusal
+from tests.helpers import ROOT
 
 STREET = "synthetic://street?seed=5&frames=1"
 
@@ -446,6 +447,25 @@ def test_an_interrupt_at_any_moment_is_no_trace(
     assert child.returncode in (0, 130), err
     assert b"Traceback" not in err
     assert not list(out.rglob(".*")) if out.exists() else True
+
+
+def test_an_interrupt_waits_for_an_import_and_survives_a_destructor(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    sum(range(9999))\n"
+        "except KeyboardInterrupt:\n    os.abort()\n"
+    )
+    in_import = "import slow"
+    in_destructor = (
+        "class D:\n    def __del__(self):\n"
+        "        import os, signal\n        os.kill(os.getpid(), signal.SIGINT); sum(range(9999))\n"
+        "D()"
+    )
+    for work in (in_import, in_destructor):
+        python = f"import edgekit.cli.main as m, time\nwork = {work!r}\n"
+        python += "def dispatch(words):\n    exec(work, {}); time.sleep(30)\nm._dispatch = dispatch"
+        ran = process("build", python=python, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})
+        assert refusal(ran, 130) == "edgekit: interrupted"
+        assert ran.err.count("\n") == 1
 
 
 def test_an_interrupted_run_keeps_whole_lines(app_bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import errno
@@ -11,8 +12,10 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 from edgekit import __version__
@@ -162,8 +165,28 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Signal handler: KeyboardInterrupt, but not amid an import, where a C++ extension may answer with abort()."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _later(number)
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _not_lost(lost: Any) -> None:
+    """`sys.unraisablehook`: an interrupt that met a destructor or a callback, where python drops it, comes again."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        _later(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _later(number: int) -> None:
+    timer = threading.Timer(0.02, _thread.interrupt_main, (number,))
+    timer.daemon = True
+    timer.start()
 
 
 def run() -> NoReturn:
@@ -177,8 +200,10 @@ def run() -> NoReturn:
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal cannot show are escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    # a service manager's SIGTERM cleans up as Ctrl-C does
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a service manager's SIGTERM cleans up as Ctrl-C does
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup and background jobs of a shell ask for that
+            signal.signal(number, _interrupt)
+    sys.unraisablehook = _not_lost
     try:
         code = main()
     except KeyboardInterrupt:  # an impatient second Ctrl-C
