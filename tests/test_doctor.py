@@ -15,7 +15,7 @@ from edgekit.cli import doctor
 from edgekit.cli.doctor import PACKAGES, Package
 from tests.helpers import ROOT
 
-LIGHT = tuple(p for p in PACKAGES if p.module not in ("torch", "onnxscript", "onnxslim", "supervision"))
+LIGHT = tuple(p for p in PACKAGES if p.module not in ("torch", "onnxscript", "supervision"))
 
 
 @pytest.fixture

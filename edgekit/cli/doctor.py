@@ -57,7 +57,6 @@ PACKAGES = (
     Package("onnx", "onnx", "build", "build", "read models"),
     Package("onnx_ir", "onnx-ir", "build", "build", "transform models"),
     Package("onnxscript", "onnxscript", "build", "build", "rewrite rules"),
-    Package("onnxslim", "onnxslim", "build", "build", "simplify models"),
     Package("ml_dtypes", "ml-dtypes", "build", "build", "reduced precisions"),
     Package("cv2", "opencv-python-headless", "build", "camera", "read pictures and video"),
     Package("pycocotools", "pycocotools", "build", "build", "average precision"),

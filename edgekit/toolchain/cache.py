@@ -52,7 +52,7 @@ def tools() -> dict[str, str]:
     """Versions of the tools that may change a result."""
     from importlib.metadata import version
 
-    names = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxslim", "onnxruntime", "opencv-python-headless")
+    names = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "opencv-python-headless")
     known = {name: version(name) for name in (*names, "pycocotools")}
     return {"edgekit": edgekit.__version__, "python": platform.python_version(), **known}
 
