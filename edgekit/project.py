@@ -52,14 +52,12 @@ def _given(value: Any) -> dict[str, Any]:
 class HeadHint:
     """What the file says about the network's head; `auto` = found by structure.
 
-    `columns`, `output`, `normalized`, `transposed` describe a `rows` head (tasks.detect.spec.DetectHead).
+    `columns`, `normalized` describe a `rows` head (tasks.detect.spec.DetectHead).
     """
 
     family: HeadFamily = "auto"
     columns: tuple[str, ...] = ()
-    output: str = ""
     normalized: bool = False
-    transposed: bool = False
 
     def __post_init__(self) -> None:
         unknown = [c for c in self.columns if c not in COLUMNS]
@@ -69,8 +67,8 @@ class HeadHint:
             raise ValueError("columns must differ from each other")
         if self.family == "rows" and not self.columns:
             raise ValueError('family \'rows\' needs columns, e.g. ["x1", "y1", "x2", "y2", "score", "class"]')
-        if self.family != "rows" and (self.columns or self.output or self.normalized or self.transposed):
-            raise ValueError('columns, output, normalized and transposed need family = "rows"')
+        if self.family != "rows" and (self.columns or self.normalized):
+            raise ValueError('columns and normalized need family = "rows"')
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def test_smallest_project(folder):
 def test_every_key(folder):
     text = HEAD + (
         'classes = "classes.txt"\n'
-        '[model.head]\nfamily = "rows"\ncolumns = ["cx", "cy", "w", "h", "cls*"]\noutput = "out"\n'
-        "normalized = true\ntransposed = true\n"
+        '[model.head]\nfamily = "rows"\ncolumns = ["cx", "cy", "w", "h", "cls*"]\n'
+        "normalized = true\n"
         '[model.preprocess]\nresize = "stretch"\npad_value = 0\ncolor = "rgb"\nmean = [1, 2, 3]\n'
         'std = [255, 255, 255]\nlayout = "NHWC"\ndtype = "uint8"\n'
         "[model.thresholds]\nscore = 0.3\niou = 0.5\nmax_detections = 50\n"

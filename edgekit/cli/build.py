@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=filled("--calibration"),
         metavar="FOLDER|SET",
-        help="pictures for int8 calibration: a folder or a named set (checked, not used yet)",
+        help="pictures to prove on where no labels are needed: a folder or a named set",
     )
     proof.add_argument(
         "--allow-drop", action="store_true", help="write the bundle even when it misses its accuracy limits"

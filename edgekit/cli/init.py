@@ -33,9 +33,7 @@ family = "auto"
 # For any other network with one row per box, say what its columns hold:
 # family = "rows"
 # columns = ["x1", "y1", "x2", "y2", "score", "class"]   # or cx cy w h; obj; cls* = one score per class
-# output = "detections"          # which output, when there are several
 # normalized = false             # true: coordinates are fractions of the input size
-# transposed = false             # true: [1, columns, boxes] instead of [1, boxes, columns]
 
 # How a picture becomes the network's input. Only what differs from the head family's own rule.
 [model.preprocess]
