@@ -379,3 +379,12 @@ def test_it_is_a_program() -> None:
     )
     assert ran.returncode == 0
     assert b"rpi5" in ran.stdout
+
+
+def test_assumptions_about_the_network_are_said(tmp_path: Path) -> None:
+    """A raw YOLOv5 export holds no anchors: the build says that the standard ones were taken."""
+    net = detectors.randomize(detectors.VARIANTS["yolov5", "raw"]())
+    path = detectors.export(net, tmp_path / "raw.onnx")
+    ran = cli("build", path, "--target", "host", "--out", tmp_path / "out")
+    assert ran.code == 0
+    assert any(line.startswith("edgekit: note: ") and "anchors" in line for line in ran.err.splitlines())

@@ -130,6 +130,9 @@ def main(args: argparse.Namespace) -> int:
         ]
         print_json({"bundles": rows})
         return 0
+    # what was assumed or could not be checked about the network, once for all its targets
+    for note in dict.fromkeys(note for b in built for note in b.evidence["graph"]["notes"]):
+        print(f"edgekit: note: {printable(note)}", file=sys.stderr)
     for b in built:
         print(f"{printable(b.path)}  {b.bytes / 2**20:.2f} MiB  {summary(b.evidence)}")
     return 0

@@ -242,6 +242,7 @@ def prove(
             "head": {"family": spec.head.family, "outputs": [o.name for o in payload.outputs]},
             "input_rule": source.input_rule,
             "labels": source.labels,
+            "notes": list(source.prepared.notes[:-1]),  # the last is the input rule
         },
         "payloads": {
             variant_name(payload): {

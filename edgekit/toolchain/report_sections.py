@@ -191,6 +191,7 @@ def graph(s: Subject) -> Markup:
         ("Its outputs", outputs_),
         ("Input rule", found.text("input_rule").removeprefix("input rule: ")),
         ("Class names", found.text("labels")),
+        ("Assumed", "; ".join(found.texts("notes"))),
     ]
     if any(value for _, value in facts):
         parts.append(pairs(facts))
