@@ -23,6 +23,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from edgekit import errors
 from edgekit.errors import EdgekitError, did_you_mean
 
 T = TypeVar("T")
@@ -45,8 +46,7 @@ class SchemaError(EdgekitError):
 
 def printable(text: str, limit: int = 80) -> str:
     """`text` on one line of at most `limit` characters, control characters and lone surrogates escaped."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return errors.printable(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 # --- JSON text ---------------------------------------------------------------------------------
