@@ -51,6 +51,8 @@ def main() -> None:
                 words += ["--limit", "4"]
             (built,) = json.loads(run(*words))["bundles"]
             commands.append(["benchmarks/session_overhead.py", built["path"]])
+            if model.stem.startswith("yolox"):
+                commands.append(["benchmarks/around_network.py", built["path"], str(model)])
             commands.append(["-m", "edgekit", "bench", built["path"], "--threads", "1", "--json"])
         for words in commands:
             for line in run(*words).splitlines():

@@ -19,6 +19,7 @@ import edgekit
 from edgekit import kernels
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, SelfTestError, StreamError, UsageError
+from edgekit.kernels.letterbox import letterbox
 from edgekit.manifest import KernelStep
 from edgekit.runtime import variants as runtime_variants
 from edgekit.runtime.engine import Engine
@@ -474,3 +475,17 @@ def test_an_unknown_task_runs_as_a_session_but_not_as_a_pipeline(single: Path) -
         with pytest.raises(BundleError, match="task 'none' is not known"):
             engine.pipeline()
         assert engine.labels == ()
+
+
+def test_padding_is_right_whatever_came_before(host_bundle: str) -> None:
+    """The pipeline writes the padding only when the picture's size changes; the input never shows it."""
+    rng = np.random.default_rng(0)
+    with edgekit.load(host_bundle) as engine:
+        detect = engine.pipeline()
+        (array,) = detect.session.inputs.values()
+        for height, width in ((90, 160), (90, 160), (160, 90), (160, 90), (33, 200), (90, 160)):
+            image = rng.integers(0, 256, (height, width, 3), np.uint8)
+            detect(image)
+            wanted = np.full_like(array, np.nan)
+            letterbox(image, detect.spec.preprocess, wanted)
+            np.testing.assert_array_equal(array, wanted)

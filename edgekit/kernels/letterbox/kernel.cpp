@@ -350,7 +350,7 @@ public:
         isa_ = isa == "portable" ? Isa::portable : best;
     }
 
-    void run(const py::array_t<uint8_t>& image, py::array out) const {
+    void run(const py::array_t<uint8_t>& image, py::array out, bool padded) const {
         check(image.ndim() == 3 && image.shape(0) == in_h_ && image.shape(1) == in_w_ && image.shape(2) == channels_,
               "letterbox picture");
         check(out.nbytes() == py::ssize_t(item_) * 3 * out_h_ * out_w_, "letterbox out");
@@ -358,11 +358,11 @@ public:
         const ptrdiff_t stride = image.strides(0);
         uint8_t* dst = static_cast<uint8_t*>(out.mutable_data());
         py::gil_scoped_release release;
-        run(src, stride, dst);
+        run(src, stride, dst, padded);
     }
 
 private:
-    void run(const uint8_t* src, ptrdiff_t stride, uint8_t* dst) const {
+    void run(const uint8_t* src, ptrdiff_t stride, uint8_t* dst, bool padded) const {
         // one per thread, grown once: a plan is shared by threads and allocates nothing per call
         static thread_local std::vector<uint16_t> scratch;
         const size_t row = size_t(3) * plane_ + 16;
@@ -372,7 +372,7 @@ private:
 
         const Horizontal s{w_, safe_, channels_, (in_w_ - 1) * channels_, offset_.data(), weight_.data(),
                            order_, shuffle_, !nhwc_, plane_};
-        pad_rows(dst, 0, top_);
+        if (!padded) pad_rows(dst, 0, top_);
         for (int y = 0; y < h_; y++) {
             const int j = y_index_[y], bottom = y_weight_[y], next = std::min(j + 1, in_h_ - 1);
             const uint8_t* ahead = src + (y + 1 < h_ ? y_index_[y + 1] : j) * stride;  // rows needed next
@@ -389,7 +389,7 @@ private:
             }
             store_row(dst, top_ + y, rows[0], second, bottom);
         }
-        pad_rows(dst, top_ + h_, out_h_);
+        if (!padded) pad_rows(dst, top_ + h_, out_h_);
     }
 
     void horizontal(const Horizontal& s, const uint8_t* row, const uint8_t* ahead, uint16_t* dst) const {
@@ -460,6 +460,6 @@ EDGEKIT_KERNEL(letterbox, m) {
              py::kw_only(), py::arg("in_shape"), py::arg("out_size"), py::arg("corner"), py::arg("nhwc"),
              py::arg("dtype"), py::arg("x_index"), py::arg("x_weight"), py::arg("y_index"), py::arg("y_weight"),
              py::arg("order"), py::arg("mean"), py::arg("std"), py::arg("pad"), py::arg("isa"))
-        .def("run", py::overload_cast<const py::array_t<uint8_t>&, py::array>(&Letterbox::run, py::const_),
-             py::arg("image").noconvert(), py::arg("out").noconvert());
+        .def("run", py::overload_cast<const py::array_t<uint8_t>&, py::array, bool>(&Letterbox::run, py::const_),
+             py::arg("image").noconvert(), py::arg("out").noconvert(), py::arg("padded"));
 }

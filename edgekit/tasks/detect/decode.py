@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +24,9 @@ class Postprocess:
         self.spec = spec
         self._decoder = Decoder(spec.head, spec.preprocess.width, spec.preprocess.height)
         self._keep = np.empty(spec.max_detections, np.int32)
+        self._placement: Placement | None = None
+        self._image_size = (0, 0)
+        self._mapping: Mapping4
 
     def __call__(
         self,
@@ -52,25 +54,42 @@ class Postprocess:
                 f"detections: expected thresholds in 0..1 and max_detections at least 1, "
                 f"got score {score}, IoU {iou}, max_detections {limit}."
             )
+        # a camera's pictures all lie alike: the kernel then returns the very same placement
+        if placement is not self._placement or image_size != self._image_size:
+            self._placement, self._image_size = placement, image_size
+            self._mapping = _mapping(placement, image_size)
         boxes, scores, classes = self._decoder.run(outputs, score, all_classes=for_metric)
         if limit > len(self._keep):
             self._keep = np.empty(limit, np.int32)
         keep = nms(boxes, scores, classes, iou, limit, out=self._keep)
         return Detections(
-            to_picture(boxes[keep], placement, image_size, clip=not for_metric),
+            _map(boxes[keep], self._mapping, clip=not for_metric),
             scores[keep],
             classes[keep],
             self.spec.labels,
         )
 
 
-@functools.lru_cache(maxsize=16)
-def _mapping(placement: Placement, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Offset, scale and limit of x1 y1 x2 y2: float32 [4] each."""
+Mapping4 = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Offset, scale and limit of x1 y1 x2 y2: float32 [4] each."""
+
+
+def _mapping(placement: Placement, image_size: tuple[int, int]) -> Mapping4:
     p, (height, width) = placement, image_size
     offset = np.array((p.left, p.top, p.left, p.top), np.float32)
     scale = np.array((p.scale_x, p.scale_y, p.scale_x, p.scale_y), np.float32)
     return offset, scale, np.array((width, height, width, height), np.float32)
+
+
+def _map(boxes: np.ndarray, mapping: Mapping4, clip: bool) -> np.ndarray:
+    offset, scale, limit = mapping
+    boxes -= offset
+    boxes /= scale
+    if not clip:
+        return boxes
+    np.maximum(boxes, np.float32(0), out=boxes)
+    result: np.ndarray = np.minimum(boxes, limit, out=boxes)
+    return result
 
 
 def to_picture(
@@ -80,11 +99,4 @@ def to_picture(
 
     The inverse of the letterbox: x = (x_in - left) / scale_x, likewise y.
     """
-    offset, scale, limit = _mapping(placement, image_size)
-    boxes -= offset
-    boxes /= scale
-    if not clip:
-        return boxes
-    np.maximum(boxes, np.float32(0), out=boxes)
-    result: np.ndarray = np.minimum(boxes, limit, out=boxes)
-    return result
+    return _map(boxes, _mapping(placement, image_size), clip)

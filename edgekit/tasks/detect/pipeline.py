@@ -55,6 +55,7 @@ class DetectPipeline:
         except UsageError as error:
             raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
         self.stage_ns = (0, 0, 0)
+        self._padded_for: tuple[int, ...] = ()
 
     def __call__(
         self,
@@ -73,7 +74,9 @@ class DetectPipeline:
         """
         check_image(image)
         start = time.perf_counter_ns()
-        placement = letterbox(image, self.spec.preprocess, self._input)
+        # the input is this pipeline's own: the padding of a picture of the same size is still there
+        padded, self._padded_for = image.shape == self._padded_for, image.shape
+        placement = letterbox(image, self.spec.preprocess, self._input, padded=padded)
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()
