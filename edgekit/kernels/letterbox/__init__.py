@@ -110,6 +110,12 @@ def _plan(
     return LetterboxPlan(spec, shape[0], shape[1], shape[2], color)
 
 
+def plan(spec: ImagePreprocess, shape: tuple[int, ...], color: str = "bgr") -> LetterboxPlan:
+    """The plan for pictures of `shape` [H, W, C]; made once per size and rule, shared by threads."""
+    height, width, channels = shape
+    return _plan(spec, (height, width, channels), color, kernels.native())
+
+
 def letterbox(
     image: np.ndarray, spec: ImagePreprocess, out: np.ndarray, *, color: str = "bgr", padded: bool = False
 ) -> Placement:
@@ -136,4 +142,4 @@ def letterbox(
             f"picture: wrong shape, expected [H, W], [H, W, 3] or [H, W, 4] with at least one pixel, "
             f"got {list(image.shape)}."
         )
-    return _plan(spec, image.shape, color, kernels.native()).run(image, out, padded)
+    return plan(spec, image.shape, color).run(image, out, padded)

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from edgekit.errors import BundleError, UsageError
-from edgekit.kernels.letterbox import letterbox
+from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
 from edgekit.manifest import Manifest
 from edgekit.schema import SchemaError, from_json
 from edgekit.tasks.detect.decode import Postprocess
@@ -55,7 +55,8 @@ class DetectPipeline:
         except UsageError as error:
             raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
         self.stage_ns = (0, 0, 0)
-        self._padded_for: tuple[int, ...] = ()
+        self._shape: tuple[int, ...] = ()
+        self._plan: LetterboxPlan
 
     def __call__(
         self,
@@ -75,8 +76,10 @@ class DetectPipeline:
         check_image(image)
         start = time.perf_counter_ns()
         # the input is this pipeline's own: the padding of a picture of the same size is still there
-        padded, self._padded_for = image.shape == self._padded_for, image.shape
-        placement = letterbox(image, self.spec.preprocess, self._input, padded=padded)
+        padded = image.shape == self._shape
+        if not padded:
+            self._shape, self._plan = image.shape, plan(self.spec.preprocess, image.shape)
+        placement = self._plan.run(image, self._input, padded)
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()
