@@ -80,7 +80,11 @@ class LetterboxPlan:
         )
 
     def run(self, image: np.ndarray, out: np.ndarray, padded: bool = False) -> Placement:
-        """Write uint8 `image` [H, W, C] into `out`, all of it; `padded`: rows of padding are there already."""
+        """Write uint8 `image` [H, W, C] into `out`, all of it.
+
+        padded: `out` still holds the result of this plan, so its rows of padding (44 % of a square
+        input for a 16:9 camera) need not be written again.
+        """
         assert image.dtype == np.uint8, "the caller checks"
         assert image.shape == self.in_shape, "the plan is for another picture"
         if out.shape != self.out_shape or out.dtype != self.out_dtype:
@@ -116,17 +120,13 @@ def plan(spec: ImagePreprocess, shape: tuple[int, ...], color: str = "bgr") -> L
     return _plan(spec, (height, width, channels), color, kernels.native())
 
 
-def letterbox(
-    image: np.ndarray, spec: ImagePreprocess, out: np.ndarray, *, color: str = "bgr", padded: bool = False
-) -> Placement:
+def letterbox(image: np.ndarray, spec: ImagePreprocess, out: np.ndarray, *, color: str = "bgr") -> Placement:
     """Picture -> network input in one pass: bilinear resize, padding, channel order, normalisation, layout.
 
     image: uint8 [H, W, 3], [H, W, 4] (alpha ignored) or [H, W] grey; rows may be padded (any row
         stride). `color` is its channel order, "bgr" or "rgb"; for 4 channels BGRA or RGBA.
     out: the engine's input, [1, 3, h, w] or [1, h, w, 3] as `spec.layout` says, of `spec.dtype`
         (float32, float16, uint8), C-contiguous; overwritten whole.
-    padded: `out` still holds the result for a picture of this size under this rule, so its rows of
-        padding (44 % of a square input for a 16:9 camera) need not be written again.
     Returns where the picture lies in the input. Tables are cached by (size, rule).
     The arithmetic (reference.py) gives the same bits on every CPU, within one level of x86
     `cv2.resize(INTER_LINEAR)`.
@@ -142,4 +142,4 @@ def letterbox(
             f"picture: wrong shape, expected [H, W], [H, W, 3] or [H, W, 4] with at least one pixel, "
             f"got {list(image.shape)}."
         )
-    return plan(spec, image.shape, color).run(image, out, padded)
+    return plan(spec, image.shape, color).run(image, out)
