@@ -132,20 +132,22 @@ class Accumulator:
 
     def _count(self, values: np.ndarray) -> float:
         """Count float32[n] into the bins; the sum of squares."""
-        scale, base = np.float32(math.ldexp(1.0, -self.exponent)), np.float32(self.base)
         size = min(_BLOCK, values.size)
         scratch, index = np.empty(size, np.float32), np.empty(size, np.intp)
+        # scaled down, a tiny negative number would vanish in float32 and land above zero
+        scaled = np.empty(size, np.float64) if self.exponent > 0 else scratch
+        scale, base = scaled.dtype.type(math.ldexp(1.0, -self.exponent)), scaled.dtype.type(self.base)
         square = 0.0
         for start in range(0, values.size, size):
             block = values[start : start + size]
-            f, i = scratch[: block.size], index[: block.size]
+            f, g, i = scratch[: block.size], scaled[: block.size], index[: block.size]
             np.multiply(block, block, out=f)
             square += float(f.sum())
             self.zeros += block.size - int(np.count_nonzero(block))
-            np.multiply(block, scale, out=f)
-            np.floor(f, out=f)
-            np.subtract(f, base, out=f)
-            np.copyto(i, f, casting="unsafe")
+            np.multiply(block, scale, out=g)
+            np.floor(g, out=g)
+            np.subtract(g, base, out=g)
+            np.copyto(i, g, casting="unsafe")
             self.counts += np.bincount(i, minlength=BINS)
         return square
 
