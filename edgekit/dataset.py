@@ -6,6 +6,9 @@ pictures, in a project or on the command line, becomes a `DataSet` here.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -106,8 +109,6 @@ def picture_digest(pictures: Sequence[Any]) -> str:
     pictures: numpy uint8 arrays [H, W, 3], BGR as sources give them; of each, the text "HxWx3:"
     and its bytes in C order. Those after the eighth do not count.
     """
-    import hashlib
-
     import numpy as np
 
     digest = hashlib.sha256()
@@ -209,6 +210,61 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
     if same_data or (same_images and a.data is None):
         raise UsageError(
             f"{where}: calibration and evaluation are the same pictures. Give calibration its own"
+        )
+
+
+def picture_files(data: DataSet) -> list[Path]:
+    """The picture files of a set that is not synthetic: those its labels list, else all in its folder, in
+    name order, files in subfolders included (some labelled sets have one per class).
+
+    Raises: UsageError for labels that are no COCO json.
+    """
+    from edgekit.picture import SUFFIXES
+
+    if data.images is None:
+        return []
+    if data.data is None:
+        found = (p for p in data.images.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
+        return sorted(p for p in found if p.is_file())
+    try:
+        listed = [image["file_name"] for image in json.loads(data.data.read_bytes())["images"]]
+        return sorted({data.images / str(name) for name in listed})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"annotations {printable(str(data.data))}: not COCO instances: {type(error).__name__} {printable(str(error))[:80]}"
+        ) from None
+
+
+def check_files(calibration: Sequence[Path], evaluation: Sequence[Path], where: str) -> None:
+    """Refuse calibration on pictures that are judged, whatever they are called. Only files of equal size are read.
+
+    Raises: CalibrationError with the number of files whose bytes are in both.
+    """
+    sizes: dict[int, list[Path]] = {}
+    for path in evaluation:
+        with contextlib.suppress(OSError):
+            sizes.setdefault(path.stat().st_size, []).append(path)
+    digests: dict[Path, bytes] = {}
+
+    def digest(path: Path) -> bytes:
+        if path not in digests:
+            with path.open("rb") as file:
+                state = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    state.update(block)
+            digests[path] = state.digest()
+        return digests[path]
+
+    shared = []
+    for path in calibration:
+        with contextlib.suppress(OSError):
+            rivals = sizes.get(path.stat().st_size, [])
+            if any(digest(path) == digest(rival) for rival in rivals):
+                shared.append(path)
+    if shared:
+        raise CalibrationError(
+            f"{where}: {len(shared)} of {len(calibration)} calibration pictures are evaluation pictures too, "
+            f"expected none, the first is {printable(shared[0].name)[:80]}. Give calibration its own"
         )
 
 

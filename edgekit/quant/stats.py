@@ -25,7 +25,7 @@ _LEAST = -100
 """Smallest exponent of a bin width, for values that are all (nearly) zero."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TensorStats:
     """Figures of one value over all calibration pictures.
 

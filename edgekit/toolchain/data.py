@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest
-from edgekit.errors import OutputError, UsageError
+from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest, check_files, picture_files
+from edgekit.errors import CalibrationError, OutputError, UsageError
+from edgekit.kernels.letterbox import letterbox
 from edgekit.picture import read_picture
 from edgekit.project import ModelEntry
 from edgekit.runtime.sources import open_source
+from edgekit.runtime.sources.pictures import is_picture, natural_key
+from edgekit.schema import printable, to_json
 from edgekit.synth import coco as synth_coco
 from edgekit.synth.street import StreetWorld
 from edgekit.tasks.detect.dataset import CocoSet, read_coco
 from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.toolchain import cache
 
 Progress = Callable[[str, int, int], None]
@@ -113,3 +118,123 @@ def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:
         folder = Path(tempfile.mkdtemp(prefix="edgekit-street-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return synth_coco.export_coco(folder, seeds(), [FRAME], *size), folder
+
+
+# --- calibration -------------------------------------------------------------------------------
+
+CALIBRATION_PICTURES = 256
+"""Taken of a folder, evenly spaced in name order, when the project says no count."""
+
+
+class HasPreprocess(Protocol):
+    """The part of a task's spec used here."""
+
+    @property
+    def preprocess(self) -> ImagePreprocess: ...
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Pictures as a network is fed with them on the device, one at a time; may be gone through again.
+
+    Iterating gives dicts with one array, [1, C, H, W] or [1, H, W, C] by the input rule.
+    digest: of the pictures, the rule and the code that applies it. provenance: for the evidence.
+    """
+
+    paths: tuple[Path, ...]
+    rule: ImagePreprocess
+    input_name: str
+    what: str
+    digest: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for path in self.paths:
+            yield {self.input_name: fed(read_picture(path), self.rule)}
+
+    def first(self, count: int) -> Feeds:
+        """Of `count` pictures, evenly spaced."""
+        chosen = tuple(self.paths[i] for i in DataSet(count=count).indices(len(self.paths)))
+        return _feeds(chosen, self.rule, self.input_name, self.what)
+
+
+def fed(image: np.ndarray, rule: ImagePreprocess) -> np.ndarray:
+    """A picture, uint8 [H, W, 3] BGR, as the network's input of batch 1."""
+    sizes = (3, rule.height, rule.width) if rule.layout == "NCHW" else (rule.height, rule.width, 3)
+    array = np.empty((1, *sizes), rule.dtype.value)
+    letterbox(image, rule, array)
+    return array
+
+
+def calibration_feeds(
+    entry: ModelEntry,
+    spec: HasPreprocess,
+    limit: int | None = None,
+    *,
+    input_name: str,
+    progress: Progress,
+) -> Feeds:
+    """What to calibrate `entry` on: its own pictures through its own input rule, at most `limit`.
+
+    Raises: CalibrationError when the project gives none, or pictures that it also evaluates on;
+    UsageError for a folder without pictures.
+    """
+    data = entry.calibration
+    if data is None:
+        raise CalibrationError(
+            f"model {entry.name}: int8 needs pictures to calibrate on, got none. Give --calibration FOLDER with "
+            "about 100 pictures like those its camera will see, or [model.calibration] in edgekit.toml"
+        )
+    paths = calibration_files(data, limit, progress)
+    if entry.evaluation is not None:
+        check_files(paths, picture_files(entry.evaluation), f"model {entry.name}")
+    where = data.name or data.source or (data.images.name if data.images is not None else "")
+    return _feeds(tuple(paths), spec.preprocess, input_name, where)
+
+
+def evaluation_feeds(
+    entry: ModelEntry, spec: HasPreprocess, count: int, *, input_name: str, progress: Progress
+) -> Feeds | None:
+    """At most `count` pictures of what `entry` is judged on, to compare calibration with; None without any."""
+    data = entry.evaluation
+    if data is None:
+        return None
+    paths = calibration_files(data, count, progress)
+    return _feeds(tuple(paths), spec.preprocess, input_name, data.name or "evaluation")
+
+
+def calibration_files(data: DataSet, limit: int | None, progress: Progress) -> list[Path]:
+    """The files of a set, at most `limit`, evenly spaced; synthetic ones are drawn into the cache.
+
+    Raises: UsageError, CalibrationError.
+    """
+    count = min(n for n in (data.count or CALIBRATION_PICTURES, limit) if n is not None)
+    if data.source:
+        _, folder = render(dataclasses.replace(data, count=count), progress)
+        return sorted(folder.glob("*.png"))
+    assert data.images is not None, "checked by the project reader"
+    found = picture_files(data)
+    if data.data is None:
+        found = sorted((p for p in found if is_picture(p)), key=natural_key)
+    if not found:
+        raise UsageError(f"folder {printable(str(data.images))}: holds no picture. Give a folder of pictures")
+    return [found[i] for i in dataclasses.replace(data, count=count).indices(len(found))]
+
+
+def _feeds(paths: tuple[Path, ...], rule: ImagePreprocess, input_name: str, what: str) -> Feeds:
+    state = hashlib.sha256()
+    for path in paths:
+        try:
+            state.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise CalibrationError(
+                f"picture {printable(str(path))}: {error.strerror}. Check the folder"
+            ) from None
+    pictures_ = state.hexdigest()
+    code = cache.sources("kernels/letterbox"), cache.tools()["opencv-python-headless"]
+    digest = cache.digest(pictures_, to_json(rule), *code)
+    provenance = {"calibration": what, "digest": pictures_, "pictures": len(paths)}
+    return Feeds(paths, rule, input_name, what, digest, provenance)
