@@ -138,10 +138,11 @@ def check_digest(data: DataSet, pictures: Sequence[Any]) -> None:
 def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataSet:
     """What `table` says, paths relative to `root`; `where` names it in errors. Raises: UsageError."""
     kinds = [k for k in ("set", "source", "images") if getattr(table, k) is not None]
-    if len(kinds) != 1:
+    alone = table.data is not None and stands_alone(root / table.data)
+    if len(kinds) != 1 and not (alone and not kinds):
         got = " and ".join(kinds) if kinds else "none"
         raise UsageError(f"{where}: expected one of set, source or images, got {got}")
-    if table.data is not None and table.images is None:
+    if table.data is not None and table.images is None and not (alone and not kinds):
         raise UsageError(f"{where}.data: expected with images, the folder of the pictures")
     if table.set is not None:
         if table.seed is not None:
@@ -165,18 +166,33 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
         raise UsageError(f"{where}.seed: goes with source, a folder has none")
     if table.count is not None and not 1 <= table.count <= MAX_PICTURES:
         raise UsageError(f"{where}.count: expected 1 to {MAX_PICTURES}, got {table.count}")
-    assert table.images is not None
-    images = root / table.images
-    if not os.path.isdir(images):
+    images = None if table.images is None else root / table.images
+    if images is not None and not os.path.isdir(images):
         raise UsageError(f"{where}.images: no such folder {str(images)!r}")
     data = None if table.data is None else root / table.data
-    if data is not None and not os.path.isfile(data):
+    if data is not None and not (os.path.isfile(data) or (alone and os.path.isdir(data))):
         raise UsageError(f"{where}.data: no such file {str(data)!r}")
     if data is None and purpose == "evaluation":
         raise UsageError(
             f'{where}: pictures without labels, expected data = "instances.json" (COCO) beside images'
         )
     return DataSet(images=images, data=data, count=table.count)
+
+
+def stands_alone(data: Path | str) -> bool:
+    """Whether labels at `data` say themselves where their pictures are: a folder per class, a table of
+    files (.csv, .jsonl) or an array file (.npz). COCO json needs the folder of its pictures."""
+    return os.path.isdir(data) or Path(data).suffix.lower() in (".csv", ".jsonl", ".npz")
+
+
+def check_pair(data: Path | None, images: Path | None) -> None:
+    """Options --data and --images. Raises: UsageError for one without the other that it needs."""
+    if (data is None and images is not None) or (
+        data is not None and images is None and not stands_alone(data)
+    ):
+        raise UsageError(
+            "options --data and --images: expected both or neither. Give the labels and their folder"
+        )
 
 
 def from_option(text: str) -> DataSet:

@@ -16,19 +16,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from edgekit import content
 from edgekit.backends.base import BACKENDS
-from edgekit.dataset import DataSet, DataTable, Purpose, check_disjoint, from_option, resolve
+from edgekit.dataset import DataSet, DataTable, Purpose, check_disjoint, check_pair, from_option, resolve
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
 from edgekit.schema import SchemaError, from_json, printable
 from edgekit.spec import DType
 from edgekit.target import Target
 from edgekit.tasks.detect.coco import COCO_CLASSES
-from edgekit.tasks.detect.spec import DetectSpec
 from edgekit.tasks.preprocess import ImagePreprocess
+
+AnySpec = TypeVar("AnySpec", bound=Any)
 
 FILE_NAME = "edgekit.toml"
 
@@ -93,7 +94,7 @@ class PreprocessHint:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Fields of DetectSpec; None = its default."""
+    """Fields of the task's spec, without `_threshold` (DetectSpec, ClassifySpec); None = its default."""
 
     score: float | None = None
     iou: float | None = None
@@ -111,10 +112,18 @@ class Thresholds:
         """These, and `base` where nothing is given here."""
         return dataclasses.replace(base, **_given(self))
 
-    def apply(self, spec: DetectSpec) -> DetectSpec:
-        """`spec` with the thresholds given here."""
-        names = {"score": "score_threshold", "iou": "iou_threshold", "max_detections": "max_detections"}
-        return dataclasses.replace(spec, **{names[k]: v for k, v in _given(self).items()})
+    def apply(self, spec: AnySpec) -> AnySpec:
+        """`spec`, of any task, with the thresholds given here. Raises: UsageError for one that its task has not."""
+        given = {
+            {"score": "score_threshold", "iou": "iou_threshold"}.get(k, k): v for k, v in _given(self).items()
+        }
+        known = {f.name for f in dataclasses.fields(spec)}
+        for name in given:
+            if name not in known:
+                raise UsageError(
+                    f"thresholds.{name.removesuffix('_threshold')}: the task {spec.task} has none. Leave it out"
+                )
+        return dataclasses.replace(spec, **given)
 
 
 @dataclass(frozen=True)
@@ -337,12 +346,9 @@ def with_options(
         changes["classes"] = read_classes(classes)
     if calibration:
         changes["calibration"] = from_option(calibration)
-    if (data is None) != (images is None):
-        raise UsageError(
-            "options --data and --images: expected both or neither. Give the labels and their folder"
-        )
-    if data is not None and images is not None:
-        given = DataTable(data=str(data), images=str(images))
+    check_pair(data, images)
+    if data is not None:
+        given = DataTable(data=str(data), images=None if images is None else str(images))
         changes["evaluation"] = resolve(given, Path(), "evaluation", "options --data and --images")
     models = tuple(dataclasses.replace(m, **changes) for m in project.models)
     for m in models:

@@ -194,7 +194,7 @@ class FakeBinding:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(accuracy, "DetectPipeline", FakePipeline)
+    monkeypatch.setattr(accuracy, "open_pipeline", FakePipeline)
     monkeypatch.setattr(accuracy, "to_json", lambda spec: spec)
     monkeypatch.setattr(FakePipeline, "runs", 0)
     (payload,) = lower(ir.from_proto(network((8,))), Target.load("rpi5"), "float32")

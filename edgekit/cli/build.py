@@ -196,11 +196,14 @@ def summary(evidence: dict[str, Any]) -> str:
     metric = evidence["metric"]
     if "not_measured" in metric:
         agreement = evidence["agreement"]
-        return f"{agreement['boxes_matched']} of {agreement['boxes_reference']} boxes as in float; accuracy not measured"
-    shown = metric["payload"]["AP"]
+        unit = agreement["unit"]
+        matched, wanted = agreement[f"{unit}_matched"], agreement[f"{unit}_reference"]
+        return f"{matched} of {wanted} {unit} as in float; accuracy not measured"
+    name = metric["name"]
+    shown = metric["payload"][name]
     if shown is None:
         return "accuracy not measured (the pictures hold no labelled object)"
-    return f"AP {shown:.3f} (float {metric['reference']['AP']:.3f}) on {metric['images']} pictures"
+    return f"{name} {shown:.3f} (float {metric['reference'][name]:.3f}) on {metric['images']} pictures"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Run a bundle on pictures, folders, videos or a synthetic street; write boxes and annotated frames."""
+"""Run a bundle on pictures, folders, videos or a synthetic street; write results and annotated frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="where results go: .jsonl (boxes), .png .jpg (annotated picture), .mp4 (annotated video) "
+        help="where results go: .jsonl (boxes or classes), .png .jpg (annotated picture), .mp4 (annotated video) "
         "or a folder, named with a '/' at its end; may be given several times",
     )
     parser.add_argument(
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from edgekit import tasks
     from edgekit.runtime.engine import load
     from edgekit.runtime.sinks import open_sink
     from edgekit.runtime.sources import open_source
@@ -54,22 +55,23 @@ def main(args: argparse.Namespace) -> int:
     twice = {sink for sink in args.sink if args.sink.count(sink) > 1}
     if twice:
         raise UsageError(f"option --sink {printable(min(twice))}: given twice. Leave one out")
-    frames = boxes = 0
+    frames = found = 0
     started = time.perf_counter()
     with ExitStack() as stack:
         source = stack.enter_context(open_source(args.source, limit=args.limit))
         engine = stack.enter_context(load(args.bundle, threads=args.threads, variant=args.variant))
         warn(engine.bundle)
         sinks = [stack.enter_context(open_sink(s, fps=source.fps)) for s in args.sink]
-        detect = engine.pipeline()
+        pipeline = engine.pipeline()
+        unit = tasks.task(engine.task).UNIT
         for frame in source:
             with frame:
-                detections = detect(frame.image, score_threshold=args.score)
+                result = pipeline(frame.image, score_threshold=args.score)
                 age_ms = (time.monotonic_ns() - frame.captured_ns) / 1e6
                 for sink in sinks:
-                    sink.write(frame, detections, age_ms)
+                    sink.write(frame, result, age_ms)
                 frames += 1
-                boxes += len(detections)
+                found += len(result)
     skipped = [[path, reason] for path, reason in source.skipped]
     seconds = time.perf_counter() - started
     for _, reason in skipped:  # a reason names its file
@@ -78,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
         say(f"edgekit: note: {source.ignored} other files in {args.source}: ignored")
     summary = {
         "frames": frames,
-        "boxes": boxes,
+        unit: found,
         "seconds": round(seconds, 3),
         "skipped": skipped,
         "ignored": source.ignored,
@@ -89,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         rate = f"{frames / seconds:.1f} frames/s, all included" if seconds > 0 else ""
         print(
-            f"{frames} frames, {boxes} boxes in {seconds:.1f} s ({rate})"
+            f"{frames} frames, {found} {unit} in {seconds:.1f} s ({rate})"
             + "".join(f"\n  {printable(s)}" for s in args.sink)
         )
     return 0

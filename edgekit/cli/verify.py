@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.cli.common import add_engine_options, integer, print_json
-from edgekit.errors import BundleError, MissingExtraError, UsageError, printable
+from edgekit.dataset import check_pair
+from edgekit.errors import BundleError, MissingExtraError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key", type=Path, metavar="PUB", help="public key (PEM) that must have signed the bundle"
     )
-    parser.add_argument("--data", type=Path, metavar="INSTANCES.json", help="COCO annotations to measure on")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the annotated pictures")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="LABELS",
+        help="labels to measure on: COCO json; or for a classifier a folder per class, .csv, .jsonl or .npz",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the pictures that the labels name"
+    )
     parser.add_argument(
         "--limit", type=integer("--limit", 1), metavar="N", help="use only the first N pictures"
     )
@@ -28,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from edgekit.bundle import Bundle
 
-    if (args.data is None) != (args.images is None):
-        raise UsageError(
-            "options --data and --images: expected both or neither. Give the labels and their folder"
-        )
+    check_pair(args.data, args.images)
     with Bundle.open(args.bundle) as bundle:
         bundle.verify_files()
         if args.key is not None:
@@ -75,11 +80,12 @@ def _run(bundle: Any, args: argparse.Namespace) -> dict[str, Any]:
         }
         if args.data is None:
             return result
-        from edgekit.tasks.detect.dataset import read_coco
-        from edgekit.tasks.detect.evaluate import evaluate_pipeline
+        from edgekit import tasks
 
-        data = read_coco(args.data, args.images, limit=args.limit, labels=engine.labels)
-        metric, _ = evaluate_pipeline(engine.pipeline(), data, progress=_progress)
+        pipeline = engine.pipeline()  # first: it knows whether the task is known
+        task = tasks.task(engine.task)
+        data = task.read_set(args.data, args.images, limit=args.limit, labels=engine.labels)
+        metric, _ = task.evaluate(pipeline, data, progress=_progress)
         result.update(metric=metric, images=len(data.images), reference=_reference(bundle, data))
         return result
 

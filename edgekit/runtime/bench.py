@@ -1,4 +1,4 @@
-"""Times a detector stage by stage, the way a robot pays for it: everything between picture and boxes."""
+"""Times a bundle stage by stage, the way a robot pays for it: everything between picture and result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.runtime.engine import Engine
 from edgekit.runtime.selftest import conditions
-from edgekit.tasks.detect.pipeline import DetectPipeline
+from edgekit.tasks import Pipeline
 
 STAGES = ("preprocess", "engine", "decode", "total")
 
@@ -25,7 +25,7 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def run_once(pipeline: DetectPipeline, image: np.ndarray) -> tuple[int, ...]:
+def run_once(pipeline: Pipeline, image: np.ndarray) -> tuple[int, ...]:
     """One call; (preprocess, engine, decode, total) in nanoseconds."""
     pipeline(image)
     return (*pipeline.stage_ns, sum(pipeline.stage_ns))
@@ -76,7 +76,7 @@ def measure(
     ]
 
 
-def copies(pipeline: DetectPipeline) -> dict[str, Any]:
+def copies(pipeline: Pipeline) -> dict[str, Any]:
     """The copy ledger of one frame: bytes copied unchanged, and what the fused kernel wrote."""
     copied = getattr(pipeline.session, "bytes_copied_per_run", 0)
     written = sum(a.nbytes for a in pipeline.session.inputs.values())

@@ -24,8 +24,7 @@ from edgekit.runtime.session import Session
 from edgekit.target import Target
 
 if TYPE_CHECKING:
-    from edgekit.tasks.detect.detections import Detections
-    from edgekit.tasks.detect.pipeline import DetectPipeline
+    from edgekit.tasks import Pipeline
 
 __all__ = ["Engine", "Session", "foreign_target", "load"]
 
@@ -119,27 +118,29 @@ class Engine:
         self._check_open()
         return Session(self.manifest, self._executables)
 
-    def pipeline(self) -> DetectPipeline:
+    def pipeline(self) -> Pipeline:
         """A session with the task's preprocessing and decoding around it, for one thread.
 
         Raises: BundleError for a task this edgekit has no pipeline for, or when the bundle's
         pipeline does not fit its network; UsageError when the engine is closed.
         """
         self._check_open()
-        if self.task != "detect":
+        from edgekit import tasks
+
+        if self.task not in tasks.TASKS:
             raise BundleError(f"bundle {self.bundle.path}: task {self.task!r} is not known. Upgrade edgekit")
-        from edgekit.tasks.detect.pipeline import DetectPipeline, read_spec
+        task = tasks.task(self.task)
+        return task.open_pipeline(task.read_spec(self.manifest), self.session())
 
-        return DetectPipeline(read_spec(self.manifest), self.session())
-
-    def predict(self, image: np.ndarray, *, score_threshold: float | None = None) -> Detections:
-        """Detect on one picture, uint8 [H, W, 3] in BGR order (as cv2 reads it).
+    def predict(self, image: np.ndarray, *, score_threshold: float | None = None) -> Any:
+        """The task's result for one picture, uint8 [H, W, 3] in BGR order (as cv2 reads it): Detections or
+        Classification.
 
         Every thread that calls it gets buffers of its own, which live as long as the thread.
         Raises: UsageError for anything that is no such picture, or when the engine is closed.
         """
         self._check_open()
-        pipeline: DetectPipeline | None = getattr(self._pipelines, "pipeline", None)
+        pipeline: Pipeline | None = getattr(self._pipelines, "pipeline", None)
         if pipeline is None:
             pipeline = self._pipelines.pipeline = self.pipeline()
         return pipeline(image, score_threshold=score_threshold)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half
@@ -19,15 +17,13 @@ from edgekit.errors import ModelError, UsageError, printable
 from edgekit.host import board
 from edgekit.manifest import SCHEMA_VERSION, Golden, Manifest, Segment
 from edgekit.passes import Prepared, prepare
-from edgekit.passes.graph import input_size
 from edgekit.passes.graph_facts import facts
 from edgekit.project import ModelEntry
 from edgekit.schema import to_json
 from edgekit.signing import check_private_key
 from edgekit.target import Target
-from edgekit.tasks.detect.spec import DetectSpec
-from edgekit.tasks.preprocess import ImagePreprocess
-from edgekit.toolchain import cache, evidence
+from edgekit.tasks import Spec
+from edgekit.toolchain import cache, evidence, tasks
 from edgekit.toolchain.accuracy import metric
 from edgekit.toolchain.data import Pictures, pictures
 from edgekit.toolchain.running import Running, Subject, run_here
@@ -35,7 +31,6 @@ from edgekit.toolchain.running import Running, Subject, run_here
 Progress = Callable[[str, int, int], None]
 """progress(what, done, of)"""
 
-SEGMENT = "detector"
 AGREEMENT_IMAGES = 16
 SAMPLE_IMAGES = 3
 TIMING_WARMUP, TIMING_RUNS = 10, 100
@@ -65,7 +60,7 @@ class Source:
 
     entry: ModelEntry
     prepared: Prepared
-    spec: DetectSpec
+    spec: Spec
     input_rule: str
     """Where the input rule comes from, for the reader of the evidence."""
     labels: str
@@ -149,49 +144,19 @@ def read(entry: ModelEntry, options: Options, progress: Progress) -> Source:
     """Load the model, run the prepare passes, split the head, settle labels and input rule."""
     progress(f"{entry.name}: read and prepare", 0, 1)
     model = frontends.load(entry.source, shapes=options.shapes)
-    hint = entry.head
+    task = tasks.half(entry.task)
     try:
-        prepared = prepare(
-            model,
-            task=entry.task,
-            head=None if hint.family == "auto" else hint.family,
-            num_classes=len(entry.classes) or None,
-            columns=hint.columns or None,
-            normalized=hint.normalized,
-        )
+        prepared = prepare(model, task=entry.task, **task.prepare_options(entry))
     except ModelError as error:  # a pass sees a graph, not the file it came from
         if not str(error).startswith("model: "):
             raise
         raise ModelError(f"model {printable(entry.source)}: {str(error).removeprefix('model: ')}") from error
-    assert prepared.head is not None, "the task detect has a head"
-    rule, why = prepared.preprocess, prepared.notes[-1]
-    if rule is None:
-        rule, why = declared_rule(entry, prepared.model), "input rule: declared in the project"
-    else:
-        given = [
-            f.name
-            for f in dataclasses.fields(entry.preprocess)
-            if getattr(entry.preprocess, f.name) is not None
-        ]
-        why += f"; the project sets {', '.join(given)}" if given else ""
-    labels, note = entry.labels(prepared.head.num_classes)
-    spec = entry.thresholds.apply(DetectSpec(entry.preprocess.apply(rule), prepared.head, labels))
+    spec, why, note = task.make_spec(entry, prepared)
+    spec = entry.thresholds.apply(spec)
     progress(f"{entry.name}: read and prepare", 1, 1)
     digest = hashlib.sha256(entry.source.read_bytes()).hexdigest()
     known = {"source": printable(entry.source.name), "sha256": digest, **facts(prepared.model)}
     return Source(entry, prepared, spec, why, note or "class names as given", digest, known)
-
-
-def declared_rule(entry: ModelEntry, model: ir.Model) -> ImagePreprocess:
-    """The rule of a network whose family says nothing about it. Raises: UsageError unless it is declared."""
-    missing = [name for name in ("resize", "color", "mean", "std") if getattr(entry.preprocess, name) is None]
-    if missing:
-        raise UsageError(
-            f"model {entry.name}: its input rule is not known, expected {', '.join(missing)} in [model.preprocess] of "
-            "an edgekit.toml. Write one with 'edgekit init'"
-        )
-    height, width = input_size(model)
-    return ImagePreprocess(width, height)
 
 
 def lower(source: Source, backend: str, target: Target, precision: str) -> Payload:
@@ -239,7 +204,7 @@ def prove(
         "model": source.facts,
         "graph": {
             "passes": [to_json(r) for r in source.prepared.log],
-            "head": {"family": spec.head.family, "outputs": [o.name for o in payload.outputs]},
+            "head": {**tasks.half(spec.task).head_facts(spec), "outputs": [o.name for o in payload.outputs]},
             "input_rule": source.input_rule,
             "labels": source.labels,
             "notes": list(source.prepared.notes[:-1]),  # the last is the input rule
@@ -276,7 +241,7 @@ def write(
     """Write the bundle, whole or not at all. Raises: OutputError."""
     entry = source.entry
     spec = entry.on(target.name).thresholds.apply(source.spec)
-    segment, payload_files = pack(payload)
+    segment, payload_files = pack(payload, tasks.half(entry.task).SEGMENT)
     accept = proof.record["accept"]
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -312,11 +277,11 @@ def variant_name(payload: Payload) -> str:
     return f"{payload.backend}-{payload.precision}"
 
 
-def pack(payload: Payload) -> tuple[Segment, dict[str, bytes]]:
-    """The one segment of a detector, and its payload file."""
-    variant = make_variant(SEGMENT, variant_name(payload), payload)
+def pack(payload: Payload, name: str) -> tuple[Segment, dict[str, bytes]]:
+    """The one segment of a bundle, and its payload file."""
+    variant = make_variant(name, variant_name(payload), payload)
     inputs, outputs = (tuple(t.name for t in tensors) for tensors in (payload.inputs, payload.outputs))
-    return Segment(SEGMENT, inputs, outputs, (variant,)), {variant.path: payload.data}
+    return Segment(name, inputs, outputs, (variant,)), {variant.path: payload.data}
 
 
 def is_here(target: Target) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgekit import tasks as device_tasks
 from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest, check_files, picture_files
 from edgekit.errors import CalibrationError, OutputError, UsageError
 from edgekit.kernels.letterbox import letterbox
@@ -24,10 +25,9 @@ from edgekit.runtime.sources.pictures import is_picture, natural_key
 from edgekit.schema import printable, to_json
 from edgekit.synth import coco as synth_coco
 from edgekit.synth.street import StreetWorld
-from edgekit.tasks.detect.dataset import CocoSet, read_coco
-from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks import EvaluationSet, Spec
 from edgekit.tasks.preprocess import ImagePreprocess
-from edgekit.toolchain import cache
+from edgekit.toolchain import cache, tasks
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,7 +43,7 @@ FRAME = 45
 class Pictures:
     """labelled: set for the task metric, or None with the reason in `why_unlabelled`."""
 
-    labelled: CocoSet | None
+    labelled: EvaluationSet | None
     what: str
     source: str
     """Path or URI of the unlabelled ones."""
@@ -53,7 +53,7 @@ class Pictures:
     def unlabelled(self, count: int) -> list[np.ndarray]:
         """The first `count` pictures, uint8 [H, W, 3] BGR; at least one."""
         if self.labelled is not None:
-            return [read_picture(item.path) for item in self.labelled.images[:count]]
+            return [self.labelled.read(i) for i in range(min(count, len(self.labelled.images)))]
         with open_source(self.source, limit=count) as source:
             found = [np.array(frame.image) for frame in source]
         if not found:
@@ -61,10 +61,10 @@ class Pictures:
         return found
 
 
-def pictures(entry: ModelEntry, spec: DetectSpec, limit: int | None, progress: Progress) -> Pictures:
+def pictures(entry: ModelEntry, spec: Spec, limit: int | None, progress: Progress) -> Pictures:
     """Resolve the entry's evaluation set. Raises: UsageError when it cannot be used with the model."""
     if entry.evaluation is None:
-        why = "no labelled pictures were given (--data instances.json --images DIR)"
+        why = tasks.half(spec.task).NO_LABELS
         given = entry.calibration
         if given is None:
             return Pictures(None, f"{DEFAULT_SOURCE} (no pictures were given)", DEFAULT_SOURCE, why)
@@ -77,16 +77,20 @@ def pictures(entry: ModelEntry, spec: DetectSpec, limit: int | None, progress: P
     return Pictures(labelled, labelled.name, "", provenance=provenance)
 
 
-def labelled_set(data: DataSet, spec: DetectSpec, limit: int | None, progress: Progress) -> CocoSet:
+def labelled_set(data: DataSet, spec: Spec, limit: int | None, progress: Progress) -> EvaluationSet:
     """Annotated pictures of a data set; synthetic ones are rendered once into the cache."""
     counts = [n for n in (data.count, limit) if n is not None]
     count = min(counts) if counts else None
+    task = device_tasks.of(spec)
     if data.source:
+        if spec.task != "detect":
+            raise UsageError(
+                f"source {data.source}: its pictures have boxes, which the task {spec.task} cannot be judged by"
+            )
         instances, images = render(dataclasses.replace(data, count=count), progress)
-    else:
-        assert data.data is not None and data.images is not None, "checked by the project reader"
-        instances, images = data.data, data.images
-    return read_coco(instances, images, limit=count, labels=spec.labels)
+        return task.read_set(instances, images, limit=count, labels=spec.labels)
+    assert data.data is not None, "checked by the project reader"
+    return task.read_set(data.data, data.images, limit=count, labels=spec.labels)
 
 
 def render(data: DataSet, progress: Progress) -> tuple[Path, Path]:

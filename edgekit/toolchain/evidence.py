@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgekit import tasks
 from edgekit.backends.base import Payload
 from edgekit.bundle import golden_bytes, golden_path
 from edgekit.errors import EvidenceError, ModelError
@@ -20,18 +21,14 @@ from edgekit.manifest import Golden, GoldenTensor
 from edgekit.passes.graph import op_counts
 from edgekit.project import Accept
 from edgekit.target import Target
-from edgekit.tasks.detect.detections import Detections
-from edgekit.tasks.detect.draw import draw
 from edgekit.toolchain.running import Subject
 
 Progress = Callable[[str, int, int], None]
 
-MATCH_IOU = 0.5
 MIN_AGREEMENT = 0.5
 LOST_MARGIN = 0.1
 """Without labels, a payload is another network when it loses more than half of the float network's
-boxes and not only such as lay within this of the score threshold."""
-AGREEMENT_PAIRS = 400
+boxes (answers) and not only such as lay within this of the score threshold."""
 SAMPLE_WIDTH = 640
 FLOAT_TOLERANCE = 1e-3
 """Float32 golden tolerance, of the output's largest value: other CPUs sum in another order."""
@@ -117,47 +114,9 @@ def _check_finite(subject: Subject, name: str, want: np.ndarray, got: np.ndarray
             )
 
 
-def agreement(pairs: Sequence[tuple[Detections, Detections]]) -> dict[str, Any]:
-    """How many boxes of the float network the payload finds (same class, IoU >= 0.5), and at what score."""
-    scores: list[list[float]] = []
-    wanted = found = 0
-    lost = 0.0
-    for reference, candidate in pairs:
-        wanted += len(reference)
-        free = np.ones(len(candidate), bool)
-        overlaps = _iou(reference.boxes, candidate.boxes)
-        for i in range(len(reference)):
-            ok = free & (candidate.classes == reference.classes[i]) & (overlaps[i] >= MATCH_IOU)
-            if ok.any():
-                j = int(np.argmax(np.where(ok, overlaps[i], -1)))
-                free[j] = False
-                found += 1
-                scores.append([float(reference.scores[i]), float(candidate.scores[j])])
-            else:
-                lost = max(lost, float(reference.scores[i]))
-    shift = np.array([got - ref for ref, got in scores]) if scores else np.zeros(0)
-    return {
-        "images": len(pairs),
-        "boxes_reference": wanted,
-        "boxes_matched": found,
-        "boxes_payload": sum(len(candidate) for _, candidate in pairs),
-        "score_shift_mean": float(shift.mean()) if len(shift) else None,
-        "score_shift_max": float(np.abs(shift).max()) if len(shift) else None,
-        "lost_score_max": lost if found < wanted else None,
-        "pairs": [[round(a, 4), round(b, 4)] for a, b in scores[:AGREEMENT_PAIRS]],
-    }
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of every box pair, [len(a), len(b)]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inter = np.clip(high - low, 0, None).prod(axis=2)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)
-    overlap = np.asarray(inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-9))
-    # a box that the picture's edge clips to a line has no area, yet agrees with itself
-    overlap[(a[:, None] == b[None]).all(axis=2)] = 1.0
-    return overlap
+def agreement(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """How far results of the float network and of the payload agree, per picture (see tasks.Task.agreement)."""
+    return tasks.of(pairs[0][0]).agreement(pairs)
 
 
 def check_accept(
@@ -166,17 +125,19 @@ def check_accept(
     """The verdict on the evidence: passed is True, False, or None where nothing could be measured."""
     problems = []
     unknown = ""
+    name, unit = found.get("name", "AP"), agreed.get("unit", "boxes")
+    matched, wanted = agreed[f"{unit}_matched"], agreed[f"{unit}_reference"]
     if "not_measured" in found:
         unknown = f"accuracy not measured: {found['not_measured']}"
     elif found["drop"] is None:
         unknown = "the labelled pictures hold no object to score"
     elif found["drop"] > accept.max_drop:
-        problems.append(f"AP dropped by {found['drop']:.4f}, at most {accept.max_drop} accepted")
+        problems.append(f"{name} dropped by {found['drop']:.4f}, at most {accept.max_drop} accepted")
     if accept.min_metric is not None:
         if unknown:
-            problems.append(f"AP of at least {accept.min_metric} required, but {unknown}")
-        elif found["payload"]["AP"] < accept.min_metric:
-            problems.append(f"AP is {found['payload']['AP']:.4f}, at least {accept.min_metric} required")
+            problems.append(f"{name} of at least {accept.min_metric} required, but {unknown}")
+        elif found["payload"][name] < accept.min_metric:
+            problems.append(f"{name} is {found['payload'][name]:.4f}, at least {accept.min_metric} required")
     if accept.max_score_shift is not None:
         # a box that is gone went at least from its score to below the threshold
         lost = agreed["lost_score_max"]
@@ -184,10 +145,8 @@ def check_accept(
         if shift > accept.max_score_shift:
             problems.append(f"scores shift by up to {shift:.4f}, at most {accept.max_score_shift} accepted")
     clearly = (agreed["lost_score_max"] or 0.0) > score_threshold + LOST_MARGIN
-    if unknown and clearly and agreed["boxes_matched"] < MIN_AGREEMENT * agreed["boxes_reference"]:
-        problems.append(
-            f"only {agreed['boxes_matched']} of the float network's {agreed['boxes_reference']} boxes are found again"
-        )
+    if unknown and clearly and matched < MIN_AGREEMENT * wanted:
+        problems.append(f"only {matched} of the float network's {wanted} {unit} are found again")
     limits = {"max_drop": accept.max_drop, "min_metric": accept.min_metric}
     limits = {k: v for k, v in {**limits, "max_score_shift": accept.max_score_shift}.items() if v is not None}
     if problems:
@@ -239,8 +198,8 @@ def samples(subject: Subject, images: Sequence[np.ndarray]) -> tuple[list[dict[s
     _, pipeline = subject.pipelines()
     entries, files = [], {}
     for i, image in enumerate(images):
-        detections = pipeline(image)
-        picture = draw(image, detections)
+        result = pipeline(image)
+        picture = result.draw(image)
         if picture.shape[1] > SAMPLE_WIDTH:
             height = round(picture.shape[0] * SAMPLE_WIDTH / picture.shape[1])
             picture = cv2.resize(picture, (SAMPLE_WIDTH, height), interpolation=cv2.INTER_AREA)
@@ -251,7 +210,7 @@ def samples(subject: Subject, images: Sequence[np.ndarray]) -> tuple[list[dict[s
         entries.append(
             {
                 "file": name,
-                "caption": f"{len(detections)} boxes, payload {subject.candidate.payload.precision}",
+                "caption": f"{result.caption()}, payload {subject.candidate.payload.precision}",
             }
         )
     return entries, files

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from edgekit.backends.base import Binding, LoadOptions, Payload, half
 from edgekit.manifest import Variant
-from edgekit.tasks.detect.pipeline import DetectPipeline
-from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks import Pipeline, Spec, open_pipeline
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def run_here(payload: Payload) -> Running:
 class Subject:
     """What a build proves: `candidate`, against the float network `reference`."""
 
-    spec: DetectSpec
+    spec: Spec
     reference: Running
     candidate: Running
 
@@ -55,8 +54,9 @@ class Subject:
             )
         return here
 
-    def pipelines(self) -> tuple[DetectPipeline, DetectPipeline]:
+    def pipelines(self) -> tuple[Pipeline, Pipeline]:
         """Of the reference and of the candidate."""
-        return DetectPipeline(self.spec, self.reference.binding), DetectPipeline(
-            self.spec, self.candidate.binding
+        return (
+            open_pipeline(self.spec, self.reference.binding),
+            open_pipeline(self.spec, self.candidate.binding),
         )

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from edgekit.errors import OutputError, printable
 from edgekit.runtime.frames import Frame
-from edgekit.tasks.detect.detections import Detections
+from edgekit.tasks import Result
 
 _counter = itertools.count()
 
@@ -30,14 +30,14 @@ class Sink(abc.ABC):
         """Frames written."""
         self._closed = False
 
-    def write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def write(self, frame: Frame, result: Result, age_ms: float) -> None:
         """Take one result; `age_ms`: from capture of the frame to now.
 
         Raises: OutputError; ValueError after `close` or `abort`.
         """
         if self._closed:
             raise ValueError(f"sink {printable(self.path)} is closed")
-        self._write(frame, detections, age_ms)
+        self._write(frame, result, age_ms)
         self.written += 1
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class Sink(abc.ABC):
                 self._drop()
 
     @abc.abstractmethod
-    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
         """What `write` does; `written` is the number of frames before this one."""
 
     def _finish(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgekit.errors import StreamError, printable
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting
-from edgekit.tasks.detect.detections import Detections
+from edgekit.tasks import Result
 
 
 class JsonLinesSink(Sink):
@@ -26,10 +26,10 @@ class JsonLinesSink(Sink):
         self._file = -1
         make_parent(path)
 
-    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
         head = {"source": frame.source, "seq": frame.seq, "pts_ns": frame.pts_ns, "age_ms": round(age_ms, 3)}
         try:
-            line = json.dumps({**head, **detections.to_json()}, allow_nan=False).encode() + b"\n"
+            line = json.dumps({**head, **result.to_json()}, allow_nan=False).encode() + b"\n"
         except ValueError:
             raise StreamError(
                 f"sink {printable(self.path)}: frame {frame.seq} has a box or score that is not a finite number. "

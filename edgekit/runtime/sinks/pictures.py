@@ -17,16 +17,15 @@ from edgekit.runtime.sinks.base import (
     write_whole,
 )
 from edgekit.runtime.sources.pictures import is_picture
-from edgekit.tasks.detect.detections import Detections
-from edgekit.tasks.detect.draw import draw
+from edgekit.tasks import Result
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def _encode(path: Path, frame: Frame, detections: Detections) -> bytes:
+def _encode(path: Path, frame: Frame, result: Result) -> bytes:
     """The annotated frame in the format of `path`. Raises: OutputError."""
     cv2 = load_cv2("write pictures")
-    image = draw(frame.image, detections)
+    image = result.draw(frame.image)
     with quiet(cv2):
         try:
             ok, data = cv2.imencode(path.suffix.lower(), image)
@@ -64,10 +63,10 @@ class PictureSink(Sink):
         """Where the first frame waits: whether it is the only one is known at the end."""
         make_parent(path)
 
-    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
         if self.written == 0:
             refuse_overwriting(self.path, frame)
-            write_whole(self._only, _encode(self.path, frame, detections), self.path)
+            write_whole(self._only, _encode(self.path, frame, result), self.path)
             return
         number = self.written + 1
         for path in [self._numbered(n) for n in ((1, 2) if number == 2 else (number,))]:
@@ -75,7 +74,7 @@ class PictureSink(Sink):
             _refuse_among_sources(path, frame)
         if number == 2:
             self._rename(self._numbered(1))
-        write_whole(self._numbered(number), _encode(self.path, frame, detections))
+        write_whole(self._numbered(number), _encode(self.path, frame, result))
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.stem}_{number:06d}{self.path.suffix}")
@@ -111,11 +110,11 @@ class FolderSink(Sink):
         except OSError as error:
             raise failure(path, error) from None
 
-    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
         path = self.path / self._name(frame)
         refuse_overwriting(path, frame)
         _refuse_among_sources(path, frame)
-        write_whole(path, _encode(path, frame, detections))
+        write_whole(path, _encode(path, frame, result))
 
     def _name(self, frame: Frame) -> str:
         source = Path(frame.source.partition("?")[0]) if "://" in frame.source else Path(frame.source)

@@ -13,8 +13,7 @@ from edgekit.errors import OutputError, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting, temporary
-from edgekit.tasks.detect.detections import Detections
-from edgekit.tasks.detect.draw import draw
+from edgekit.tasks import Result
 
 DEFAULT_FPS = 10.0
 """For sources without a clock (a folder of pictures)."""
@@ -38,12 +37,12 @@ class VideoSink(Sink):
         self._size = (0, 0)
         make_parent(path)
 
-    def _write(self, frame: Frame, detections: Detections, age_ms: float) -> None:
+    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
         cv2 = load_cv2("write videos")
         if self._writer is None:
             refuse_overwriting(self.path, frame)
             self._start(cv2, frame.width, frame.height)
-        image = fit(draw(frame.image, detections), *self._size)
+        image = fit(result.draw(frame.image), *self._size)
         with quiet(cv2):
             self._writer.write(image)
         if self.written % _CHECK_EVERY == _CHECK_EVERY - 1:  # the encoder never says that the disk is full

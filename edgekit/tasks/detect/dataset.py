@@ -10,9 +10,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from edgekit.errors import UsageError, printable
+from edgekit.picture import read_picture
 from edgekit.tasks.detect.coco import COCO_ALIASES
 
 MAX_JSON_BYTES = 1 << 30
@@ -47,11 +50,17 @@ class CocoSet:
     equal evaluations.
     """
 
+    task: ClassVar[str] = "detect"
+
     name: str
     labels: tuple[str, ...]
     images: tuple[Picture, ...]
     truths: tuple[Truth, ...]
     digest: str
+
+    def read(self, index: int) -> np.ndarray:
+        """Picture `index`, uint8 [H, W, 3] BGR. Raises: UsageError for a file that is no picture."""
+        return read_picture(self.images[index].path)
 
 
 def read_coco(

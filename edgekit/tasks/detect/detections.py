@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ class Detections:
     boxes: [n, 4] float32, x1 y1 x2 y2 in pixels of the original picture.
     scores: [n] float32 in 0..1.  classes: [n] int32.  labels: name of every class.
     """
+
+    task: ClassVar[str] = "detect"
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -58,6 +60,16 @@ class Detections:
             "classes": [int(c) for c in self.classes],
             "labels": [self.label(int(c)) for c in self.classes],
         }
+
+    def draw(self, image: np.ndarray) -> np.ndarray:
+        """A copy of `image`, uint8 BGR [H, W, 3], with every box, its label and score (see tasks.detect.draw)."""
+        from edgekit.tasks.detect.draw import draw
+
+        return draw(image, self)
+
+    def caption(self) -> str:
+        """A few words for below a picture."""
+        return f"{len(self)} boxes"
 
     def to_supervision(self) -> Any:
         """As `supervision.Detections`. Raises: MissingExtraError without that package."""

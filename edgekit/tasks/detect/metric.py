@@ -13,6 +13,9 @@ import numpy as np
 from edgekit.errors import MissingExtraError
 from edgekit.tasks.detect.dataset import CocoSet
 from edgekit.tasks.detect.detections import Detections
+from edgekit.tasks.interval import interval95
+
+__all__ = ["NAMES", "bootstrap", "bootstrap_interval", "evaluate", "interval95"]
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 """AP over IoU 0.50:0.95, at 0.50, at 0.75, and by object size; maxDets 100."""
@@ -90,15 +93,6 @@ def bootstrap(
         there = precision > -1
         values.append(float(precision[there].mean()) if there.any() else None)
     return values
-
-
-def interval95(values: Iterable[float | None]) -> tuple[float, float] | None:
-    """The middle 95 % of bootstrap values; None when there are none (objects so rare that no round drew one)."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return round(float(low), 4), round(float(high), 4)
 
 
 def _judge(data: CocoSet, results: Iterable[tuple[int, Detections]]) -> Any:

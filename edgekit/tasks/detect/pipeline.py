@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
@@ -12,18 +10,10 @@ from edgekit.errors import BundleError, UsageError
 from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
 from edgekit.manifest import Manifest
 from edgekit.schema import SchemaError, from_json
+from edgekit.tasks import Runnable
 from edgekit.tasks.detect.decode import Postprocess
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.spec import DetectSpec
-
-
-class Runnable(Protocol):
-    """The part of a session (or of one backend's binding) used here."""
-
-    inputs: Mapping[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
-
-    def run(self) -> None: ...
 
 
 def read_spec(manifest: Manifest) -> DetectSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from edgekit.tasks.preprocess import ImagePreprocess
 
@@ -81,6 +81,8 @@ class DetectSpec:
     A box is kept when score >= `score_threshold`; class-aware NMS drops boxes overlapping a
     better one by IoU > `iou_threshold`; at most `max_detections` remain, best first.
     """
+
+    task: ClassVar[str] = "detect"
 
     preprocess: ImagePreprocess
     head: DetectHead
