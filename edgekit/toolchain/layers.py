@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgekit.passes.graph import constant, integer, ints, shape
+from edgekit.passes.graph import integer, ints, shape
 from edgekit.quant.annotate import node_id
 
 KINDS = ("conv", "pointwise", "depthwise", "gemm", "elementwise", "copy", "pool", "other", "convert")
@@ -88,7 +88,12 @@ def layers(model: ir.Model, gpu: bool) -> tuple[Layer, ...]:
 
 def _activations(node: ir.Node) -> list[ir.Value]:
     """Inputs that are computed at run time."""
-    return [v for v in node.inputs if v is not None and constant(v) is None and shape(v) is not None]
+    return [v for v in node.inputs if v is not None and not _fixed(v) and shape(v) is not None]
+
+
+def _fixed(value: ir.Value) -> bool:
+    """A weight; its data stay unread."""
+    return value.const_value is not None and not value.is_graph_input()
 
 
 def _is_view(node: ir.Node, gpu: bool) -> bool:
@@ -122,7 +127,7 @@ def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
         if len(users) > 1:
             return group
         user = users[0]
-        others = [v for v in user.inputs if v is not None and v is not value and constant(v) is None]
+        others = [v for v in user.inputs if v is not None and v is not value and not _fixed(v)]
         if user.op_type in _CHEAP and not others:
             group.append(user)
         elif user.op_type in _SMOOTH and not others and (gpu or arithmetic):
@@ -150,7 +155,7 @@ def _layer(group: list[ir.Node], alias: dict[ir.Value, ir.Value]) -> Layer:
     if first.op_type == "GatherElements" or first.op_type == "Gather":
         reads = {name: min(size, writes[0][1]) for name, size in reads.items()}
     weights = sum(
-        math.prod(shape(v) or ()) for node in group for v in node.inputs if v is not None and constant(v) is not None
+        math.prod(shape(v) or ()) for node in group for v in node.inputs if v is not None and _fixed(v)
     ) if first.op_type in WEIGHTED else 0  # fmt: skip
     ops = "+".join(node.op_type for node in group)
     smooth = any(node.op_type in _SMOOTH for node in group)
