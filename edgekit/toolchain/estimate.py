@@ -96,8 +96,9 @@ class Estimator:
         self.target, self.power = target.name, power or ""
         self.backend = backend or target.backend
         self.machine = machine(target, self.backend, power, threads)
-        model = model.clone()
-        infer(model)
+        if any(shape(v) is None for node in model.graph for v in node.outputs):
+            model = model.clone()
+            infer(model)
         self.layers = layers(model, gpu=self.machine.unit == "gpu")
         self.inputs = {v.name or "": int(np.prod(shape(v) or ())) for v in model.graph.inputs}
         self.nodes = {node_id(node) for node in model.graph if node.outputs}
@@ -105,13 +106,13 @@ class Estimator:
 
     def __call__(self, precision: str | Mapping[str, str]) -> Estimate:
         chosen = self.precisions(precision)
-        converted = [c for c in conversions(self.layers, chosen, self.inputs) if self._costs(c[2], c[3])]
-        done = cost.work(self.layers, chosen, [c[1:] for c in converted])
-        times, compute, memory = cost.seconds(done, self.machine, self.coefficients)
+        converted = self._conversions(chosen)
+        done = cost.work(self.layers, chosen, [c[1:] for c in converted], self.machine)
+        times, compute, memory = cost.seconds(done, self.machine.unit, self.coefficients)
         costs = []
         names = [(layer.node_id, layer.op, p) for layer, p in zip(self.layers, chosen, strict=True)]
         names += [(name, f"convert {a}>{b}", b) for name, _, a, b in converted]
-        moved = done.moved + done.weights * done.itemsize
+        moved = done.moved + done.weight_bytes
         for i, (name, op, p) in enumerate(names):
             bound = "start" if max(compute[i], memory[i]) < times[i] / 2 else "compute"
             bound = "memory" if bound != "start" and memory[i] > compute[i] else bound
@@ -123,6 +124,16 @@ class Estimator:
         return Estimate(
             total, total * low, total * high, tuple(costs), self.target, self.backend, self.power, threads
         )
+
+    def work(self, precision: str, where: Machine) -> cost.Work:
+        """The layers as they would run on another machine of the same unit (for fitting)."""
+        chosen = self.precisions(precision)
+        return cost.work(self.layers, chosen, [c[1:] for c in self._conversions(chosen)], where)
+
+    def _conversions(self, chosen: list[str]) -> list[tuple[str, int, str, str]]:
+        """CPU libraries keep float16 tensors and casts inside their kernels; int8 needs a pass everywhere."""
+        every = self.machine.unit == "gpu"
+        return [c for c in conversions(self.layers, chosen, self.inputs) if every or "int8" in c[2:]]
 
     def precisions(self, precision: str | Mapping[str, str]) -> list[str]:
         """The precision of every layer. Raises: UsageError for an unknown precision or node."""
@@ -152,10 +163,6 @@ class Estimator:
             found.append(chosen)
             have.update((name, chosen) for name, _ in layer.writes)
         return found
-
-    def _costs(self, source: str, target: str) -> bool:
-        """CPU libraries keep float16 tensors and casts inside their kernels; int8 needs a pass everywhere."""
-        return self.machine.unit == "gpu" or "int8" in (source, target)
 
 
 def _int8(layer: Layer, able: Iterable[str] | None) -> bool:
@@ -262,8 +269,9 @@ def _cpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str,
     caches = {id(cpu): (cpu.l2_bytes or 262_144) * cpu.cores / cpu.l2_cores for _, cpu in used}
     cache = sum(caches.values()) + max(cpu.l3_bytes or 0 for cpu in target.cpus)
     return Machine(
-        "cpu", runtime, len(used), float(np.mean([c for c, _ in used])), peak, peak["float32"], bandwidth, cache, dot
-    )
+        "cpu", runtime, len(used), float(np.mean([c for c, _ in used])), peak, peak["float32"], bandwidth, cache,
+        dot, "i8mm" in used[0][1].isa,
+    )  # fmt: skip
 
 
 def _macs_per_cycle(cpu: Cpu, precision: str) -> float:
@@ -271,8 +279,6 @@ def _macs_per_cycle(cpu: Cpu, precision: str) -> float:
     if precision == "float16":
         return lanes * 2 if "fp16" in cpu.isa else lanes
     if precision == "int8":
-        if "i8mm" in cpu.isa:
-            return lanes * 8
         return lanes * 4 if {"dotprod", "avx512_vnni", "avx_vnni"} & set(cpu.isa) else lanes * 2
     return lanes
 

@@ -27,6 +27,7 @@ _POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reduc
 _COPIES = {"Concat", "Resize", "Upsample", "Slice", "Split", "Transpose", "Pad", "Expand", "Tile", "Gather"} | {
     "DepthToSpace", "SpaceToDepth", "Cast",
 }  # fmt: skip
+_TABLES = {"Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"}  # of 256 entries, or integer arithmetic
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -109,6 +110,9 @@ def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
     if first.op_type not in WEIGHTED and not arithmetic:
         return group
     added = False
+    gated = first.op_type in ("Sigmoid", "HardSigmoid") and _gate(first)
+    if gated:
+        return [first, gated]
     while True:
         value = group[-1].outputs[0]
         users = list(dict.fromkeys(user for user, _ in value.uses()))
@@ -143,6 +147,14 @@ def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
             return group
 
 
+def _gate(first: ir.Node) -> ir.Node | None:
+    """The Mul of x * sigmoid(x) that only `first` and its input feed."""
+    users = [user for user, _ in first.outputs[0].uses()]
+    if len(users) == 1 and users[0].op_type == "Mul" and first.inputs[0] in users[0].inputs:
+        return users[0]
+    return None
+
+
 def _layer(group: list[ir.Node], alias: dict[ir.Value, ir.Value]) -> Layer:
     first, inside = group[0], {o for node in group for o in node.outputs}
     reads: dict[str, int] = {}
@@ -159,7 +171,7 @@ def _layer(group: list[ir.Node], alias: dict[ir.Value, ir.Value]) -> Layer:
     ) if first.op_type in WEIGHTED else 0  # fmt: skip
     ops = "+".join(node.op_type for node in group)
     smooth = any(node.op_type in _SMOOTH for node in group)
-    able = first.op_type in WEIGHTED or first.op_type in _POOLS | _COPIES | _CHEAP | {"Add", "Mul"}
+    able = first.op_type in WEIGHTED or first.op_type in _POOLS | _COPIES | _CHEAP | _TABLES
     return Layer(
         node_id(first),
         ops,
