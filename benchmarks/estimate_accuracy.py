@@ -55,6 +55,7 @@ class Data:
         parts = [row_work(row) for row in rows]
         self.sizes = [len(p.kind) for p in parts]
         self.work = cost.join(parts)
+        self.python = np.array([row.python for row in rows], dtype=float)
         self.log = np.log([row.seconds for row in rows])
 
     def take(self, keep: np.ndarray) -> Data:
@@ -63,12 +64,12 @@ class Data:
         found.sizes = [s for s, k in zip(self.sizes, keep, strict=True) if k]
         mask = np.repeat(keep, self.sizes)
         found.work = cost.Work(*(getattr(self.work, f)[mask] for f in cost.Work.__dataclass_fields__))
-        found.log = self.log[keep]
+        found.log, found.python = self.log[keep], self.python[keep]
         return found
 
     def seconds(self, c: Mapping[str, float]) -> np.ndarray:
         times, _, _ = cost.seconds(self.work, self.unit, c)
-        return np.add.reduceat(times, np.cumsum([0, *self.sizes[:-1]])) + c["once_us"] * 1e-6
+        return np.add.reduceat(times, np.cumsum([0, *self.sizes[:-1]])) + c["once_us"] * 1e-6 + self.python * c["python_us"] * 1e-6
 
     def errors(self, c: Mapping[str, float]) -> np.ndarray:
         """log(estimated / published) of every row."""
@@ -95,7 +96,7 @@ def fit(data: Data, prior: Mapping[str, float], start: Mapping[str, float], roun
 
     def residuals(t: np.ndarray) -> np.ndarray:
         r = data.errors(unpack(t)) / SIGMA
-        huber = np.where(np.abs(r) <= CAP, r, np.sign(r) * np.sqrt(2 * CAP * np.abs(r) - CAP**2))
+        huber = np.where(np.abs(r) <= CAP, r, np.sign(r) * np.sqrt(np.maximum(2 * CAP * np.abs(r) - CAP**2, 0)))
         return np.concatenate([huber * np.sqrt(weights), (t - centre) / sigma])
 
     damping, now = 1e-2, residuals(theta)
@@ -144,3 +145,119 @@ def pairs(rows: Sequence[Row], estimated: np.ndarray) -> tuple[int, int]:
             total += 1
             right += (rows[i].seconds < rows[j].seconds) == (estimated[i] < estimated[j])
     return right, total
+
+
+def size_of(errors: np.ndarray) -> np.ndarray:
+    """|estimated / published - 1|"""
+    return np.abs(np.expm1(errors))
+
+
+def summary(title: str, errors: np.ndarray) -> str:
+    size = size_of(errors)
+    parts = f"median {np.median(size):6.1%}   90 % of rows within {np.quantile(size, 0.9):6.1%}"
+    return f"  {title:<44} {len(size):4d} rows   {parts}   mean log error {errors.mean():+.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=Path, required=True, help="CSV of published latencies")
+    parser.add_argument("--fit", action="store_true", help="fit the coefficients on these rows and write them")
+    parser.add_argument("--left-out", action="store_true", help="also list the rows left out, with the reason")
+    parser.add_argument("--no-held-out", action="store_true", help="skip the fits that leave boards and networks out")
+    args = parser.parse_args()
+    rows, left = published.read(args.rows)
+    if not rows:
+        sys.exit(f"{args.rows}: no row that can be judged: {published.count(left)}")
+    if args.left_out:
+        for record, why in left:
+            print(f"left out: {record['device']} | {record['model']} | {record['runtime']} | {record['precision']}: {why}")
+    shipped = cost.fitted()
+    priors = json.loads((ROOT / "benchmarks" / "priors.json").read_text(encoding="utf-8"))
+    written: dict[str, Any] = {}
+    shown: dict[str, list[np.ndarray]] = {"estimate": [], "board": [], "network": []}
+    kept: list[Row] = []
+    for unit in ("gpu", "cpu"):
+        mine = [r for r in rows if (r.backend == "tensorrt") == (unit == "gpu")]
+        if not mine:
+            continue
+        data = Data(mine, unit)
+        coefficients = fit(data, priors[unit], priors[unit]) if args.fit else shipped[unit]
+        kept += mine
+        shown["estimate"].append(data.errors(coefficients))
+        if args.fit or not args.no_held_out:
+            shown["board"].append(held_out(data, priors[unit], coefficients, lambda r: r.board))
+            shown["network"].append(held_out(data, priors[unit], coefficients, lambda r: family(r.network)))
+        written[unit] = {k: float(f"{v:.4g}") for k, v in coefficients.items()}
+    errors = {k: np.concatenate(v) for k, v in shown.items() if v}
+    table(kept, errors)
+    report(kept, errors, left)
+    if args.fit:
+        spread = {}
+        for group in ("gpu", "cpu-float", "cpu-int8"):
+            inside = np.array([r.group == group for r in kept])
+            low, high = np.quantile(-errors["board"][inside], [0.1, 0.9])
+            spread[group] = [round(float(np.exp(low)), 3), round(float(np.exp(high)), 3)]
+        note = (
+            f"Fitted by benchmarks/estimate_accuracy.py --fit on {len(kept)} published latencies of {len({r.board for r in kept})} boards "
+            f"and {len({r.network for r in kept})} networks. spread: tenth and ninetieth percentile of published / estimated, "
+            "each row by a fit that saw no row of its board."
+        )
+        path = ROOT / "edgekit" / "toolchain" / "coefficients.json"
+        path.write_text(json.dumps({"note": note, **written, "spread": spread}, indent=1) + "\n", encoding="utf-8")
+        print(f"\nwrote {path.relative_to(ROOT)}")
+
+
+def family(network: str) -> str:
+    """Scales of one architecture are held out together: yolov8s says too much about yolov8m."""
+    for start in ("yolov5", "yolov8", "yolo11", "yolo26", "yolox", "efficientnet", "mobilenet_v1", "mobilenet_v3",
+                  "regnetY", "vgg", "squeezenet", "resnet", "yolov3", "yolov4"):  # fmt: skip
+        if network.startswith(start):
+            return start
+    return network
+
+
+def table(rows: Sequence[Row], errors: Mapping[str, np.ndarray]) -> None:
+    names = ("BOARD", "MODE", "NETWORK", "INPUT", "LIBRARY", "PRECISION", "THR", "PUBLISHED", "ESTIMATED", "ERROR", "BOARD UNSEEN", "FAMILY UNSEEN")
+    lines = [names]
+    for i, r in enumerate(rows):
+        percent = [f"{np.expm1(errors[k][i]):+.0%}" if k in errors else "-" for k in ("estimate", "board", "network")]
+        lines.append((
+            r.board, r.power or "-", r.network, f"{r.size[1]}x{r.size[0]}", r.runtime, r.precision, str(r.threads or "-"),
+            f"{r.seconds * 1e3:.2f} ms", f"{r.seconds * np.exp(errors['estimate'][i]) * 1e3:.2f} ms", *percent,
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+
+
+def report(rows: Sequence[Row], errors: Mapping[str, np.ndarray], left: list[tuple[dict[str, str], str]]) -> None:
+    print(f"\n{len(left)} rows left out:")
+    for why, count in published.count(left).items():
+        print(f"  {count:4d}  {why}")
+    groups = {
+        "TensorRT on the GPU": lambda r: r.group == "gpu",
+        "CPU, float": lambda r: r.group == "cpu-float",
+        "CPU, int8": lambda r: r.group == "cpu-int8",
+        "libraries of edgekit's backends": lambda r: r.runtime in ("tensorrt", "onnxruntime", "xnnpack"),
+        "all": lambda r: True,
+    }
+    titles = {
+        "estimate": "with the coefficients as they are",
+        "board": "held out: fits without that board",
+        "network": "held out: fits without that family of networks",
+    }
+    for kind, found in errors.items():
+        print(f"\nAbsolute error, {titles[kind]}:")
+        for title, inside in groups.items():
+            mask = np.array([inside(r) for r in rows])
+            if mask.any():
+                print(summary(title, found[mask]))
+    print("\nPairs of networks on one board, measured alike, ordered right:")
+    published_s = np.array([r.seconds for r in rows])
+    for kind, found in errors.items():
+        right, total = pairs(rows, published_s * np.exp(found))
+        print(f"  {titles[kind]:<44} {right} of {total} ({right / max(total, 1):.0%})")
+
+
+if __name__ == "__main__":
+    main()

@@ -73,6 +73,8 @@ class Row:
     threads: int | None
     seconds: float
     source: str
+    python: bool = False
+    """Timed around a call from Python, which adds its own cost."""
 
     @property
     def backend(self) -> str:
@@ -145,7 +147,7 @@ def parse(r: dict[str, str]) -> Row | str:
     width, height = int(size[1]), int(size[2])  # written width x height by the sources that differ
     return Row(
         r["device"], board, target, power, network, (height, width), precision, runtime, _threads(r, runtime),
-        float(r["latency_ms"]) / 1e3, r["source"],
+        float(r["latency_ms"]) / 1e3, r["source"], "Ultralytics" in r["includes"],
     )  # fmt: skip
 
 

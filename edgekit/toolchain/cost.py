@@ -37,7 +37,8 @@ class Machine:
     unit: "gpu" or "cpu". runtime: one of RUNTIMES. units: multiprocessors, or CPU threads.
     macs_per_s: peak multiply-accumulates per precision, all units together; vector_macs_per_s: of what runs
     outside matrix units, float32. cache_bytes: the last-level cache of that part.
-    int8_dot, int8_matrix: products of int8 have instructions of their own (dot product; matrix).
+    matrix: precisions whose products have matrix instructions (tensor cores; i8mm). int8_dot: a CPU has dot
+    products of int8. simd_bits: vector width of one CPU core, 0 on a GPU.
     """
 
     unit: str
@@ -48,8 +49,9 @@ class Machine:
     vector_macs_per_s: float
     bytes_per_s: float
     cache_bytes: float
+    matrix: frozenset[str] = frozenset()
     int8_dot: bool = True
-    int8_matrix: bool = False
+    simd_bits: float = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Work:
     runtime: np.ndarray
     """Index into RUNTIMES."""
     dot: np.ndarray
+    wide: np.ndarray
+    """Vector width of one core as a multiple of 256 bits, at least 1."""
     matrix: np.ndarray
 
     def among(self, *kinds: str) -> np.ndarray:
@@ -94,7 +98,7 @@ def work(
     """Layers with a precision each, then conversions as (elements, from, to)."""
     here = (
         machine.vector_macs_per_s, machine.units, machine.clock_hz, machine.bytes_per_s, machine.cache_bytes,
-        RUNTIMES.index(machine.runtime), machine.int8_dot, machine.int8_matrix,
+        RUNTIMES.index(machine.runtime), machine.int8_dot, max(machine.simd_bits / 256, 1),
     )  # fmt: skip
     rows = []
     for layer, precision in zip(found, precisions, strict=True):
@@ -105,12 +109,12 @@ def work(
         rows.append(
             (KINDS.index(layer.kind), layer.macs, layer.depth, layer.columns, layer.groups,
              winograd and precision != "int8", layer.weights * size, moved, written, layer.smooth,
-             PRECISIONS.index(precision), machine.macs_per_s[precision], *here)
+             PRECISIONS.index(precision), machine.macs_per_s[precision], *here, precision in machine.matrix)
         )  # fmt: skip
     for elements, source, target in converted:
         moved = elements * (BYTES[source] + BYTES[target])
         peak = machine.macs_per_s[target]
-        rows.append((KINDS.index("convert"), 0, 0, 0, 1, 0, 0, moved, elements, 0, 0, peak, *here))
+        rows.append((KINDS.index("convert"), 0, 0, 0, 1, 0, 0, moved, elements, 0, 0, peak, *here, 0))
     return Work(*(np.array(column, dtype=float) for column in zip(*rows, strict=True)))
 
 
@@ -136,12 +140,13 @@ def _per_runtime(w: Work, c: Coefficients, prefix: str) -> np.ndarray:
 
 
 def _gpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # a matrix unit takes the same bytes per cycle at any precision: half the bytes, twice the depth to fill it
+    # a tensor core takes the same bytes per cycle at any precision: half the bytes, twice the depth to fill it
     fill = np.array([0.5, 1.0, 2.0])[w.precision.astype(int)]
     depth, columns = np.maximum(w.depth, 1), np.maximum(w.columns, 1)
     efficiency = _pick(w, c, "eff_") * depth / (depth + c["half_depth"] * fill)
     efficiency = efficiency * columns / (columns + c["half_columns"])
-    rate = w.peak * efficiency
+    plain = c["eff_vector"] * depth / (depth + c["half_vector"]) * columns / (columns + c["half_vector"])
+    rate = w.peak * np.where(w.matrix > 0, efficiency, plain)
     # a tile of 128 x 64 outputs on one multiprocessor takes its time however few there are
     tile = 128 * 64 * depth / (rate / w.units)
     compute = w.macs / rate + np.where(w.macs > 0, c["tile"] * tile, 0)
@@ -155,6 +160,7 @@ def _gpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _cpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     int8 = w.precision == PRECISIONS.index("int8")
     half = w.precision == PRECISIONS.index("float16")
+    size = np.array(list(BYTES.values()))[w.precision.astype(int)]
     parallel = w.units ** (c["threads"] - 1)
     library = _per_runtime(w, c, "runtime_")
     efficiency = np.where(w.among("pointwise", "gemm"), c["eff_pointwise"], c["eff_conv"])
@@ -165,13 +171,18 @@ def _cpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     efficiency = np.where(int8, efficiency * dot * _per_runtime(w, c, "int8_"), efficiency)
     depth, columns = np.maximum(w.depth, 1), np.maximum(w.columns, 1)
     efficiency = efficiency * depth / (depth + c["half_depth"]) * columns / (columns + c["half_columns"])
-    efficiency = np.where(w.among("depthwise"), c["eff_depthwise"] * w.vector / w.peak * np.where(int8 | half, c["depthwise_thin"], 1.0), efficiency)
-    compute = w.macs / (w.peak * efficiency * library * parallel)
+    # depthwise kernels are bound by loads: what counts is the vector width in bytes
+    thin = np.where(size < 4, c["depthwise_thin"], 1.0)
+    efficiency = np.where(w.among("depthwise"), c["eff_depthwise"] * w.vector / w.peak * thin, efficiency)
+    efficiency = efficiency * library
+    efficiency = np.where(winograd, efficiency, np.minimum(efficiency, 0.95))  # nothing else beats the peak
+    rate = w.peak * efficiency * w.wide ** -c["wide"] * parallel
     cycles = w.clock * w.units * parallel
-    compute = compute + w.smooth * w.written * c["cycles_smooth"] / cycles / library
+    compute = w.macs / rate + w.smooth * w.written * c["cycles_smooth"] * size / 4 / (cycles * library)
     near = np.minimum(w.moved, w.cache)
-    memory = near / (cycles * c["bytes_per_cycle"] * library)
-    memory = memory + (w.moved - near + w.weight_bytes) / (w.bandwidth * c["bandwidth"])
+    # the bus, and what the cores in use can draw from it
+    far = 1 / (w.bandwidth * c["bandwidth"]) + 1 / (w.units * c["core_gb_per_s"] * 1e9)
+    memory = near / (cycles * c["bytes_per_cycle"]) + (w.moved - near + w.weight_bytes) * far
     return compute, memory, c["start_us"] * 1e3 / w.clock * _per_runtime(w, c, "start_")
 
 

@@ -235,8 +235,11 @@ def _gpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str)
     scale = sms / gpu.sms * clock / gpu.clock_hz * 1e12 / 2
     half = gpu.fp16_tflops or gpu.fp32_tflops
     single = gpu.fp32_tflops
-    if tuple(map(int, gpu.compute_capability.split("."))) >= (8, 0):
-        single = max(single, half / 2)  # TF32 on tensor cores
+    generation = int(gpu.compute_capability.split(".")[0])
+    matrix = {"float16", "int8"} if generation >= 7 else set()
+    if generation >= 8:  # TF32 on tensor cores
+        single = max(single, half / 2)
+        matrix.add("float32")
     peak = {"float32": single, "float16": half, "int8": gpu.int8_tops or half}
     return Machine(
         "gpu",
@@ -247,6 +250,7 @@ def _gpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str)
         gpu.fp32_tflops * scale,
         bandwidth,
         gpu.l2_bytes or 524_288,
+        frozenset(matrix),
     )
 
 
@@ -270,7 +274,8 @@ def _cpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str,
     cache = sum(caches.values()) + max(cpu.l3_bytes or 0 for cpu in target.cpus)
     return Machine(
         "cpu", runtime, len(used), float(np.mean([c for c, _ in used])), peak, peak["float32"], bandwidth, cache,
-        dot, "i8mm" in used[0][1].isa,
+        frozenset({"int8"} if "i8mm" in used[0][1].isa else ()), dot,
+        float(np.mean([cpu.simd_bits or 0 for _, cpu in used])),
     )  # fmt: skip
 
 
