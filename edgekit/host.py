@@ -72,6 +72,14 @@ _ARM_CORES = {
     (0x4E, 0x004): "Carmel",
 }
 
+# core -> vector bits it multiplies and accumulates per cycle: memory, not checked
+_SIMD_BITS = {
+    "Cortex-A53": 64, "Cortex-A55": 128, "Cortex-A57": 128, "Cortex-A72": 128, "Cortex-A76": 256,
+    "Cortex-A78": 256, "Cortex-A78AE": 256, "Cortex-X1": 512, "Cortex-A510": 128, "Cortex-A710": 256,
+    "Cortex-X2": 512, "Cortex-A715": 256, "Cortex-X3": 512, "Cortex-A520": 128, "Cortex-A720": 256,
+    "Cortex-X4": 512, "Neoverse-N1": 256, "Neoverse-V3AE": 512, "Carmel": 256,
+}  # fmt: skip
+
 _ROOT = Path("/")
 
 
@@ -267,6 +275,7 @@ def _cpus(root: Path) -> tuple[tuple[Cpu, ...], str]:
                 l2_bytes=caches.get(2, (None, 1))[0],
                 l2_cores=caches.get(2, (None, 1))[1],
                 l3_bytes=caches.get(3, (None, 1))[0],
+                simd_bits=_SIMD_BITS.get(name),
             )
         )
     cpus.sort(key=lambda c: -(c.clock_hz or 0))

@@ -30,6 +30,8 @@ class Cpu:
     l2_bytes: int | None = None
     l2_cores: int = 1
     l3_bytes: int | None = None
+    simd_bits: int | None = None
+    """Vector bits that one core multiplies and accumulates per cycle, all its pipes together."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Target:
     channel_granularity: dict[str, int]
     software: tuple[Software, ...] = ()
     """Newest first."""
+    emc_clock_hz: float | None = None
+    """Memory clock at which `dram_bytes_per_s` holds; a power mode's `emc_clock_hz` lowers both."""
     gpu: Gpu | None = None
     dla: Dla | None = None
     power_modes: tuple[PowerMode, ...] = ()
