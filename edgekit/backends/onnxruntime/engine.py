@@ -22,6 +22,9 @@ from edgekit.spec import DType, TensorSpec
 SPIN_VARIABLE = "EDGEKIT_ORT_SPIN"
 """Set to 0 where other threads need the cores: idle workers then sleep instead of spinning."""
 
+DISABLED = ["WeightBiasQuantization"]
+"""Optimizers that undo choices: this one quantizes float weights, per tensor, between quantized layers."""
+
 _ORT_TYPES = {
     "tensor(float)": DType.float32,
     "tensor(float16)": DType.float16,
@@ -63,7 +66,7 @@ class OrtExecutable:
         try:
             config.add_external_initializers(list(self._weights), list(self._weights.values()))
             self._session: Any = onnxruntime.InferenceSession(
-                graph, config, providers=["CPUExecutionProvider"]
+                graph, config, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED
             )
         except Exception as error:
             first = str(error).strip().splitlines()[0][:300]
