@@ -70,7 +70,11 @@ def _missing(node: ir.Node, activation: ir.Node | None, rules: Rules) -> str:
         bare = [str(v.name) for v in outputs if quant(v) is None]
         if bare:
             return f"its output {bare[0]} is not quantized"
-    if node.op_type in rules.copies and node.op_type not in rules.rescales and len({quant(v) for v in (*sources, *outputs)}) > 1:
+    if (
+        node.op_type in rules.copies
+        and node.op_type not in rules.rescales
+        and len({quant(v) for v in (*sources, *outputs)}) > 1
+    ):
         return "the scales of its input and output differ"
     if rules.symmetric and any(set(q.zero_point) != {0} for v in sources if (q := quant(v)) is not None):
         return "its input has a zero point other than 0"

@@ -53,6 +53,8 @@ class Rules:
     """Biases become int32; False: they stay float."""
     weight_limit: int = 127
     """Largest weight code. 64 where sums of two products saturate at 16 bits."""
+    interpolates: bool = False
+    """A Resize that averages runs on codes; False: only one that picks the nearest."""
     fixed: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     """Operator -> the (scale, zero point) that its int8 output must have."""
     skinny: bool = False
@@ -105,6 +107,7 @@ def rules_for(backend: str, target: Target) -> Rules:
                 {"Add", "Sub", "Mul", "Sigmoid", "Tanh", "Softmax", "LeakyRelu", "GlobalAveragePool"}
             ),
             rescales=frozenset(),
+            interpolates=True,
             copies=full.copies | {"AveragePool", "Pad", "DepthToSpace", "SpaceToDepth"},
             fixed={"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0), "Softmax": (1 / 256, -128)},
         )
@@ -169,10 +172,8 @@ def refusal(node: ir.Node, rules: Rules) -> str:
             return _skinny(node)
     if op == "MaxPool" and len([v for v in node.outputs if v.uses()]) > 1:
         return "its Indices output is used"
-    if op == "Resize" and not rules.outputs and _mode(node) != "nearest":
-        return "it interpolates, which codes of 8 bits would round"
-    if op == "Resize" and _mode(node) == "cubic":
-        return f"{rules.name} has no integer kernel for cubic interpolation"
+    if op == "Resize" and _mode(node) != "nearest" and not (rules.interpolates and _mode(node) == "linear"):
+        return f"{rules.name} has no integer kernel for {_mode(node)} interpolation"
     if op in ("AveragePool", "MaxPool") and len(shape(node.inputs[0]) or ()) != 4:
         return f"{rules.name} pools in integers only over pictures"
     return ""
