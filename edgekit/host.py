@@ -97,7 +97,10 @@ def detect(root: Path = _ROOT) -> Target:
     backends: tuple[str, ...] = ("onnxruntime",)
     if known is not None and "tensorrt" in known.backends and not backend_problem("tensorrt"):
         backends = known.backends
-    precisions = {"onnxruntime": ("float32", "float16"), "tensorrt": ("float16", "float32")}
+    precisions = {
+        "onnxruntime": ("float32", "float16", "int8"),
+        "tensorrt": ("float16", "float32", "int8"),
+    }
     tile = 16 if "avx512f" in cpus[0].isa else 8
     model = device_model(root)
     host = Target(

@@ -66,7 +66,7 @@ def new_weight(graph: ir.Graph, like: str, data: np.ndarray) -> ir.Value:
     while name in taken:
         i += 1
         name = f"{like}_{i}"
-    tensor = ir.tensor(np.ascontiguousarray(data), name=name)
+    tensor = ir.tensor(np.asarray(data, order="C"), name=name)  # keeps scalars scalar
     value = ir.Value(
         name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )

@@ -48,13 +48,14 @@ def _layer(node: ir.Node) -> dict[str, Any]:
         "name": node.outputs[0].name,
         "op": node.op_type,
         "shape": list(output),
-        "macs": _macs(node, output),
+        "macs": macs(node),
         "params": params,
     }
 
 
-def _macs(node: ir.Node, output: tuple[int, ...]) -> int:
-    """Products per picture: each output element of a Conv takes (I/g) * kh * kw."""
+def macs(node: ir.Node) -> int:
+    """Products per picture of a weighted node: each output element of a Conv takes (I/g) * kh * kw."""
+    output = shape(node.outputs[0]) or ()
     source, weight = shape(node.inputs[0]), shape(node.inputs[1])
     if source is None or weight is None or not output:
         return 0

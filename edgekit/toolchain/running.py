@@ -23,7 +23,10 @@ def run_here(payload: Payload) -> Running:
 
     Raises: BundleError when ONNX Runtime refuses it.
     """
-    variant = Variant("build", "onnxruntime", payload.precision, payload.format, "", len(payload.data), "")
+    # the Q/DQ of other libraries (float16 scales) has no kernels here, and stands for what theirs compute
+    options = {"keep_qdq": payload.backend != "onnxruntime"}
+    size = len(payload.data)
+    variant = Variant("build", "onnxruntime", payload.precision, payload.format, "", size, "", options)
     executable = half("onnxruntime", "engine").load(memoryview(payload.data), variant, LoadOptions())
     return Running(payload, executable.bind())
 

@@ -22,6 +22,12 @@ from edgekit.spec import DType, TensorSpec
 SPIN_VARIABLE = "EDGEKIT_ORT_SPIN"
 """Set to 0 where other threads need the cores: idle workers then sleep instead of spinning."""
 
+DISABLED = ["WeightBiasQuantization"]
+"""Optimizers that undo choices: this one quantizes float weights, per tensor, between quantized layers."""
+
+KEEP_QDQ = "keep_qdq"
+"""Option of a variant: compute quantized layers as Q/DQ says, in floats. For files of other libraries."""
+
 _ORT_TYPES = {
     "tensor(float)": DType.float32,
     "tensor(float16)": DType.float16,
@@ -55,6 +61,8 @@ class OrtExecutable:
         config.log_severity_level = 3
         if SPIN_VARIABLE in os.environ:
             config.add_session_config_entry("session.intra_op.allow_spinning", os.environ[SPIN_VARIABLE])
+        if variant.options.get(KEEP_QDQ):
+            config.add_session_config_entry("session.disable_quant_qdq", "1")
         graph, weights = detach_weights(data)
         # views of `data`, which the library reads without holding them: they must outlive its session
         self._weights: Mapping[str, Any] = {
@@ -63,7 +71,7 @@ class OrtExecutable:
         try:
             config.add_external_initializers(list(self._weights), list(self._weights.values()))
             self._session: Any = onnxruntime.InferenceSession(
-                graph, config, providers=["CPUExecutionProvider"]
+                graph, config, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED
             )
         except Exception as error:
             first = str(error).strip().splitlines()[0][:300]

@@ -1,7 +1,8 @@
 """Toolchain half: an ONNX file for ONNX Runtime's CPU provider.
 
 float32: the graph as it is. float16: weights stored in half precision and widened by a Cast that
-ONNX Runtime folds when it loads the file: half the bytes, float32 arithmetic.
+ONNX Runtime folds when it loads the file: half the bytes, float32 arithmetic. int8: the annotated
+graph in Q/DQ form, activations uint8 on x86 and int8 on ARM.
 """
 
 from __future__ import annotations
@@ -15,24 +16,32 @@ from edgekit.backends.base import Payload
 from edgekit.backends.onnxruntime.wire import align_weights
 from edgekit.errors import LoweringError, UsageError
 from edgekit.passes import compact
+from edgekit.quant import qdq
+from edgekit.quant.rules import rules_for
 from edgekit.spec import DType, TensorSpec
 from edgekit.target import Target
 
-PRECISIONS = ("float32", "float16")
+PRECISIONS = ("float32", "float16", "int8")
 MIN_HALF_ELEMENTS = 64
 """Smaller initialisers (biases of a few channels, shapes, scales) are not worth a Cast node."""
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...]:
-    """One ONNX payload. Raises: UsageError for a precision this backend cannot store;
-    LoweringError when a weight does not fit in float16."""
+    """One ONNX payload. int8 takes a model annotated by `quant.placement.place`.
+
+    Raises: UsageError for a precision this backend cannot store, and for int8 without annotations;
+    LoweringError when a weight does not fit in float16.
+    """
     if precision not in PRECISIONS:
         raise UsageError(
-            f"precision {precision}: onnxruntime payloads are built in {' or '.join(PRECISIONS)}. "
+            f"precision {precision}: onnxruntime payloads are built in {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}. "
             f"Choose one of these for {target.name}"
         )
-    model = model.clone()
+    if precision == "int8":
+        model = qdq.lowered(model, rules_for("onnxruntime", target), target.name)
+    else:
+        model = model.clone()
     if precision == "float16":
         _halve_weights(model)
     compact.run(model)

@@ -60,6 +60,8 @@ def to_float16(
 ) -> dict[str, int]:
     """Converts `model` in place; returns reason -> number of nodes that stay float32.
 
+    Q and DQ become float16 with what is around them, their scales too: those must be exact in float16.
+
     `ranges`: largest absolute value seen per value name; a node that reads or writes more than `data_max`
     stays float32. Initialisers are rounded to nearest even; the bounds of Clip saturate. Needs typed values.
     """
@@ -67,13 +69,17 @@ def to_float16(
     opset = graph.opset_imports.get("", 0)
     state = _State(graph)
     kept: dict[str, int] = {}
+    reasons = {n: _why_float32(n, _schema(n, opset), ranges or {}, init_max, data_max) for n in graph}
+    for node in [n for n, reason in reasons.items() if reason and _quantized(n)]:
+        for value in node.inputs[:2]:  # a Cast between DequantizeLinear and the product would part them
+            reasons[value.producer()] = reasons[node]  # type: ignore[union-attr, index]
     for node in list(graph):
         if not any(dtype_name(v) == "float32" for v in (*node.inputs, *node.outputs)) and not any(
             v in state.halves for v in node.inputs if v is not None
         ):
             continue
         schema = _schema(node, opset)
-        reason = _why_float32(node, schema, ranges or {}, init_max, data_max)
+        reason = reasons[node]
         if reason:
             kept[reason] = kept.get(reason, 0) + 1
             for i, value in enumerate(node.inputs):
@@ -193,10 +199,18 @@ def _why_float32(
             finite = np.abs(numbers[np.isfinite(numbers)])
             if finite.size and float(finite.max()) > init_max:
                 return f"{op}: constants above {init_max:g}"
+    # codes are summed in int32: a quantized product needs no headroom, only a result that float16 holds
+    limit = INIT_MAX / 2 if op in ("QuantizeLinear", "DequantizeLinear") or _quantized(node) else data_max
     for value in (*node.inputs, *node.outputs):
-        if value is not None and ranges.get(value.name or "", 0.0) > data_max:
-            return f"{op}: activations above {data_max:g}"
+        if value is not None and ranges.get(value.name or "", 0.0) > limit:
+            return f"{op}: activations above {limit:g}"
     return ""
+
+
+def _quantized(node: ir.Node) -> bool:
+    """Its operands come from DequantizeLinear: it computes on codes."""
+    producers = [v.producer() if v is not None else None for v in node.inputs[:2]]
+    return len(producers) == 2 and all(p is not None and p.op_type == "DequantizeLinear" for p in producers)
 
 
 def _convert(node: ir.Node, schema: onnx.defs.OpSchema | None, state: _State) -> None:

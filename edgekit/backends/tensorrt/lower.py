@@ -14,6 +14,9 @@ from edgekit.backends.tensorrt.float16 import to_float16
 from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
 from edgekit.backends.tensorrt.plan import MIN_TENSORRT, BuildPlan, Hardware, Io, parse_version
 from edgekit.errors import LoweringError
+from edgekit.quant import qdq
+from edgekit.quant.annotate import quant
+from edgekit.quant.rules import rules_for
 from edgekit.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from edgekit.target import Target
 
-PRECISIONS = ("float16", "float32")
+PRECISIONS = ("float16", "float32", "int8")
 MAX_IR_VERSION = 10
 
 
@@ -31,8 +34,10 @@ def lower(
     """One payload: `model` at `precision` for the GPU of `target`; `model` is not changed.
 
     Graph inputs and outputs keep their names and types. At float16 the body is float16 with explicit Casts;
-    `ranges` (value name -> largest absolute activation) keeps nodes out of it that would overflow.
-    Raises: LoweringError, one line with every reason, when TensorRT on that board cannot run the graph.
+    `ranges` (value name -> largest absolute activation) keeps nodes out of it that would overflow. int8 takes
+    a model annotated by `quant.placement.place`: explicit Q/DQ, the rest as at float16.
+    Raises: LoweringError, one line with every reason, when TensorRT on that board cannot run the graph;
+    UsageError for int8 without annotations.
     """
     from onnx_ir.passes import common
 
@@ -40,12 +45,16 @@ def lower(
 
     what = f"network for {target.name}"
     if precision not in PRECISIONS:
-        known = " or ".join(PRECISIONS)
+        known = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
         raise LoweringError(f"{what}: precision {precision!r} is not supported by tensorrt, expected {known}")
     release = _release(target)
     assert target.gpu is not None
 
-    model = model.clone()
+    if precision == "int8":
+        ranges = {**magnitudes(model), **(ranges or {})}
+        model = qdq.lowered(model, rules_for("tensorrt", target), target.name)
+    else:
+        model = model.clone()
     for step in (
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -61,7 +70,7 @@ def lower(
             f"{what}: types of {', '.join(unknown[:5])} cannot be inferred. Check the model file"
         )
     kept = None
-    if precision == "float16":
+    if precision != "float32":
         kept = to_float16(model, ranges)
         _refuse(model, target, release, what)
     plan = BuildPlan(
@@ -69,8 +78,8 @@ def lower(
         outputs=tuple(_io(v, what) for v in model.graph.outputs),
         workspace_bytes=workspace_bytes(target),
         hardware=_hardware(target),
-        # a float16 payload keeps nodes in float32 for their range, which TF32 has too
-        tf32=precision == "float16",
+        # nodes that a float16 body keeps in float32 are there for their range, which TF32 has too
+        tf32=precision != "float32",
         kept_float32=kept,
     )
     compact.run(model)
@@ -85,6 +94,17 @@ def lower(
             options=plan.to_options(),
         ),
     )
+
+
+def magnitudes(model: ir.Model) -> dict[str, float]:
+    """Value name -> largest absolute number of its codes, of every annotated activation."""
+    found: dict[str, float] = {}
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        params = quant(value)
+        if params is not None:
+            # before and behind the pair that `quant.qdq` puts there
+            found[str(value.name)] = found[f"{value.name}.real"] = 128 * params.scale[0]
+    return found
 
 
 def workspace_bytes(target: Target) -> int:

@@ -1,0 +1,354 @@
+"""Where a network computes in integers: from statistics and a library's rules to annotated values.
+
+`place` decides, node by node, by `rules` (what the library can run) and `choices` (what a search wants); the
+result is a copy of the model whose values carry `QuantParams` (quant/annotate.py) and nothing else new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from edgekit.errors import CalibrationError, UsageError, did_you_mean
+from edgekit.passes.graph import constant, infer, only_user, scalar
+from edgekit.quant.annotate import node_id, quant, set_quant
+from edgekit.quant.ranges import activation_range, params
+from edgekit.quant.residual import skip_inputs
+from edgekit.quant.rules import WEIGHTED, Rules, bias, data_inputs, refusal, weight, weight_axis
+from edgekit.quant.stats import TensorStats
+from edgekit.quant.weights import exact_in_float16, rounded, weight_params
+from edgekit.spec import DType, QuantParams
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a search decides. Hashable, and JSON: a cache key.
+
+    scheme: how ranges of activations are found (a name of quant/ranges.py). schemes: (value name, scheme)
+    where another one is wanted. ranges: (value name, (low, high)) where the range is given; with values that
+    share one scale, given ranges of any of them decide for all. float_nodes: `node_id` of nodes that stay
+    float. own_scales: `node_id` of Concats whose inputs keep scales of their own, where the rules allow it.
+    weights: scheme of quant/weights.py.
+    """
+
+    scheme: str = "mse"
+    schemes: tuple[tuple[str, str], ...] = ()
+    ranges: tuple[tuple[str, Range], ...] = ()
+    float_nodes: frozenset[str] = frozenset()
+    own_scales: frozenset[str] = frozenset()
+    weights: str = "mse"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, the same for equal choices."""
+        return {
+            "scheme": self.scheme,
+            "schemes": [list(s) for s in sorted(self.schemes)],
+            "ranges": [[name, list(bounds)] for name, bounds in sorted(self.ranges)],
+            "float_nodes": sorted(self.float_nodes),
+            "own_scales": sorted(self.own_scales),
+            "weights": self.weights,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Choices:
+        """What `to_json` wrote."""
+        return Choices(
+            scheme=data["scheme"],
+            schemes=tuple((name, scheme) for name, scheme in data["schemes"]),
+            ranges=tuple((name, (low, high)) for name, (low, high) in data["ranges"]),
+            float_nodes=frozenset(data["float_nodes"]),
+            own_scales=frozenset(data["own_scales"]),
+            weights=data["weights"],
+        )
+
+
+def place(
+    model: ir.Model, stats: Mapping[str, TensorStats], rules: Rules, choices: Choices | None = None
+) -> ir.Model:
+    """An annotated copy of `model`. `stats` by value name, of every float value of this very graph.
+
+    A weight initialiser that carries params already keeps them (a repair chose its codes).
+    Raises: UsageError for a choice that names nothing; CalibrationError for a value without statistics.
+    """
+    choices = choices or Choices()
+    model = prepared(model)
+    graph = model.graph
+    _check(graph, choices)
+    plan = _inputs_only(graph, rules, choices) if not rules.outputs else _full(graph, rules, choices)
+    _annotate(plan, stats, rules, choices)
+    for node in plan.integer:
+        if node.op_type in WEIGHTED:
+            _annotate_weight(node, rules, choices)
+    return model
+
+
+def prepared(model: ir.Model) -> ir.Model:
+    """A copy with constants as initialisers and every shape and type known; annotations stay."""
+    model = model.clone()
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    infer(model)
+    return model
+
+
+def absorber(node: ir.Node, rules: Rules) -> ir.Node | None:
+    """The activation behind `node` that its output range can take in, None if there is none."""
+    if node.op_type in rules.copies:  # its neighbours share its scale, and would be clipped too
+        return None
+    user = only_user(node.outputs[0])
+    return user if user is not None and user.op_type in rules.absorbed and _bounds(user) else None
+
+
+def _bounds(node: ir.Node) -> Range | None:
+    """(low, high) of a Relu or a Clip with constant bounds around 0."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    limits = []
+    for index, default in ((1, -np.inf), (2, np.inf)):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        found = default if value is None else scalar(value)
+        if found is None:
+            return None
+        limits.append(float(found))
+    low, high = limits
+    return (low, high) if low <= 0 < high else None
+
+
+@dataclass
+class _Plan:
+    """Integer nodes, and the values to annotate in groups of one scale each."""
+
+    integer: dict[ir.Node, None] = field(default_factory=dict)
+    parent: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def add(self, *values: ir.Value) -> None:
+        for value in values:
+            self.parent.setdefault(value, value)
+
+    def root(self, value: ir.Value) -> ir.Value:
+        while self.parent[value] is not value:
+            value = self.parent[value]
+        return value
+
+    def unite(self, values: Iterable[ir.Value]) -> None:
+        first, *others = values
+        self.add(first, *others)
+        for other in others:
+            self.parent[self.root(other)] = self.root(first)
+
+    def groups(self) -> list[list[ir.Value]]:
+        found: dict[ir.Value, list[ir.Value]] = {}
+        for value in self.parent:
+            found.setdefault(self.root(value), []).append(value)
+        return list(found.values())
+
+
+def _full(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
+    """Everything between weighted integer nodes; a float node's surroundings stay float where they can."""
+    allowed = [n for n in graph if not refusal(n, rules) and node_id(n) not in choices.float_nodes]
+    integer = {n: None for n in allowed if n.op_type not in rules.absorbed}
+    free = {n for n in allowed if n.op_type in rules.absorbed}
+    while True:
+        taken = {n: a for n in integer if (a := absorber(n, rules)) is not None and a in free}
+        writers = {
+            **{v: n for n in integer for v in n.outputs},
+            **{a.outputs[0]: n for n, a in taken.items()},
+        }
+        inner = {n.outputs[0] for n in taken}
+        origins = _origins(graph, integer)
+        dropped = [
+            n
+            for n in integer
+            if n.op_type not in rules.weighted
+            and not (_fed(n, writers, inner, origins, rules) and _read(n, taken.get(n), integer))
+        ]
+        if not dropped:
+            break
+        for node in dropped:
+            del integer[node]
+    plan = _Plan()
+    for node in integer:
+        plan.integer[node] = None
+        outputs = node.outputs if node not in taken else taken[node].outputs
+        plan.add(*data_inputs(node), *(v for v in outputs if v.uses() or v.is_graph_output()))
+        if node in taken:
+            plan.integer[taken[node]] = None
+    fixed = {v for n in integer if n.op_type in rules.fixed for v in n.outputs}
+    for node in integer:
+        _share(node, plan, fixed, rules, choices)
+    return plan
+
+
+def _origins(graph: ir.Graph, integer: Mapping[ir.Node, None]) -> dict[ir.Value, bool]:
+    """Whether a value comes from a weighted integer node or the network's input, other operators aside."""
+    found: dict[ir.Value, bool] = dict.fromkeys(graph.inputs, True)
+    for node in graph:
+        if node.op_type in WEIGHTED:
+            known = node in integer
+        else:
+            known = any(found.get(v, False) for v in node.inputs if v is not None)
+        found.update(dict.fromkeys(node.outputs, known))
+    return found
+
+
+def _fed(
+    node: ir.Node,
+    writers: Mapping[ir.Value, ir.Node],
+    inner: set[ir.Value],
+    origins: Mapping[ir.Value, bool],
+    rules: Rules,
+) -> bool:
+    """Its inputs are codes already, or, for one that only moves them, come from some."""
+    sources = data_inputs(node)
+    if node.op_type in rules.copies:
+        return any(origins.get(v, False) for v in sources)
+    computed = [v for v in sources if constant(v) is None]
+    return bool(computed) and all(v in writers and v not in inner for v in computed)
+
+
+def _read(node: ir.Node, taken: ir.Node | None, integer: Mapping[ir.Node, None]) -> bool:
+    """Some integer node reads its result: else there is no reason for codes."""
+    return any(user in integer for v in (taken or node).outputs for user, _ in v.uses())
+
+
+def _inputs_only(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
+    """Inputs of weighted nodes, skip inputs, and what shares a scale with them."""
+    plan = _Plan()
+    for node in graph:
+        if (
+            node.op_type in rules.weighted
+            and not refusal(node, rules)
+            and node_id(node) not in choices.float_nodes
+        ):
+            plan.integer[node] = None
+            plan.add(*data_inputs(node))
+    if rules.residual:
+        plan.add(*skip_inputs(graph, plan.integer).values())
+    for node in reversed(list(graph)):
+        if node.op_type in rules.copies and not refusal(node, rules):
+            if node_id(node) in choices.float_nodes or node_id(node) in choices.own_scales:
+                continue
+            if any(v in plan.parent for v in node.outputs):
+                plan.integer[node] = None
+                plan.unite([*data_inputs(node), *(v for v in node.outputs if v in plan.parent)])
+    return plan
+
+
+def _share(node: ir.Node, plan: _Plan, fixed: set[ir.Value], rules: Rules, choices: Choices) -> None:
+    """One scale for both sides of an operator that moves codes; a value with a fixed scale stands aside."""
+    if node.op_type not in rules.copies:
+        return
+    if node.op_type in rules.rescales and node_id(node) in choices.own_scales:
+        return
+    sides = [v for v in (*data_inputs(node), *node.outputs) if v in plan.parent and v not in fixed]
+    if len(sides) > 1:
+        plan.unite(sides)
+
+
+def _annotate(plan: _Plan, stats: Mapping[str, TensorStats], rules: Rules, choices: Choices) -> None:
+    for group in plan.groups():
+        found = _fixed(group, rules) or _params(_range(group, stats, rules, choices), rules)
+        for value in group:
+            set_quant(value, found)
+
+
+def _fixed(group: list[ir.Value], rules: Rules) -> QuantParams | None:
+    producer = group[0].producer()
+    if producer is None or producer.op_type not in rules.fixed:
+        return None
+    assert len(group) == 1
+    scale, zero = rules.fixed[producer.op_type]
+    return QuantParams(DType.int8, (scale,), (zero,))
+
+
+def _range(group: list[ir.Value], stats: Mapping[str, TensorStats], rules: Rules, choices: Choices) -> Range:
+    """The union of what the values of a group need; given ranges alone decide where there are any."""
+    given = dict(choices.ranges)
+    found = [given[str(v.name)] for v in group if str(v.name) in given]
+    if not found:
+        schemes = dict(choices.schemes)
+        found = [_seen(v, stats, rules, choices, schemes) for v in group]
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
+def _seen(
+    value: ir.Value,
+    stats: Mapping[str, TensorStats],
+    rules: Rules,
+    choices: Choices,
+    schemes: Mapping[str, str],
+) -> Range:
+    name = str(value.name)
+    numbers = constant(value)
+    if numbers is not None:
+        return float(numbers.min()), float(numbers.max())
+    if name not in stats:
+        raise CalibrationError(
+            f"value {name}: has no statistics, expected them for every value of the network. "
+            "Calibrate the graph that is quantized"
+        )
+    # pictures have 256 levels: the whole range keeps them exact
+    scheme = schemes.get(name, "minmax" if value.is_graph_input() else choices.scheme)
+    low, high = activation_range(stats[name], scheme, rules.symmetric)
+    producer = value.producer()
+    bounds = _bounds(producer) if producer is not None and producer.op_type in ("Relu", "Clip") else None
+    if bounds is not None and not rules.symmetric:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    return low, high
+
+
+def _params(bounds: Range, rules: Rules) -> QuantParams:
+    found = params(*bounds, rules.symmetric)
+    if rules.float16_scales:
+        found = replace(found, scale=(float(exact_in_float16(np.asarray(found.scale[0]))),))
+    return found
+
+
+def _annotate_weight(node: ir.Node, rules: Rules, choices: Choices) -> None:
+    value = weight(node)
+    assert value is not None and value.const_value is not None
+    if quant(value) is not None:
+        return
+    axis = weight_axis(node)
+    numbers = value.const_value.numpy()
+    chosen = weight_params(
+        numbers,
+        axis,
+        choices.weights,
+        limit=rules.weight_limit,
+        least=_least(value, numbers.shape[axis], rules),
+        float16_scales=rules.float16_scales,
+    )
+    set_quant(value, chosen)
+    if rules.weight_limit < 127:  # params do not say how far the codes reach, the weights themselves do
+        value.const_value = ir.tensor(rounded(numbers, chosen, rules.weight_limit), name=value.name)
+
+
+def _least(value: ir.Value, channels: int, rules: Rules) -> np.ndarray | None:
+    """Smallest weight scales at which the int32 biases of all users do not overflow."""
+    least = np.zeros(channels)
+    for user, _ in value.uses():
+        offset, source = bias(user), quant(user.inputs[0])
+        if not rules.int32_bias or offset is None or source is None:
+            continue
+        numbers = np.abs(offset.const_value.numpy().reshape(-1))  # type: ignore[union-attr]
+        if numbers.size == channels:
+            least = np.maximum(least, numbers.astype(np.float64) / source.scale[0] / 2.0**30)
+    return least
+
+
+def _check(graph: ir.Graph, choices: Choices) -> None:
+    nodes = {node_id(n) for n in graph}
+    values = {str(v.name) for n in graph for v in n.outputs} | {str(v.name) for v in graph.inputs}
+    for what, given, known in (
+        ("node", choices.float_nodes | choices.own_scales, nodes),
+        ("value", {n for n, _ in (*choices.schemes, *choices.ranges)}, values),
+    ):
+        for name in sorted(given - known):
+            raise UsageError(f"choice for {what} {name!r}: not in this network. {did_you_mean(name, known)}")

@@ -1,0 +1,229 @@
+"""An annotated model as a Q/DQ ONNX file: QuantizeLinear and DequantizeLinear around every annotated value.
+
+One pair per value. Weights are stored as int8 behind a DequantizeLinear, biases as int32 where the style
+wants them so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.errors import LoweringError, UsageError
+from edgekit.passes.graph import clean, constant, new_weight, scalar
+from edgekit.quant.annotate import quant, set_quant
+from edgekit.quant.placement import prepared
+from edgekit.quant.rules import WEIGHTED, Rules, bias, weight
+from edgekit.quant.weights import bias_codes, bias_scale, codes
+from edgekit.spec import QuantParams
+
+MIN_OPSET = 13
+"""The first with scales per channel."""
+MIN_OPSET_FLOAT16 = 19
+"""The first whose Q and DQ take float16."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a library wants the file. `activations`: int8, or uint8 (128 added to codes and zero points);
+    `int32_bias`: biases as int32 behind a DequantizeLinear; `absorb`: drop a Relu or Clip that the
+    quantization of its output repeats."""
+
+    activations: str = "int8"
+    int32_bias: bool = True
+    absorb: bool = True
+    min_opset: int = MIN_OPSET
+
+    @staticmethod
+    def of(rules: Rules) -> Style:
+        opset = MIN_OPSET_FLOAT16 if rules.float16_scales else MIN_OPSET
+        return Style(rules.codes, rules.int32_bias, bool(rules.absorbed), opset)
+
+
+def annotated(model: ir.Model) -> bool:
+    """Whether any weighted node has a quantized input and weight."""
+    return any(integer_operands(node) is not None for node in model.graph)
+
+
+def integer_operands(node: ir.Node) -> tuple[QuantParams, QuantParams] | None:
+    """Params of input and weight of a weighted node, None unless both are quantized."""
+    if node.op_type not in WEIGHTED:
+        return None
+    activation, found = quant(node.inputs[0]), quant(weight(node))
+    return None if activation is None or found is None else (activation, found)
+
+
+def lowered(model: ir.Model, rules: Rules, target: str) -> ir.Model:
+    """`to_qdq` in the style of `rules`. Raises: UsageError if nothing is annotated, LoweringError."""
+    if not annotated(model):
+        raise UsageError(
+            f"precision int8 for {target}: the network has no quantization parameters, expected some from a "
+            "calibration. Quantize it before lowering"
+        )
+    return to_qdq(model, Style.of(rules))
+
+
+def to_qdq(model: ir.Model, style: Style) -> ir.Model:
+    """A copy with the annotations written out, of the same inputs and outputs, without annotations.
+
+    Raises: LoweringError if the opset cannot be raised to `style.min_opset`.
+    """
+    model = raise_opset(prepared(model), style.min_opset)
+    graph = model.graph
+    for node in list(graph):
+        if style.int32_bias:
+            _bias(graph, node)
+        if style.absorb:
+            _drop_absorbed(graph, node)
+    values = [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+    marked = [(v, params) for v in values if (params := quant(v)) is not None]
+    for value, params in marked:
+        set_quant(value, None)
+        if constant(value) is not None:
+            _store(graph, value, params, style)
+        elif value.uses() or value.is_graph_output():
+            pair(graph, value, params, style)
+    clean(model)
+    return model
+
+
+def raise_opset(model: ir.Model, least: int) -> ir.Model:
+    """`model` at opset `least` or above, annotations kept. Raises: LoweringError."""
+    have = model.graph.opset_imports.get("", 0)
+    if have >= least:
+        return model
+    before = [
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(v for n in model.graph for v in n.outputs),
+    ]
+    marks = {v.name: params for v in before if (params := quant(v)) is not None}
+    from onnx import version_converter
+
+    try:
+        raised = ir.from_proto(version_converter.convert_version(ir.to_proto(model), least))
+    except Exception as error:  # noqa: BLE001 - the C++ converter raises several kinds
+        raise LoweringError(
+            f"network: opset {have} cannot be raised to {least}, which int8 needs: {' '.join(str(error).split())[:200]}. "
+            f"Export it with opset_version={least}"
+        ) from None
+    graph = raised.graph
+    for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+        if value.name in marks:
+            set_quant(value, marks[value.name])
+    return prepared(raised)
+
+
+def pair(graph: ir.Graph, value: ir.Value, params: QuantParams, style: Style) -> ir.Value:
+    """Put Q -> DQ behind `value`: whatever read it, graph outputs included, reads the rounded one."""
+    offset = 128 if style.activations == "uint8" else 0
+    scale = new_weight(graph, f"{value.name}.scale", np.asarray(params.scale[0], np.float32))
+    zero = new_weight(
+        graph, f"{value.name}.zero", np.asarray(params.zero_point[0] + offset, style.activations)
+    )
+    q = ir.node("QuantizeLinear", [value, scale, zero])
+    dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero])
+    result = dq.outputs[0]
+    kind = ir.DataType.UINT8 if offset else ir.DataType.INT8
+    q.outputs[0].name = f"{value.name}.codes"
+    q.outputs[0].shape, q.outputs[0].type = value.shape, ir.TensorType(kind)
+    result.shape, result.type = value.shape, value.type
+    name = str(value.name)
+    readers = [(user, index) for user, index in value.uses() if user is not q]
+    for user, index in readers:
+        user.replace_input_with(index, result)
+    outputs = [i for i, v in enumerate(graph.outputs) if v is value]
+    result.name = f"{name}.real"
+    if outputs:
+        value.name, result.name = f"{name}.exact", name
+        for i in outputs:
+            graph.outputs[i] = result
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [q, dq])
+    else:
+        graph.insert_after(producer, [q, dq])
+    return result
+
+
+def _store(graph: ir.Graph, value: ir.Value, params: QuantParams, style: Style) -> None:
+    """An initialiser as codes behind a DequantizeLinear."""
+    numbers = constant(value)
+    assert numbers is not None
+    if params.axis is None:  # an operand of Add or Mul, in the style of activations
+        offset = 128 if style.activations == "uint8" else 0
+        low, high = -128 + offset, 127 + offset
+        found = np.rint(numbers / np.float32(params.scale[0])) + params.zero_point[0] + offset
+        stored = np.clip(found, low, high).astype(style.activations)
+        scale: np.ndarray = np.asarray(params.scale[0], np.float32)
+        zero = np.asarray(params.zero_point[0] + offset, style.activations)
+        _dequantize(graph, value, stored, scale, zero, None)
+    else:
+        scale = np.asarray(params.scale, np.float32)
+        _dequantize(graph, value, codes(numbers, params), scale, np.zeros(scale.shape, np.int8), params.axis)
+
+
+def _bias(graph: ir.Graph, node: ir.Node) -> None:
+    operands, value = integer_operands(node), bias(node)
+    if operands is None or value is None:
+        return
+    scale = bias_scale(*operands)
+    numbers = constant(value)
+    assert numbers is not None
+    if numbers.size != scale.size:
+        return
+    own = new_weight(graph, f"{value.name}.of.{node.outputs[0].name}", numbers.reshape(-1))
+    node.replace_input_with(2, own)
+    _dequantize(graph, own, bias_codes(numbers, scale), scale, None, 0)
+
+
+def _dequantize(
+    graph: ir.Graph,
+    value: ir.Value,
+    stored: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None,
+    axis: int | None,
+) -> None:
+    """All that read the initialiser `value` read DequantizeLinear(stored) instead."""
+    name = str(value.name)
+    inputs = [new_weight(graph, f"{name}.codes", stored), new_weight(graph, f"{name}.scale", scale)]
+    if zero is not None:
+        inputs.append(new_weight(graph, f"{name}.zero", zero))
+    node = ir.node("DequantizeLinear", inputs, {} if axis is None else {"axis": axis})
+    result = node.outputs[0]
+    result.name, result.shape, result.type = f"{name}.real", value.shape, value.type
+    for user, index in list(value.uses()):
+        user.replace_input_with(index, result)
+    graph.insert_before(graph[0], node)
+
+
+def _drop_absorbed(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a Relu or Clip whose bounds are beyond the ends of the codes of its output."""
+    params = quant(node.outputs[0]) if node.op_type in ("Relu", "Clip") else None
+    source = node.inputs[0]
+    if params is None or source is None or quant(source) is not None or source.producer() is None:
+        return
+    if len(source.uses()) != 1 or source.is_graph_output():
+        return
+    bounds: list[float | None] = [0.0, None]
+    if node.op_type == "Clip":
+        bounds = [scalar(v) for v in (*node.inputs[1:3], None, None)[:2]]
+    for bound, end in zip(bounds, (-128, 127), strict=True):
+        code = (
+            None
+            if bound is None
+            else np.clip(np.rint(bound / params.scale[0]) + params.zero_point[0], -128, 127)
+        )
+        if code is not None and code != end:
+            return
+    output = node.outputs[0]
+    set_quant(source, params)
+    if output.is_graph_output():
+        name, shape, kind = str(output.name), output.shape, output.type
+        output.name, source.name = f"{name}.absorbed", name
+        source.shape, source.type = shape, kind
+    output.replace_all_uses_with(source, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
