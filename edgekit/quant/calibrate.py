@@ -13,7 +13,7 @@ import itertools
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def calibrate(
     progress: Progress | None = None,
     cache_key: str | None = None,
     stage_bytes: int = STAGE_BYTES,
+    only: Collection[str] | None = None,
 ) -> Stats:
     """Statistics of every float32 value that a node of `model` computes, and of its float32 inputs.
 
@@ -54,19 +55,20 @@ def calibrate(
     cache_key: digest of what `feeds` yields. With it the result is kept, by that key, the network
         and the code here, and an interrupted run goes on where it stopped.
     stage_bytes: results held at a time; changes memory and speed, never a statistic.
+    only: look at these values alone, None for all.
 
     Raises: CalibrationError without pictures, for one that does not fit the network's inputs or for
     a value that is not finite; ModelError when ONNX Runtime refuses the network.
     """
     model = model.clone()
     infer(model)
-    names = measured(model)
+    names = [name for name in measured(model) if only is None or name in only]
     if not names:
         raise ModelError("model: nothing to calibrate, expected at least one float32 value. Check the export")
     store = None
     if cache_key is not None:
         content = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-        key = cache.digest(hashlib.sha256(content).hexdigest(), cache_key, _code(), _tools())
+        key = cache.digest(hashlib.sha256(content).hexdigest(), names, cache_key, _code(), _tools())
         store = _Store(key, tuple(names))
         finished = store.load("")
         if finished is not None:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.graph import constant, integer, new_weight, only_user, shape
+from edgekit.quant.placement import prepared
 from edgekit.quant.ranges import channel_ranges
 from edgekit.quant.stats import Stats, TensorStats
 
@@ -50,6 +51,7 @@ class Candidate:
 def candidates(model: ir.Model, stats: Stats) -> list[Candidate]:
     """Every tensor of `model` that can be equalized, the largest gain first; `model` is not changed."""
     found = []
+    model = prepared(model)
     for node in model.graph:
         if node.op_type != "Conv" or constant(node.inputs[1]) is None:
             continue
@@ -92,7 +94,7 @@ def equalize(model: ir.Model, chosen: Sequence[Candidate], stats: Stats) -> tupl
     Returns: the model, and value name -> "gate" or "scaled" of every value that now holds other numbers, for
     which statistics have to be gathered again; "gate" is the input of a Sigmoid, useful within +-GATE only.
     """
-    model = model.clone()
+    model = prepared(model)
     by_name = {str(o.name): o for node in model.graph for o in node.outputs}
     changed: dict[str, str] = {}
     for candidate in chosen:
