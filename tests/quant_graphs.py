@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.backends.onnxruntime.engine import DISABLED
+from edgekit.quant.annotate import quant
 from edgekit.quant.calibrate import calibrate
+from edgekit.quant.placement import Choices, place
+from edgekit.quant.rules import Rules
+from edgekit.quant.stats import Stats
+from edgekit.spec import QuantParams
 from tests.tensorrt_graphs import graph
 
-Stats = Mapping[str, object]
 SHAPE = (1, 16, 8, 8)
 
 BETWEEN: dict[str, str] = {
@@ -68,7 +76,9 @@ def network(body: str, seed: int = 0, outputs: Mapping[str, tuple[int, ...]] | N
         weights[f"w{i}"] = (rng.standard_normal((16, 16, 3, 3)) * spread / 12).astype(np.float32)
         weights[f"d{i}"] = (rng.standard_normal((16, 1, 3, 3)) / 3).astype(np.float32)
         weights[f"b{i}"] = rng.standard_normal(16).astype(np.float32)
-    used = {word.strip(" )\n") for line in body.splitlines() for word in line[line.rindex("(") + 1 :].split(",")}
+    used = {
+        word.strip(" )\n") for line in body.splitlines() for word in line[line.rindex("(") + 1 :].split(",")
+    }
     kept = {n: a for n, a in weights.items() if n in used}
     made = graph(body, {"x": SHAPE}, dict(outputs or {"y": SHAPE}), kept, opset=19)
     for value in made.graph.output:
@@ -79,14 +89,11 @@ def network(body: str, seed: int = 0, outputs: Mapping[str, tuple[int, ...]] | N
 
 
 def between(name: str, seed: int = 0) -> ir.Model:
-    """conv -> the operator -> conv (of eight channels after Slice) -> y."""
+    """conv -> the operator -> conv -> y."""
     last = "y = Conv <pads=[1,1,1,1]> (b, w2, b2)"
-    if name == "Slice":
+    if name == "Slice":  # which leaves half of the channels
         last = "n = Concat <axis=1> (b, b) \n y = Conv <pads=[1,1,1,1]> (n, w2, b2)"
-        body = BETWEEN[name]
-    else:
-        body = BETWEEN[name]
-    return network(f"a = Conv <pads=[1,1,1,1]> (x, w3, b3) \n {body} \n {last}", seed)
+    return network(f"a = Conv <pads=[1,1,1,1]> (x, w3, b3) \n {BETWEEN[name]} \n {last}", seed)
 
 
 def pictures(count: int = 3, seed: int = 1) -> list[dict[str, np.ndarray]]:
@@ -96,3 +103,45 @@ def pictures(count: int = 3, seed: int = 1) -> list[dict[str, np.ndarray]]:
 
 def statistics(model: ir.Model) -> Stats:
     return calibrate(model, pictures())
+
+
+def annotated(model: ir.Model, rules: Rules, **choices: Any) -> ir.Model:
+    """Calibrated on `pictures` and placed; min-max ranges unless `choices` say otherwise."""
+    return place(model, statistics(model), rules, Choices(**{"scheme": "minmax", **choices}))
+
+
+def produced(model: ir.Model, output: str) -> ir.Node:
+    """The node that writes the value `output`."""
+    return next(n for n in model.graph if any(v.name == output for v in n.outputs))
+
+
+def params(model: ir.Model) -> dict[str, QuantParams]:
+    """Params by value name."""
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [v for n in model.graph for v in n.outputs]
+    return {str(v.name): q for v in values if (q := quant(v)) is not None}
+
+
+def session(data: bytes, *, arm: bool = False, workdir: Path | None = None) -> Any:
+    """ONNX Runtime as the engine opens it; `arm`: with the integer kernels that it takes on ARM."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if arm:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if workdir is not None:
+        options.optimized_model_filepath = str(workdir / "optimised.onnx")
+    return onnxruntime.InferenceSession(
+        data, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED
+    )
+
+
+def executed(data: bytes, workdir: Path, *, arm: bool = False) -> Counter[str]:
+    """Operators of the network as ONNX Runtime will run it, layout changes aside."""
+    import onnx
+
+    session(data, arm=arm, workdir=workdir)
+    found = Counter(n.op_type for n in onnx.load(str(workdir / "optimised.onnx")).graph.node)
+    del found["Transpose"]
+    return found

@@ -63,9 +63,15 @@ def _missing(node: ir.Node, activation: ir.Node | None, rules: Rules) -> str:
     bare = [str(v.name) for v in sources if quant(v) is None]
     if node.op_type in WEIGHTED and quant(weight(node)) is None:
         return "the plan leaves it in float: its weight is not quantized"
+    outputs = [v for v in (activation or node).outputs if v.uses() or v.is_graph_output()]
+    if (
+        node.op_type not in WEIGHTED
+        and not any(quant(v) for v in outputs)
+        and not any(v.uses() for v in outputs)
+    ):
+        return "nothing behind it computes in integers"
     if bare:
         return f"its input {bare[0]} is not quantized"
-    outputs = [v for v in (activation or node).outputs if v.uses() or v.is_graph_output()]
     if rules.outputs or node.op_type not in WEIGHTED:
         bare = [str(v.name) for v in outputs if quant(v) is None]
         if bare:

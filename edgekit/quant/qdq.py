@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import LoweringError, UsageError
-from edgekit.passes.graph import clean, constant, new_weight, scalar
+from edgekit.passes.graph import clean, constant, new_weight, only_user, scalar
 from edgekit.quant.annotate import quant, set_quant
 from edgekit.quant.placement import prepared
 from edgekit.quant.rules import WEIGHTED, Rules, bias, weight
@@ -35,11 +35,13 @@ class Style:
     int32_bias: bool = True
     absorb: bool = True
     min_opset: int = MIN_OPSET
+    pad_codes: bool = True
+    """Pad between equal scales works on the codes themselves (ONNX Runtime fuses no Q/DQ around it)."""
 
     @staticmethod
     def of(rules: Rules) -> Style:
         opset = MIN_OPSET_FLOAT16 if rules.float16_scales else MIN_OPSET
-        return Style(rules.codes, rules.int32_bias, bool(rules.absorbed), opset)
+        return Style(rules.codes, rules.int32_bias, bool(rules.absorbed), opset, "Pad" in rules.copies)
 
 
 def annotated(model: ir.Model) -> bool:
@@ -79,12 +81,15 @@ def to_qdq(model: ir.Model, style: Style) -> ir.Model:
             _drop_absorbed(graph, node)
     values = [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
     marked = [(v, params) for v in values if (params := quant(v)) is not None]
+    pads = [n for n in graph if n.op_type == "Pad" and quant(n.inputs[0]) == quant(n.outputs[0]) is not None]
     for value, params in marked:
         set_quant(value, None)
         if constant(value) is not None:
             _store(graph, value, params, style)
         elif value.uses() or value.is_graph_output():
             pair(graph, value, params, style)
+    for node in pads if style.pad_codes else ():
+        _pad_codes(graph, node)
     clean(model)
     return model
 
@@ -146,6 +151,33 @@ def pair(graph: ir.Graph, value: ir.Value, params: QuantParams, style: Style) ->
     else:
         graph.insert_after(producer, [q, dq])
     return result
+
+
+def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:
+    """DQ -> Pad -> Q becomes Pad, its fill value a code."""
+    before, after = (
+        node.inputs[0].producer() if node.inputs[0] is not None else None,
+        only_user(node.outputs[0]),
+    )
+    assert before is not None and after is not None
+    codes_in, scale, zero = before.inputs
+    codes_out = after.outputs[0]
+    assert codes_in is not None and constant(scale) is not None and constant(zero) is not None
+    fill = scalar(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else 0.0
+    if fill is None:
+        return
+    at = constant(zero)
+    assert at is not None
+    limits = np.iinfo(at.dtype)
+    code = np.clip(np.rint(fill / float(scalar(scale) or 1.0)) + int(at), limits.min, limits.max)
+    value = new_weight(graph, f"{codes_out.name}.fill", np.asarray(code, at.dtype))
+    inputs = [codes_in, node.inputs[1], value, *node.inputs[3:]]
+    made = ir.node("Pad", inputs, node.attributes)
+    made.outputs[0].shape, made.outputs[0].type = codes_out.shape, codes_out.type
+    made.outputs[0].name, codes_out.name = str(codes_out.name), f"{codes_out.name}.old"
+    graph.insert_after(after, made)
+    codes_out.replace_all_uses_with(made.outputs[0])
+    graph.remove([after, node], safe=True)
 
 
 def _store(graph: ir.Graph, value: ir.Value, params: QuantParams, style: Style) -> None:

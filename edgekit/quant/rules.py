@@ -84,8 +84,10 @@ def rules_for(backend: str, target: Target) -> Rules:
     full = Rules(
         name="",
         weighted=frozenset({"Conv", "Gemm", "MatMul"}),
-        pointwise=frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}),
-        copies=frozenset(COPIES) - {"DepthToSpace", "SpaceToDepth", "Pad"},
+        pointwise=frozenset(
+            {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Softmax"}
+        ),
+        copies=frozenset(COPIES) - {"DepthToSpace", "SpaceToDepth"},
         rescales=frozenset({"Concat"}),
         absorbed=frozenset({"Relu", "Clip"}),
     )
@@ -108,7 +110,7 @@ def rules_for(backend: str, target: Target) -> Rules:
             ),
             rescales=frozenset(),
             interpolates=True,
-            copies=full.copies | {"AveragePool", "Pad", "DepthToSpace", "SpaceToDepth"},
+            copies=full.copies | {"AveragePool", "DepthToSpace", "SpaceToDepth"},
             fixed={"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0), "Softmax": (1 / 256, -128)},
         )
     known = ("litert", "onnxruntime", "openvino", "tensorrt")
@@ -153,7 +155,7 @@ def refusal(node: ir.Node, rules: Rules) -> str:
     if node.domain not in ("", "ai.onnx") or op not in (
         rules.weighted | rules.pointwise | rules.copies | rules.absorbed
     ):
-        return f"{rules.name} has no integer kernel for {op}"
+        return f"{op} runs in float on {rules.name}"
     if any(not _is_float(v) for v in (*data_inputs(node), node.outputs[0])):
         return "it computes no float tensor"
     if op in WEIGHTED:
@@ -173,7 +175,7 @@ def refusal(node: ir.Node, rules: Rules) -> str:
     if op == "MaxPool" and len([v for v in node.outputs if v.uses()]) > 1:
         return "its Indices output is used"
     if op == "Resize" and _mode(node) != "nearest" and not (rules.interpolates and _mode(node) == "linear"):
-        return f"{rules.name} has no integer kernel for {_mode(node)} interpolation"
+        return f"{_mode(node)} interpolation runs in float on {rules.name}"
     if op in ("AveragePool", "MaxPool") and len(shape(node.inputs[0]) or ()) != 4:
         return f"{rules.name} pools in integers only over pictures"
     return ""
