@@ -21,14 +21,18 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.graph import constant, integer, new_weight, only_user, shape
+from edgekit.quant.annotate import set_quant
 from edgekit.quant.placement import prepared
 from edgekit.quant.ranges import channel_ranges
 from edgekit.quant.stats import Stats, TensorStats
+from edgekit.spec import DType, QuantParams
 
 PAPER = "Nagel et al. 2019 (DFQ), section 4.1, extended to SiLU"
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
 STEPS = 127
 """A factor is a whole number of units up to this: an exact int8 constant."""
+SHAPES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+"""Candidate ratios of a range's low side to its high side."""
 GATE = 8.0
 """Beyond it a Sigmoid is within 0.0004 of 0 or 1: its input needs no wider range."""
 
@@ -79,13 +83,28 @@ def imbalance(stats: TensorStats) -> float:
     return float(span.max() / np.median(span))
 
 
-def factors(stats: TensorStats) -> np.ndarray:
-    """float32[C]: what each channel is divided by, proportional to its largest magnitude, in whole units."""
-    low, high = channel_ranges(stats)
-    reach = np.maximum(np.maximum(high, -low), 1e-12)
-    units = np.clip(np.round(reach / reach.max() * STEPS), 1, STEPS)
-    # the middle of the factors is 1: weights and biases around it keep their size
-    return np.asarray(units / np.median(units), np.float32)
+def factors(before: TensorStats, behind: TensorStats, gated: bool) -> np.ndarray:
+    """float32[C]: what each channel is divided by, in whole units of a power of two.
+
+    before, behind: statistics of what the convolution writes and of what stands behind its activation. One range
+    [-l, h] must hold every divided channel; of some shapes l / h, the one is taken that comes nearest to a range
+    of its own for each channel, in the mean of the squared ratios of their scales.
+    """
+    low, high = channel_ranges(before if gated else behind)
+    # of a gated SiLU's input nothing below -GATE matters
+    low = np.maximum(np.minimum(-low, GATE) if gated else -low, 1e-12)
+    high = np.maximum(high, 1e-12)
+    best: tuple[float, np.ndarray] | None = None
+    for ratio in SHAPES:
+        reach = np.maximum(low / ratio, high)
+        units = np.clip(np.ceil(reach / reach.max() * STEPS - 1e-6), 1, STEPS)
+        coarse = units / units.max() * reach.max() * (1 + ratio) / (low + high)
+        cost = float(np.mean(coarse**2))
+        if best is None or cost < best[0]:
+            best = cost, units
+    assert best is not None
+    # powers of two keep factors exact; their middle is about 1, so that weights keep their size
+    return np.asarray(best[1] * 2.0 ** -np.round(np.log2(np.median(best[1]))), np.float32)
 
 
 def equalize(model: ir.Model, chosen: Sequence[Candidate], stats: Stats) -> tuple[ir.Model, dict[str, str]]:
@@ -99,7 +118,7 @@ def equalize(model: ir.Model, chosen: Sequence[Candidate], stats: Stats) -> tupl
     changed: dict[str, str] = {}
     for candidate in chosen:
         conv, value = by_name[candidate.conv], by_name[candidate.value]
-        scale = factors(stats[candidate.value])
+        scale = factors(stats[candidate.conv], stats[candidate.value], candidate.gate is not None)
         touched = _absorb(value, scale, apply=True)
         assert touched, "a candidate can be absorbed"
         producer = conv.producer()
@@ -112,6 +131,7 @@ def equalize(model: ir.Model, chosen: Sequence[Candidate], stats: Stats) -> tupl
             sigmoid = by_name[candidate.gate].producer()
             assert sigmoid is not None
             factor = new_weight(model.graph, f"{candidate.conv}_factor", scale.reshape(1, -1, 1, 1))
+            set_quant(factor, QuantParams(DType.int8, (float(scale.max()) / STEPS,), (0,)))
             gate = ir.node("Mul", [conv, factor], name=f"{candidate.conv}_gate")
             gate.outputs[0].name = f"{candidate.conv}_gate"
             gate.outputs[0].shape, gate.outputs[0].type = conv.shape, conv.type
@@ -190,6 +210,16 @@ def _replace(node: ir.Node, index: int, numbers: np.ndarray) -> None:
     if not old.uses() and not old.is_graph_output():
         name = str(old.name)
         del graph.initializers[name]
+
+
+def gated_range(stats: TensorStats, scale: np.ndarray, scaled: TensorStats) -> tuple[float, float]:
+    """(low, high) for what a convolution in front of a gated SiLU writes, divided by `scale`.
+
+    stats: before, scaled: after the division. Below -GATE the SiLU of a channel is nothing, so each channel
+    needs no more than that on its low side.
+    """
+    reach = np.minimum(np.maximum(-stats.channel_low, 0), GATE) / scale
+    return -float(reach.max()), float(np.maximum(scaled.channel_high, 0).max())
 
 
 def factors_of(model: ir.Model) -> Mapping[str, np.ndarray]:

@@ -259,6 +259,8 @@ def _annotate(plan: _Plan, stats: Mapping[str, TensorStats], rules: Rules, choic
 
 
 def _fixed(group: list[ir.Value], rules: Rules) -> QuantParams | None:
+    if len(group) == 1 and constant(group[0]) is not None:  # whoever made the constant knows its codes
+        return quant(group[0])
     producer = group[0].producer()
     if producer is None or producer.op_type not in rules.fixed:
         return None
