@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,12 @@ class Emitter:
         self._pending: list[tuple[int, ir.Value, Order]] = []
         self.row_order: dict[ir.Value, np.ndarray] = {}
         """Flattened values whose elements lie in another order than the graph's (see shapes.reshape)."""
+        self.chosen: dict[ir.Value, tuple[ir.Value, int, int]] = {}
+        """Values that are every n-th channel of another, left to the one convolution that reads them:
+        (whole, first channel, n)."""
+        self.in_pairs: dict[ir.Value, int] = {}
+        """Pictures whose tensor has two columns as one (see products.pairs_columns)."""
+        self._apart: dict[tuple[ir.Value, int, QuantParams | None], int] = {}
         self._wide: dict[int, int] = {}
         self._count = 0
 
@@ -143,6 +150,19 @@ class Emitter:
                 "TRANSPOSE", [source, self.ints(perm)], [target], "TransposeOptions", version=_version(params)
             )
         return target
+
+    def apart(self, value: ir.Value, step: int, params: QuantParams | None) -> int:
+        """A picture's channels dealt out to `step` pictures, as a tensor [step, n * h * w * c / step]."""
+        key = (value, step, params)
+        if key not in self._apart:
+            source = self.read(value, layout.NHWC, params)
+            rest = math.prod(full_shape(value)) // step
+            flat, dealt = self.temp((rest, step), params), self.temp((step, rest), params)
+            self.reshape(source, flat, (rest, step))
+            perm = self.ints((1, 0))
+            self.op("TRANSPOSE", [flat, perm], [dealt], "TransposeOptions", version=_version(params))
+            self._apart[key] = dealt
+        return self._apart[key]
 
     # --- pieces that operators are made of ----------------------------------------------------
 

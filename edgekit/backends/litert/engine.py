@@ -8,6 +8,7 @@ never reallocates, since nothing here changes a shape.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from edgekit.backends.base import LoadOptions
 from edgekit.errors import BundleError, MissingExtraError, StreamError
 from edgekit.manifest import Variant
 from edgekit.spec import DType, TensorSpec
+
+Port = tuple[str, list[int], list[int]]
+"""Name, axis order and shape of an input or output (see lower.lower)."""
 
 
 def load(data: memoryview, variant: Variant, options: LoadOptions) -> LiteExecutable:
@@ -90,12 +94,12 @@ class LiteExecutable:
                 f"payload {self._variant.name}: has {len(details)} {side}, expected {len(orders)}. Build the bundle again"
             )
         specs = []
-        for (name, order), detail in zip(orders, details, strict=True):
-            stored = [int(d) for d in detail["shape"]]
-            if sorted(order) != list(range(len(stored))):
+        for (name, order, stored), detail in zip(orders, details, strict=True):
+            size = math.prod(int(d) for d in detail["shape"])
+            if sorted(order) != list(range(len(stored))) or math.prod(stored) != size or min(stored, default=1) < 1:
                 raise BundleError(
-                    f"payload {self._variant.name}: tensor {name}: order {order} does not fit {stored}. "
-                    "Build the bundle again"
+                    f"payload {self._variant.name}: tensor {name}: order {order} of {stored} does not fit "
+                    f"{[int(d) for d in detail['shape']]}. Build the bundle again"
                 )
             shape = tuple(stored[order.index(axis)] for axis in range(len(stored)))
             specs.append(TensorSpec(name, DType(np.dtype(detail["dtype"]).name), shape))
@@ -126,8 +130,8 @@ class LiteBinding:
     def __init__(
         self,
         interpreter: Any,
-        inputs: Sequence[tuple[str, Sequence[int]]],
-        outputs: Sequence[tuple[str, Sequence[int]]],
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
     ) -> None:
         self._interpreter: Any = interpreter
         self.inputs = _views(interpreter, interpreter.get_input_details(), inputs)
@@ -153,26 +157,26 @@ def _closed() -> None:
     raise RuntimeError("the session is closed")
 
 
-def _orders(variant: Variant, side: str) -> list[tuple[str, list[int]]]:
-    """Names and axis orders, from the variant's options. Raises: BundleError."""
+def _orders(variant: Variant, side: str) -> list[Port]:
+    """How to read the file's tensors, from the variant's options. Raises: BundleError."""
     entries = variant.options.get(side)
+
+    def numbers(value: Any) -> bool:
+        return isinstance(value, list) and all(type(v) is int for v in value)
+
     ok = isinstance(entries, list) and all(
-        isinstance(e, list)
-        and len(e) == 2
-        and isinstance(e[0], str)
-        and isinstance(e[1], list)
-        and all(type(axis) is int for axis in e[1])
+        isinstance(e, list) and len(e) == 3 and isinstance(e[0], str) and numbers(e[1]) and numbers(e[2])
         for e in entries
     )
     if not ok or not isinstance(entries, list):
         raise BundleError(
-            f"payload {variant.name}: option {side!r} is no list of [name, axis order]. Build the bundle again"
+            f"payload {variant.name}: option {side!r} is no list of [name, order, shape]. Build the bundle again"
         )
-    return [(name, order) for name, order in entries]
+    return [(name, order, shape) for name, order, shape in entries]
 
 
 def _views(
-    interpreter: Any, details: Sequence[Mapping[str, Any]], orders: Sequence[tuple[str, Sequence[int]]]
+    interpreter: Any, details: Sequence[Mapping[str, Any]], ports: Sequence[Port]
 ) -> dict[str, np.ndarray]:
     """The tensors' memory by name, [1, C, H, W] where the graph has it so.
 
@@ -180,12 +184,12 @@ def _views(
     nothing makes it, so the views are made from the address. Each keeps the interpreter alive.
     """
     views = {}
-    for (name, order), detail in zip(orders, details, strict=True):
+    for (name, order, shape), detail in zip(ports, details, strict=True):
         stored = interpreter.tensor(detail["index"])()
         memory = (ctypes.c_char * stored.nbytes).from_address(stored.ctypes.data)
         memory.owner = interpreter  # type: ignore[attr-defined]
-        array = np.frombuffer(memory, stored.dtype).reshape(stored.shape)
-        views[name] = array.transpose([list(order).index(axis) for axis in range(len(order))])
+        array = np.frombuffer(memory, stored.dtype).reshape(shape)
+        views[name] = array.transpose([order.index(axis) for axis in range(len(order))])
     return views
 
 

@@ -10,6 +10,7 @@ the graph's annotations say (quant/annotate.py, plan.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ payload reads and writes as codes (states that go round, mostly). All others are
 
 
 def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...]:
-    """One `.tflite` payload. Its `options` are the orders of stored tensors: {"inputs": [[name, order], ...],
-    "outputs": ...}, in the order of the file; axis i of the stored tensor is axis order[i] of the graph's.
+    """One `.tflite` payload. Its `options` say how to read the file's inputs and outputs: {"inputs": [[name,
+    order, shape], ...], "outputs": ...}, in the order of the file. Read as an array of `shape`, axis i of it
+    is axis order[i] of the graph's tensor.
 
     Raises: UsageError for an unknown precision; LoweringError with every operator that cannot be written.
     """
@@ -58,7 +60,7 @@ def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...
     inputs = [_input(e, value, integer_io) for value in model.graph.inputs]
     _write(e, plan)
     outputs = [_output(e, value, integer_io) for value in model.graph.outputs]
-    data = e.writer.finish([i for i, _ in inputs], [i for i, _ in outputs])
+    data = e.writer.finish([i for i, *_ in inputs], [i for i, *_ in outputs])
     return (
         Payload(
             "litert",
@@ -67,12 +69,13 @@ def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...
             data,
             tuple(_spec(v, v.name in integer_io) for v in model.graph.inputs),
             tuple(_spec(v, v.name in integer_io) for v in model.graph.outputs),
-            {
-                "inputs": [[v.name, list(o)] for v, (_, o) in zip(model.graph.inputs, inputs, strict=True)],
-                "outputs": [[v.name, list(o)] for v, (_, o) in zip(model.graph.outputs, outputs, strict=True)],
-            },
+            {"inputs": _ports(model.graph.inputs, inputs), "outputs": _ports(model.graph.outputs, outputs)},
         ),
     )
+
+
+def _ports(values: Sequence[ir.Value], ports: Sequence[Port]) -> list[list[Any]]:
+    return [[v.name, list(order), list(shape)] for v, (_, order, shape) in zip(values, ports, strict=True)]
 
 
 def operators(model: ir.Model, precision: str) -> dict[str, Any]:
@@ -105,22 +108,38 @@ def _write(e: Emitter, plan: Plan) -> None:
         )
 
 
-def _input(e: Emitter, value: ir.Value, integer_io: set[str]) -> tuple[int, Order]:
+Port = tuple[int, Order, tuple[int, ...]]
+"""A tensor at the border: its number, order, and the shape to read its memory by before that order applies."""
+
+
+def _input(e: Emitter, value: ir.Value, integer_io: set[str]) -> Port:
     order = layout.picture(len(full_shape(value)))
+    shape = layout.stored(full_shape(value), order)
     params = e.plan.params.get(value) or (quant(value) if value.name in integer_io else None)
+    readers = e.plan.readers.get(value, [])
+    if params is not None and len(readers) == 1 and products.pairs_columns(readers[0]):
+        pairs = products.paired(shape)
+        if value.name in integer_io:
+            index = e.in_pairs[value] = e.writer.tensor(str(value.name), pairs, np.int8, params)
+        else:
+            index = e.writer.tensor(str(value.name), pairs, np.float32)
+            e.in_pairs[value] = e.temp(pairs, params)
+            e.quantize(index, e.in_pairs[value], 1)
+        return index, order, shape
     if params is None or value.name in integer_io:
-        return e.declare(value, order, params), order
-    index = e.writer.tensor(str(value.name), layout.stored(full_shape(value), order), np.float32)
+        return e.declare(value, order, params), order, shape
+    index = e.writer.tensor(str(value.name), shape, np.float32)
     e.quantize(index, e.declare(value, order, params), 1)
-    return index, order
+    return index, order, shape
 
 
-def _output(e: Emitter, value: ir.Value, integer_io: set[str]) -> tuple[int, Order]:
+def _output(e: Emitter, value: ir.Value, integer_io: set[str]) -> Port:
     data = constant(value)
     if data is not None:
-        return e.writer.constant(data, str(value.name)), layout.plain(data.ndim)
+        return e.writer.constant(data, str(value.name)), layout.plain(data.ndim), data.shape
+    order = e.order[value]
     params = quant(value) if value.name in integer_io else None
-    return e.read(value, e.order[value], params), e.order[value]
+    return e.read(value, order, params), order, layout.stored(full_shape(value), order)
 
 
 def _spec(value: ir.Value, integer: bool) -> TensorSpec:

@@ -88,20 +88,40 @@ def pad_picture(
     return target
 
 
-def windowed(
-    e: Emitter, unit: Unit, kernel: Sequence[int]
-) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    """The unit's picture, padded if no mode does it: (tensor, padding mode, strides, dilations)."""
+MAX_PAIRED = 4
+
+
+def pairs_columns(unit: Unit) -> bool:
+    """A first layer in integers: few channels, and windows that step by two columns.
+
+    Kernels take channels in fours or eights, so that three cost as much as four or eight. Two columns
+    are read as one of twice the channels, which is the same memory by another shape, and the filter
+    gets zeros where its windows begin or end within such a pair.
+    """
+    if unit.op != "Conv" or not unit.integer or integer(unit.node, "group", 1) != 1:
+        return False
     value = unit.node.inputs[0]
     assert value is not None
-    strides, dilations, pads = window(unit.node, kernel)
-    params = e.params(unit, value)
-    source = e.read(value, NHWC, params)
-    shape = stored(full_shape(value), NHWC)
-    mode = padding(shape[1:3], kernel, strides, dilations, pads)
-    if mode is None:
-        source, mode = pad_picture(e, source, shape, pads, params), VALID
-    return source, mode, strides, dilations
+    shape = full_shape(value)
+    step, dilation = ints(unit.node, "strides", (1, 1)), ints(unit.node, "dilations", (1, 1))
+    return len(shape) == 4 and shape[1] <= MAX_PAIRED and shape[3] % 2 == 0 and step[-1] == 2 and dilation[-1] == 1
+
+
+def paired(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """[n, h, w, c] with two columns as one."""
+    n, h, w, c = shape
+    return n, h, w // 2, 2 * c
+
+
+def pair_filter(data: np.ndarray, left: int) -> tuple[np.ndarray, int]:
+    """Filter [out, kh, kw, c] for pairs of columns, and its padding on the left, in pairs."""
+    pairs = math.ceil(left / 2)
+    first = 2 * pairs - left
+    count, kh, kw, c = data.shape
+    width = math.ceil((first + kw) / 2)
+    wide = np.zeros((count, kh, 2 * width, c), data.dtype)
+    wide[:, :, first : first + kw] = data
+    return wide.reshape(count, kh, width, 2 * c), pairs
 
 
 def weights(
@@ -138,6 +158,7 @@ def bias(e: Emitter, unit: Unit, count: int, value: ir.Value | None, scales: np.
     if not unit.integer:
         return e.writer.constant(np.ascontiguousarray(data, np.float32))
     x = unit.data()[0]
+    x = e.chosen[x][0] if x in e.chosen else x
     assert scales is not None
     product = np.float64(e.plan.params[x].scale[0]) * scales.astype(np.float64)
     codes = np.clip(np.rint(data / product), -INT32_MAX, INT32_MAX).astype(np.int32)
@@ -170,10 +191,34 @@ def conv(e: Emitter, unit: Unit) -> None:
     if data.ndim != 4:
         raise Unsupported(f"{data.ndim - 2}-D convolution")
     group = integer(unit.node, "group", 1)
-    count, _, kh, kw = data.shape
+    count = data.shape[0]
+    strides, dilations, pads = window(unit.node, data.shape[2:])
+    if x in e.chosen:  # reads every n-th channel: all are read, with zeros for the others
+        whole, start, step = e.chosen[x]
+        spread = np.zeros((count, full_shape(whole)[1], *data.shape[2:]), data.dtype)
+        spread[:, start::step] = data
+        x, data = whole, spread
+    params = e.params(unit, x)
     channels = full_shape(x)[1]
+    shape = stored(full_shape(x), NHWC)
     scales = annotated_scales(unit, value)
-    source, mode, strides, dilations = windowed(e, unit, (kh, kw))
+    depthwise = group == channels and group > 1
+    arranged = np.transpose(data[:, 0], (1, 2, 0))[None] if depthwise else np.transpose(data, (0, 2, 3, 1))
+    if pairs_columns(unit):
+        arranged, left = pair_filter(arranged, pads[1][0])
+        if x in e.in_pairs:
+            source = e.in_pairs[x]
+        else:
+            source = e.temp(paired(shape), params)
+            e.reshape(e.read(x, NHWC, params), source, paired(shape))
+        shape, strides = paired(shape), (strides[0], 1)
+        reach = full_shape(unit.outputs[0])[3] - 1 + arranged.shape[2]
+        pads = (pads[0], (left, reach - shape[2] - left))
+    else:
+        source = e.read(x, NHWC, params)
+    mode = padding(shape[1:3], arranged.shape[1:3], strides, dilations, pads)
+    if mode is None:
+        source, mode = pad_picture(e, source, shape, pads, params), VALID
     slide = {
         "padding": mode,
         "strideH": strides[0],
@@ -182,18 +227,17 @@ def conv(e: Emitter, unit: Unit) -> None:
         "dilationWFactor": dilations[1],
         "fusedActivationFunction": e.act(unit),
     }
-    if group == channels and group > 1:
+    if depthwise:
         # hybrid depthwise kernels are not in XNNPACK: a dynamic payload keeps these few weights in float
         dynamic, half = e.dynamic, e.half
         e.dynamic, e.half = False, half or dynamic
-        arranged = np.transpose(data[:, 0], (1, 2, 0))[None]
         tensor, scale = weights(e, unit, value, arranged, 3, scales)
         e.dynamic, e.half = dynamic, half
         name, options = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
         slide["depthMultiplier"] = count // channels
         version = 3 if unit.integer else (1 if dilations == (1, 1) else 2)
     else:
-        tensor, scale = weights(e, unit, value, np.transpose(data, (0, 2, 3, 1)), 0, scales)
+        tensor, scale = weights(e, unit, value, arranged, 0, scales)
         name, options = "CONV_2D", "Conv2DOptions"
         version = 3 if unit.integer else (5 if e.dynamic else 1)
         version = max(version, 6) if group > 1 else version

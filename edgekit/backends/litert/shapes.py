@@ -13,7 +13,7 @@ from edgekit.backends.litert.emitter import Emitter, Unsupported
 from edgekit.backends.litert.layout import NHWC, plain, stored
 from edgekit.backends.litert.plan import Unit, full_shape
 from edgekit.passes.graph import constant, integer, ints, scalar
-from edgekit.spec import QuantParams
+from edgekit.spec import DType, QuantParams
 
 MAX_CONCAT = 5
 MAX_SPLIT = 4
@@ -146,6 +146,11 @@ def slice_(e: Emitter, unit: Unit) -> None:
             raise Unsupported("Slice with a negative step")
         begin[axis], end[axis], _ = slice(a, b, s).indices(shape[axis])
         step[axis] = s
+    if order == NHWC and step[0] == step[2] == step[3] == 1 and begin[1] < step[1] and shape[1] % step[1] == 0:
+        whole = begin[2:] == [0, 0] and end[2:] == list(shape[2:]) and end[1] - begin[1] > shape[1] - step[1]
+        if step[1] > 1 and whole:
+            every(e, unit, begin[1], step[1])
+            return
     source = e.read(x, order, e.params(unit, x))
     if all(s == 1 for s in step):
         cut(e, source, stored(begin, order), stored(full_shape(unit.outputs[0]), order), e.out(unit, order), version(unit))  # fmt: skip
@@ -154,6 +159,44 @@ def slice_(e: Emitter, unit: Unit) -> None:
     tensors = [source, *(e.ints(stored(v, order)) for v in (begin, end, step))]
     values = dict.fromkeys(masks, 0)
     e.op("STRIDED_SLICE", tensors, [e.out(unit, order)], "StridedSliceOptions", values, version(unit))
+
+
+def every(e: Emitter, unit: Unit, start: int, step: int) -> None:
+    """Every `step`-th channel from `start`: a channel shuffle. XNNPACK has no strided slices.
+
+    In integers the convolution that reads them takes all channels, with zeros for the others, or where
+    another operator reads them, a convolution with one weight per output copies them exactly. In floats
+    a transpose deals them out.
+    """
+    x, out = first(unit), unit.outputs[0]
+    shape, params = full_shape(x), e.params(unit, x)
+    readers = e.plan.readers.get(out, [])
+    only = readers[0] if len(readers) == 1 and not out.is_graph_output() else None
+    if unit.integer and only is not None and only.integer and only.op == "Conv" and integer(only.node, "group", 1) == 1:
+        e.chosen[out] = (x, start, step)
+        return
+    if not unit.integer:
+        dealt = e.apart(x, step, params)
+        rest = shape[0] * shape[1] * shape[2] * shape[3] // step
+        one = e.temp((1, rest), params)
+        cut(e, dealt, (start, 0), (1, rest), one, version(unit))
+        e.reshape(one, e.out(unit, NHWC), stored(full_shape(out), NHWC))
+        return
+    assert params is not None
+    count = shape[1] // step
+    codes = np.zeros((count, 1, 1, shape[1]), np.int8)
+    codes[np.arange(count), 0, 0, start + step * np.arange(count)] = 127
+    scale = float(np.float32(1 / 127))
+    weight = e.writer.constant(codes, "", QuantParams(DType.int8, (scale,) * count, (0,) * count, 0))
+    product = float(np.float32(params.scale[0] * scale))
+    offset_params = QuantParams(DType.int32, (product,) * count, (0,) * count, 0)
+    offset = e.writer.constant(np.zeros(count, np.int32), "", offset_params)
+    slide = {
+        "padding": 1, "strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1,
+        "fusedActivationFunction": 0,
+    }  # fmt: skip
+    source = e.read(x, NHWC, params)
+    e.op("CONV_2D", [source, weight, offset], [e.out(unit, NHWC)], "Conv2DOptions", slide, 3)
 
 
 def cut(e: Emitter, source: int, begin: Sequence[int], size: Sequence[int], target: int, version: int) -> None:
