@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgekit build app/ --target host --dry-run        the plan of a project\n"
         "  edgekit build m.onnx --target rpi5,jetson-orin --classes names.txt\n"
         "  edgekit build m.onnx --target host --data instances.json --images pictures/\n"
-        "  edgekit build c.onnx --target host --task classify --resize crop:256 --color rgb \\\n"
-        "      --mean 123.675,116.28,103.53 --std 58.395,57.12,57.375 --data val/"
+        "  edgekit build c.onnx --target host --task classify --resize crop:256 \\\n"
+        "      --color rgb --mean 127.5 --std 127.5 --data val/"
     )
     parser.add_argument(
         "model",
