@@ -18,6 +18,7 @@ _HOMES = {
     "load": "edgekit.runtime.engine",
     "open_source": "edgekit.runtime.sources",
     "Bundle": "edgekit.bundle",
+    "Classification": "edgekit.tasks.classify.classification",
     "Detections": "edgekit.tasks.detect.detections",
     "EdgekitError": "edgekit.errors",
     "Engine": "edgekit.runtime.engine",
@@ -27,6 +28,7 @@ _HOMES = {
 
 __all__ = [
     "Bundle",
+    "Classification",
     "Detections",
     "EdgekitError",
     "Engine",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from edgekit.runtime.session import Session
     from edgekit.runtime.sources import open_source
     from edgekit.target import Target
+    from edgekit.tasks.classify.classification import Classification
     from edgekit.tasks.detect.detections import Detections
     from edgekit.toolchain.api import build
 

@@ -1,4 +1,4 @@
-"""Pictures to calibrate on and to judge by: folders, labelled COCO files, synthetic sources, named sets.
+"""Pictures to calibrate on and to judge by: folders, labels, synthetic sources, named sets.
 
 A named set is one file, `calibration/<name>.toml` (docs/projects.md). Whatever is said about
 pictures, in a project or on the command line, becomes a `DataSet` here.
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,10 @@ Purpose = Literal["calibration", "evaluation"]
 
 @dataclass(frozen=True)
 class DataSet:
-    """Pictures to calibrate or to judge on: a folder, a labelled COCO file or a synthetic source.
+    """Pictures to calibrate or to judge on: a folder, labels or a synthetic source.
 
-    Either `images` (a folder, with its labels in `data`, COCO json, when they are known) or
+    Either `images` (a folder, with its labels in `data`, COCO json, when they are known), or `data`
+    alone where that says itself where its pictures are (see `stands_alone`; `images` may help), or
     `source` (a URI; picture i is drawn from seed `seed + i`, i < `count`). For a folder,
     `count` = at most that many pictures. `name`: the named set it came from, if any.
     `sha256`: see `picture_digest`.
@@ -174,7 +176,8 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
         raise UsageError(f"{where}.data: no such file {str(data)!r}")
     if data is None and purpose == "evaluation":
         raise UsageError(
-            f'{where}: pictures without labels, expected data = "instances.json" (COCO) beside images'
+            f'{where}: pictures without labels, expected data = "instances.json" (COCO) beside images, '
+            'or for a classifier data = a folder per class, "labels.csv" or "data.npz"'
         )
     return DataSet(images=images, data=data, count=table.count)
 
@@ -198,6 +201,8 @@ def check_pair(data: Path | None, images: Path | None) -> None:
 def from_option(text: str) -> DataSet:
     """`--calibration FOLDER|SET`. Raises: UsageError."""
     what = f"option --calibration {printable(text, 200)}"
+    if os.path.isfile(text) and stands_alone(text):
+        return resolve(DataTable(data=text), Path(), "calibration", what)
     if os.path.isdir(Path(text)):
         return resolve(DataTable(images=text), Path(), "calibration", what)
     if text in named_sets():
@@ -223,7 +228,9 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
             )
     same_data = a.data is not None and b.data is not None and _same_place(a.data, b.data)
     same_images = a.images is not None and b.images is not None and _same_place(a.images, b.images)
-    if same_data or (same_images and a.data is None):
+    # a folder per class is labels and pictures in one
+    crossed = a.images is not None and a.data is None and b.data is not None and _same_place(a.images, b.data)
+    if (same_data and not _has_parts(b.data)) or (same_images and a.data is None) or crossed:
         raise UsageError(
             f"{where}: calibration and evaluation are the same pictures. Give calibration its own"
         )
@@ -231,12 +238,16 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
 
 def picture_files(data: DataSet) -> list[Path]:
     """The picture files of a set that is not synthetic: those its labels list, else all in its folder, in
-    name order, files in subfolders included (some labelled sets have one per class).
+    name order, files in subfolders included (some labelled sets have one per class). None of arrays.
 
-    Raises: UsageError for labels that are no COCO json.
+    Raises: UsageError for labels that are neither COCO json nor a classifier's.
     """
     from edgekit.picture import SUFFIXES
 
+    if data.data is not None and stands_alone(data.data):
+        from edgekit.tasks.classify.dataset import listed_files
+
+        return [] if data.data.suffix.lower() == ".npz" else listed_files(data.data, data.images)
     if data.images is None:
         return []
     if data.data is None:
@@ -294,6 +305,18 @@ def _check_source(source: str, count: int | None, seed: int) -> None:
         raise ValueError(f"count must be between 1 and {MAX_PICTURES}, got {count}")
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed must be between 0 and {2**31 - 1}, got {seed}")
+
+
+def _has_parts(data: Path | None) -> bool:
+    """An array file with a training part, to calibrate on, and another to judge on."""
+    if data is None or data.suffix.lower() != ".npz":
+        return False
+    try:
+        with zipfile.ZipFile(data) as archive:
+            names = {Path(name).stem for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return False  # its reader says what is wrong
+    return "x_train" in names and bool(names & {"x_test", "x_val"})
 
 
 def _same_place(a: Path, b: Path) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -23,7 +23,7 @@ from edgekit.backends.base import BACKENDS
 from edgekit.dataset import DataSet, DataTable, Purpose, check_disjoint, check_pair, from_option, resolve
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
-from edgekit.schema import SchemaError, from_json, printable
+from edgekit.schema import SchemaError, from_json, printable, to_json
 from edgekit.spec import DType
 from edgekit.target import Target
 from edgekit.tasks.detect.coco import COCO_CLASSES
@@ -33,8 +33,10 @@ AnySpec = TypeVar("AnySpec", bound=Any)
 
 FILE_NAME = "edgekit.toml"
 
+TaskName = Literal["detect", "classify"]
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8"]
+RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")
 HEADS: tuple[str, ...] = get_args(HeadFamily)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 COLUMNS = ("x1", "y1", "x2", "y2", "cx", "cy", "w", "h", "obj", "score", "class", "cls*")
@@ -74,9 +76,13 @@ class HeadHint:
 
 @dataclass(frozen=True)
 class PreprocessHint:
-    """Fields of ImagePreprocess that replace the rule of the head family; None = the family's own."""
+    """Fields of ImagePreprocess that replace the rule of the head family; None = the family's own.
 
-    resize: Literal["letterbox", "letterbox-center", "stretch"] | None = None
+    A classifier has no family: resize, color, mean and std are needed.
+    """
+
+    resize: Literal["letterbox", "letterbox-center", "stretch", "crop"] | None = None
+    shorter_side: int | None = None
     pad_value: int | None = None
     color: Literal["bgr", "rgb"] | None = None
     mean: tuple[float, float, float] | None = None
@@ -99,6 +105,7 @@ class Thresholds:
     score: float | None = None
     iou: float | None = None
     max_detections: int | None = None
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("score", "iou"):
@@ -107,6 +114,8 @@ class Thresholds:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
         if self.max_detections is not None and not 1 <= self.max_detections <= 100_000:
             raise ValueError(f"max_detections must be between 1 and 100000, got {self.max_detections}")
+        if self.top_k is not None and not 1 <= self.top_k <= 1000:
+            raise ValueError(f"top_k must be between 1 and 1000, got {self.top_k}")
 
     def over(self, base: Thresholds) -> Thresholds:
         """These, and `base` where nothing is given here."""
@@ -130,9 +139,11 @@ class Thresholds:
 class Accept:
     """Limits that a build must meet, else it fails with exit code 1.
 
-    max_drop: largest absolute drop of the task's metric (detect: AP, 0..1) against the float model.
+    max_drop: largest absolute drop of the task's metric (detect: AP, classify: top1; 0..1) against the
+        float model.
     min_metric: smallest metric of the built model itself.
-    max_score_shift: largest difference of a matched box's score against the float model.
+    max_score_shift: largest difference of a score against the float model: of a matched box, or of the
+        best class.
     """
 
     max_drop: float = 0.01
@@ -166,7 +177,7 @@ class ModelEntry:
 
     name: str
     source: Path
-    task: Literal["detect"] = "detect"
+    task: TaskName = "detect"
     head: HeadHint = HeadHint()
     classes: tuple[str, ...] = ()
     preprocess: PreprocessHint = PreprocessHint()
@@ -323,19 +334,32 @@ def with_options(
     calibration: str | None = None,
     data: Path | None = None,
     images: Path | None = None,
+    task: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> Project:
     """`project` with the options of the command line, which win over the file.
 
     head, columns, classes: only for a project of one model. calibration: a folder of pictures or
-    the name of a set in calibration/. data, images: labelled pictures (COCO json), both or neither.
+    the name of a set in calibration/. data, images: labelled pictures; COCO json needs their folder.
+    task: what the network is for. preprocess: fields of PreprocessHint, over those of the file.
     Raises: UsageError.
     """
-    if (head or columns or classes) and len(project.models) != 1:
+    if (head or columns or classes or task or preprocess) and len(project.models) != 1:
         raise UsageError(
-            f"project {project.name}: --head, --columns and --classes fit one model, "
+            f"project {project.name}: --task, --head, --columns, --classes and the input rule fit one model, "
             f"got {len(project.models)} models. Write them into {FILE_NAME}"
         )
     changes: dict[str, Any] = {}
+    if task:
+        changes["task"] = task
+    if preprocess:
+        table = _given(project.models[0].preprocess)
+        if "resize" in preprocess:  # a crop's size goes with it
+            table.pop("shorter_side", None)
+        try:
+            changes["preprocess"] = from_json(PreprocessHint, to_json({**table, **preprocess}), "input rule")
+        except SchemaError as error:
+            raise UsageError(str(error)) from None
     if head or columns:
         table = {"family": head or "rows", "columns": list(columns)}
         try:
@@ -378,7 +402,7 @@ class _ModelTable:
 
     name: str
     source: str
-    task: Literal["detect"] = "detect"
+    task: TaskName = "detect"
     head: HeadHint = HeadHint()
     classes: str | tuple[str, ...] = ()
     preprocess: PreprocessHint = PreprocessHint()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from edgekit.archive import check_writable
 from edgekit.cli.common import MAX_COUNT, filled, integer, one_of, print_json, say
 from edgekit.errors import UsageError, printable
-from edgekit.project import HEADS, PRECISIONS
+from edgekit.project import HEADS, PRECISIONS, RESIZES
 from edgekit.signing import check_private_key
 from edgekit.target import Target
+from edgekit.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgekit build --target jetson-orin                the detector that ships here\n"
         "  edgekit build app/ --target host --dry-run        the plan of a project\n"
         "  edgekit build m.onnx --target rpi5,jetson-orin --classes names.txt\n"
-        "  edgekit build m.onnx --target host --data instances.json --images pictures/"
+        "  edgekit build m.onnx --target host --data instances.json --images pictures/\n"
+        "  edgekit build c.onnx --target host --task classify --resize crop:256 \\\n"
+        "      --color rgb --mean 127.5 --std 127.5 --data val/"
     )
     parser.add_argument(
         "model",
@@ -52,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     model = parser.add_argument_group("when the model file does not say it all")
     model.add_argument(
+        "--task", type=one_of("--task", TASKS), metavar="T", help=f"{' or '.join(TASKS)} (default: detect)"
+    )
+    model.add_argument(
         "--head", type=one_of("--head", HEADS), metavar="FAMILY", help=f"detector family: {', '.join(HEADS)}"
     )
     model.add_argument(
@@ -62,6 +69,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
     model.add_argument(
+        "--resize",
+        type=filled("--resize"),
+        metavar="HOW",
+        help="how a picture fills the input: stretch, letterbox, letterbox-center, crop or crop:256 (shorter "
+        "side to 256 pixels, then the middle). A classifier needs this and the next three",
+    )
+    model.add_argument(
+        "--color", type=one_of("--color", ("rgb", "bgr")), metavar="ORDER", help="channels: rgb or bgr"
+    )
+    model.add_argument(
+        "--mean",
+        type=triple("--mean"),
+        metavar="M[,M,M]",
+        help="x = (pixel - mean) / std, in 8-bit levels: ImageNet's is 123.675,116.28,103.53",
+    )
+    model.add_argument(
+        "--std",
+        type=triple("--std"),
+        metavar="S[,S,S]",
+        help="255 for '/255'; ImageNet's is 58.395,57.12,57.375",
+    )
+    model.add_argument(
         "--shape",
         action="append",
         default=[],
@@ -71,9 +100,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     proof = parser.add_argument_group("what the build is proven on")
     proof.add_argument(
-        "--data", type=Path, metavar="INSTANCES.json", help="COCO annotations to measure the accuracy on"
+        "--data",
+        type=Path,
+        metavar="LABELS",
+        help="labels to measure the accuracy on: COCO json; for a classifier a folder per class, a table "
+        "file,label (.csv, .jsonl) or arrays (.npz)",
     )
-    proof.add_argument("--images", type=Path, metavar="DIR", help="folder of the annotated pictures")
+    proof.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the pictures that the labels name"
+    )
     proof.add_argument(
         "--limit", type=integer("--limit", 1), metavar="N", help="use only the first N annotated pictures"
     )
@@ -107,6 +142,8 @@ def main(args: argparse.Namespace) -> int:
         calibration=args.calibration,
         data=args.data,
         images=args.images,
+        task=args.task,
+        preprocess=input_rule(args),
     )
     # what would fail only after minutes of work is asked for now
     if args.sign is not None:
@@ -160,6 +197,37 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not shape or not all(1 <= s <= MAX_COUNT for s in shape):
         raise UsageError(f"option --shape {printable(text)[:80]}: expected INPUT=1x3x416x416")
     return name, shape
+
+
+def triple(option: str) -> Callable[[str], tuple[float, ...]]:
+    """An argparse type: one number for all channels, or three. Raises: UsageError."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in text.split(",", 3))
+        except ValueError:
+            values = ()
+        if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+            raise UsageError(
+                f"option {option} {printable(text)[:60]}: expected a number, or three with commas"
+            )
+        return values * 3 if len(values) == 1 else values
+
+    return parse
+
+
+def input_rule(args: argparse.Namespace) -> dict[str, Any]:
+    """--resize, --color, --mean and --std as fields of PreprocessHint. Raises: UsageError."""
+    rule = {name: getattr(args, name) for name in ("color", "mean", "std")}
+    if args.resize is not None:
+        how, _, side = args.resize.partition(":")
+        rule["resize"] = one_of("--resize", RESIZES)(how)
+        if side and (how != "crop" or not side.isdecimal() or len(side) > 5):
+            raise UsageError(
+                f"option --resize {printable(args.resize)[:60]}: expected crop:PIXELS, as crop:256"
+            )
+        rule["shorter_side"] = int(side) if side else None
+    return {name: value for name, value in rule.items() if value is not None}
 
 
 def dry_run(project: Any, targets: list[Target], args: argparse.Namespace) -> int:

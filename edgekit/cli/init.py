@@ -23,10 +23,10 @@ name = {project}
 [[model]]
 {name}# names the bundle: <name>.<target>.edge
 {source}# the trained network, ONNX
-task = "detect"
+task = "detect"                  # or "classify"
 {classes}
 
-# What the network's outputs mean. "auto" finds the head by its structure; when it cannot, name the
+# What a detector's outputs mean (a classifier needs no such table). "auto" finds the head by its structure; when it cannot, name the
 # family: yolox, yolov5 (also v7), yolov8 (also v11), nanodet, fastestdet.
 [model.head]
 family = "auto"
@@ -35,19 +35,22 @@ family = "auto"
 # columns = ["x1", "y1", "x2", "y2", "score", "class"]   # or cx cy w h; obj; cls* = one score per class
 # normalized = false             # true: coordinates are fractions of the input size
 
-# How a picture becomes the network's input. Only what differs from the head family's own rule.
+# How a picture becomes the network's input. Only what differs from the head family's own rule; a classifier
+# has no such rule and needs resize, color, mean and std.
 [model.preprocess]
-# resize = "letterbox"           # keep the aspect, paste top left; or "letterbox-center", "stretch"
+# resize = "letterbox"           # keep the aspect, paste top left; or "letterbox-center", "stretch", "crop"
+#                                # (the middle, of a picture whose shorter side becomes shorter_side = 256)
 # pad_value = 114                # 0..255
 # color = "bgr"                  # or "rgb"
 # mean = [0.0, 0.0, 0.0]         # per channel, in 8-bit levels: x = (pixel - mean) / std
 # std = [1.0, 1.0, 1.0]          # [255.0, 255.0, 255.0] is the usual "/255"
 
-# Which boxes are reported.
+# Which boxes or classes are reported.
 [model.thresholds]
 # score = 0.25
 # iou = 0.65                     # boxes of one class that overlap more are dropped
 # max_detections = 300
+# (a classifier has score and top_k: how many of the best classes are listed)
 
 # Pictures like those the device will see, 100 to 500 of them. Needed for int8; no labels needed.
 # [model.calibration]
@@ -56,14 +59,14 @@ family = "auto"
 
 # Labelled pictures to judge the build on. Without them accuracy is reported as not measured.
 # [model.evaluation]
-# data = "instances.json"        # COCO json
+# data = "instances.json"        # COCO json; for a classifier a folder per class, .csv, .jsonl or .npz
 # images = "images"
 
 # A build outside these limits fails.
 [model.accept]
-max_drop = 0.01                  # largest drop of AP against the float model, absolute
-# min_metric = 0.30              # smallest AP of the build itself
-# max_score_shift = 0.05         # largest change of a matched box's score
+max_drop = 0.01                  # largest drop of AP (classifier: top1) against the float model, absolute
+# min_metric = 0.30              # smallest AP or top1 of the build itself
+# max_score_shift = 0.05         # largest change of a score
 
 # What one target does differently.
 # [model.target.host]

@@ -60,13 +60,15 @@ class PassRecord:
 @dataclass(frozen=True)
 class Prepared:
     """A network ready for calibration and lowering. `head` is None for tasks without one;
-    `preprocess` is the input rule found, `log` what ran."""
+    `preprocess` is the input rule found, `log` what ran; `activation`: for the task `classify`, what
+    turns the output into scores (tasks.classify.spec)."""
 
     model: ir.Model
     head: DetectHead | None
     log: tuple[PassRecord, ...]
     preprocess: ImagePreprocess | None = None
     notes: tuple[str, ...] = field(default=())
+    activation: str = ""
 
 
 def names() -> tuple[str, ...]:
@@ -117,7 +119,7 @@ def prepare(
     normalized: bool = False,
     check: bool = True,
 ) -> Prepared:
-    """The whole recipe on a copy of `model`: simplify, cut the head (task `detect`), fuse, compact.
+    """The whole recipe on a copy of `model`: simplify, cut the head (detect) or Softmax (classify), fuse, compact.
 
     head: a family of tasks.detect.spec, None to find it, "rows" to keep the output and read it by
     `columns` (with `normalized` coordinates or not). `num_classes`: how many names the user has.
@@ -128,6 +130,8 @@ def prepare(
     from edgekit.passes.graph import clean
 
     log: list[PassRecord] = []
+    if task == "classify":
+        return _prepare_classifier(model, check)
     if task != "detect":
         model, records = run_passes(model, AFTER_SPLIT, check=check)
         return Prepared(model, None, records)
@@ -165,6 +169,28 @@ def prepare(
     clean(cut)
     cut, records = run_passes(cut, AFTER_SPLIT, check=check)
     return Prepared(cut, found, (*log, *records), rule, (*notes, why))
+
+
+def _prepare_classifier(model: ir.Model, check: bool) -> Prepared:
+    """Simplified, its Softmax cut off, fused. The input rule is one that the graph states itself, or None."""
+    from edgekit.passes import find_input_rule, split_softmax
+
+    model, before = run_passes(model, BEFORE_SPLIT, check=check)
+    start = time.perf_counter()
+    result = split_softmax.split(model)
+    nodes = len(model.graph), len(result.model.graph)
+    record = PassRecord(
+        "split_softmax",
+        *nodes,
+        nodes[0] - nodes[1],
+        result.difference,
+        time.perf_counter() - start,
+        result.note,
+    )
+    rule, why = find_input_rule.find_input_rule(model, None)
+    cut, after = run_passes(result.model, AFTER_SPLIT, check=check)
+    notes = (result.note, why) if result.note else (why,)
+    return Prepared(cut, None, (*before, record, *after), rule, notes, result.activation)
 
 
 def _load(name: str) -> Any:

@@ -20,13 +20,14 @@ The new outputs are the untouched values of those convolutions, named by role an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgekit.errors import ModelError, UsageError, did_you_mean
-from edgekit.passes.graph import clean
+from edgekit.passes.graph import clean, shape
 from edgekit.passes.head_families import FAMILIES, HeadMatch, NoMatch
 from edgekit.passes.head_tail import Tail, find_tail
 from edgekit.tasks.detect.spec import DetectHead
@@ -89,8 +90,15 @@ def _find(model: ir.Model, tail: Tail, family: str | None, num_classes: int | No
     raise ModelError(
         f"model: its head is not recognised, expected one of {', '.join(reasons)} ({tried}), "
         f"got {tail.describe()}. Declare the output instead: --head rows --columns, "
-        "e.g. cx,cy,w,h,obj,cls*."
+        "e.g. cx,cy,w,h,obj,cls*." + _classifier(model)
     )
+
+
+def _classifier(model: ir.Model) -> str:
+    """A hint, where the one output is a vector."""
+    sizes = [shape(o) or () for o in model.graph.outputs]
+    vector = len(sizes) == 1 and len(sizes[0]) >= 2 and max(sizes[0]) == math.prod(sizes[0])
+    return " A classifier is built with --task classify." if vector else ""
 
 
 def _cut(model: ir.Model, cuts: Sequence[tuple[str, ir.Value]]) -> None:

@@ -10,15 +10,18 @@ finds the rest with `of`. Adding a task: these two files, and its name in `TASKS
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.errors import UsageError, did_you_mean
-from edgekit.manifest import Manifest
-from edgekit.tasks.preprocess import ImagePreprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from edgekit.manifest import Manifest
+    from edgekit.tasks.preprocess import ImagePreprocess
 
 TASKS = ("detect", "classify")
 

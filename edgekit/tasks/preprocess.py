@@ -14,7 +14,9 @@ class ImagePreprocess:
 
     resize: `letterbox` keeps the aspect ratio and pastes at the top left (YOLOX);
         `letterbox-center` keeps it and centres (YOLOv5/v8, both pads rounded as Ultralytics
-        does); `stretch` fills the input without keeping it (FastestDet, NanoDet).
+        does); `stretch` fills the input without keeping it (FastestDet, NanoDet); `crop` keeps it,
+        scales the shorter side to `shorter_side` pixels and cuts the middle out (classifiers).
+    shorter_side: for `crop`, at least the input's larger side; None = the smallest that fills the input.
     pad_value: level of the padding, before normalisation.
     color: channel order of the network's input.
     mean, std: per channel in the order of `color`, in 8-bit levels: x = (pixel - mean) / std.
@@ -23,13 +25,14 @@ class ImagePreprocess:
 
     width: int
     height: int
-    resize: Literal["letterbox", "letterbox-center", "stretch"] = "letterbox"
+    resize: Literal["letterbox", "letterbox-center", "stretch", "crop"] = "letterbox"
     pad_value: int = 114
     color: Literal["bgr", "rgb"] = "bgr"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: DType = DType.float32
+    shorter_side: int | None = None
 
     def __post_init__(self) -> None:
         if not (1 <= self.width <= 16384 and 1 <= self.height <= 16384):
@@ -38,11 +41,20 @@ class ImagePreprocess:
             raise ValueError(f"pad_value {self.pad_value} must be between 0 and 255")
         if any(s == 0 for s in self.std):
             raise ValueError("std must not be 0")
+        if self.shorter_side is not None:
+            if self.resize != "crop":
+                raise ValueError(f"shorter_side goes with resize 'crop', got {self.resize!r}")
+            if not max(self.width, self.height) <= self.shorter_side <= 16384:
+                raise ValueError(
+                    f"shorter_side {self.shorter_side} must be between the input's larger side, "
+                    f"{max(self.width, self.height)}, and 16384"
+                )
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the picture lies in the network input: x_in = x * scale_x + left (pixels)."""
+    """Where the picture lies in the network input: x_in = x * scale_x + left (pixels); a cut one begins
+    outside of it, so its `left` or `top` is negative."""
 
     scale_x: float
     scale_y: float
@@ -57,10 +69,22 @@ def place(spec: ImagePreprocess, width: int, height: int) -> Placement:
     """Placement of a picture of `width` x `height` pixels under the resize rule of `spec`.
 
     Letterbox: r = min(W/w, H/h), size truncated to int (YOLOX `preproc`); centred letterbox:
-    size rounded, left/top = round(pad / 2 - 0.1) (Ultralytics `LetterBox`).
+    size rounded, left/top = round(pad / 2 - 0.1) (Ultralytics `LetterBox`); crop: the longer side
+    truncated, left/top = -round(excess / 2) (torchvision `Resize`, `CenterCrop`).
     """
     if spec.resize == "stretch":
         return Placement(spec.width / width, spec.height / height, 0, 0, spec.width, spec.height)
+    if spec.resize == "crop":
+        short = min(width, height)
+        if spec.shorter_side is None:
+            ratio = max(spec.width / width, spec.height / height)
+            w, h = max(spec.width, int(width * ratio)), max(spec.height, int(height * ratio))
+        else:
+            ratio = spec.shorter_side / short
+            w, h = (side * spec.shorter_side // short for side in (width, height))
+        return Placement(
+            w / width, h / height, -round((w - spec.width) / 2), -round((h - spec.height) / 2), w, h
+        )
     ratio = min(spec.width / width, spec.height / height)
     if spec.resize == "letterbox":
         return Placement(ratio, ratio, 0, 0, max(1, int(width * ratio)), max(1, int(height * ratio)))

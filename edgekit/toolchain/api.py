@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgekit.bundle import Bundle
-from edgekit.errors import MissingExtraError, UsageError
+from edgekit.errors import MissingExtraError, UsageError, did_you_mean
 from edgekit.target import Target
+from edgekit.tasks import TASKS
 
 Progress = Callable[[str, int, int], None]
 
@@ -16,14 +18,17 @@ def build(
     model: str | Path,
     target: str | Target | Sequence[str | Target] = "host",
     *,
+    task: str | None = None,
     precision: str = "auto",
     out: str | Path = "dist",
     head: str | None = None,
     columns: Sequence[str] = (),
     classes: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
     calibration: str | Path | None = None,
     instances: str | Path | None = None,
+    data: str | Path | None = None,
     images: str | Path | None = None,
     limit: int | None = None,
     sign_key: str | Path | None = None,
@@ -33,13 +38,17 @@ def build(
     """Build a model for one or several targets.
 
     model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
+    task: detect (the default of a bare network) or classify.
     precision: float32, float16 or auto (each target's default).
     head: detector family when it is not found by structure; columns: of the output, for head "rows".
     classes: file of their names, one a line. shapes: sizes of inputs that the file leaves open.
+    preprocess: the input rule, or what differs from the one found: resize, shorter_side, color, mean, std,
+        pad_value, layout, dtype (docs/projects.md). A classifier needs resize, color, mean and std.
     calibration: folder of pictures or name of a set; without labelled pictures they stand in for them
         wherever no labels are needed.
     instances, images: COCO annotations and their pictures, to prove the accuracy on; limit: only
-        the first so many.
+        the first so many. data: the same for any task: for a classifier a folder per class, a table
+        (.csv, .jsonl, with its pictures in images or beside it) or arrays (.npz).
     sign_key: PEM file of an Ed25519 private key.
     allow_drop: write a bundle that misses its limits all the same, marked as such.
     progress: called as progress(what, done, of).
@@ -48,6 +57,11 @@ def build(
     OutputError (cannot write).
     """
     require_extras()
+    if data is not None and instances is not None:
+        raise UsageError("arguments data and instances: expected one of them, they say the same")
+    if task is not None and task not in TASKS:
+        raise UsageError(f"task {task!r}: unknown. {did_you_mean(task, TASKS)}")
+    labels = data if data is not None else instances
     from edgekit.project import open_project, with_options
     from edgekit.toolchain import build as main_path
 
@@ -57,8 +71,10 @@ def build(
         columns=tuple(columns),
         calibration=str(calibration) if calibration else None,
         classes=Path(classes) if classes else None,
-        data=Path(instances) if instances else None,
+        data=Path(labels) if labels else None,
         images=Path(images) if images else None,
+        task=task,
+        preprocess=preprocess,
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]

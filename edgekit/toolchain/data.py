@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgekit import tasks as device_tasks
-from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest, check_files, picture_files
+from edgekit.archive import write_atomic
+from edgekit.dataset import DIGEST_PICTURES, DataSet, Purpose, check_digest, check_files, picture_files
 from edgekit.errors import CalibrationError, OutputError, UsageError
 from edgekit.kernels.letterbox import letterbox
 from edgekit.picture import read_picture
@@ -26,6 +27,7 @@ from edgekit.schema import printable, to_json
 from edgekit.synth import coco as synth_coco
 from edgekit.synth.street import StreetWorld
 from edgekit.tasks import EvaluationSet, Spec
+from edgekit.tasks.classify import dataset as classify_dataset
 from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.toolchain import cache, tasks
 
@@ -49,13 +51,18 @@ class Pictures:
     """Path or URI of the unlabelled ones."""
     why_unlabelled: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    stored: DataSet | None = None
+    """The unlabelled ones where no source opens them: labels, or folders in a folder."""
 
     def unlabelled(self, count: int) -> list[np.ndarray]:
         """The first `count` pictures, uint8 [H, W, 3] BGR; at least one."""
         if self.labelled is not None:
             return [self.labelled.read(i) for i in range(min(count, len(self.labelled.images)))]
-        with open_source(self.source, limit=count) as source:
-            found = [np.array(frame.image) for frame in source]
+        if self.stored is not None:
+            found = [read_picture(p) for p in calibration_files(self.stored, count, lambda *_: None)]
+        else:
+            with open_source(self.source, limit=count) as source:
+                found = [np.array(frame.image) for frame in source]
         if not found:
             raise UsageError(f"pictures {self.source}: there are none. Give a folder with pictures")
         return found
@@ -68,6 +75,9 @@ def pictures(entry: ModelEntry, spec: Spec, limit: int | None, progress: Progres
         given = entry.calibration
         if given is None:
             return Pictures(None, f"{DEFAULT_SOURCE} (no pictures were given)", DEFAULT_SOURCE, why)
+        path = given.data or given.images
+        if path is not None and (given.data is not None or not any(map(is_picture, path.iterdir()))):
+            return Pictures(None, path.name, str(path), why, stored=given)
         if given.images is not None:
             return Pictures(None, given.images.name, str(given.images), why)
         source = f"{given.source}{'&' if '?' in given.source else '?'}seed={given.seed}"
@@ -195,7 +205,10 @@ def calibration_feeds(
     paths = calibration_files(data, limit, progress)
     if entry.evaluation is not None:
         check_files(paths, picture_files(entry.evaluation), f"model {entry.name}")
-    where = data.name or data.source or (data.images.name if data.images is not None else "")
+        if is_arrays(entry.evaluation):
+            check_arrays(paths, entry.evaluation, f"model {entry.name}")
+    path = data.data if data.images is None else data.images
+    where = data.name or data.source or (path.name if path is not None else "")
     return _feeds(tuple(paths), spec.preprocess, input_name, where)
 
 
@@ -206,12 +219,15 @@ def evaluation_feeds(
     data = entry.evaluation
     if data is None:
         return None
-    paths = calibration_files(data, count, progress)
+    paths = calibration_files(data, count, progress, "evaluation")
     return _feeds(tuple(paths), spec.preprocess, input_name, data.name or "evaluation")
 
 
-def calibration_files(data: DataSet, limit: int | None, progress: Progress) -> list[Path]:
-    """The files of a set, at most `limit`, evenly spaced; synthetic ones are drawn into the cache.
+def calibration_files(
+    data: DataSet, limit: int | None, progress: Progress, split: Purpose = "calibration"
+) -> list[Path]:
+    """The files of a set, at most `limit`, evenly spaced; synthetic ones are drawn into the cache, and the
+    chosen pictures of an array file are written there, of its part for `split`.
 
     Raises: UsageError, CalibrationError.
     """
@@ -219,13 +235,66 @@ def calibration_files(data: DataSet, limit: int | None, progress: Progress) -> l
     if data.source:
         _, folder = render(dataclasses.replace(data, count=count), progress)
         return sorted(folder.glob("*.png"))
-    assert data.images is not None, "checked by the project reader"
+    if is_arrays(data):
+        return unpack(dataclasses.replace(data, count=count), split)
     found = picture_files(data)
     if data.data is None:
         found = sorted((p for p in found if is_picture(p)), key=natural_key)
     if not found:
-        raise UsageError(f"folder {printable(str(data.images))}: holds no picture. Give a folder of pictures")
+        where = data.data if data.images is None else data.images
+        raise UsageError(f"folder {printable(str(where))}: holds no picture. Give a folder of pictures")
     return [found[i] for i in dataclasses.replace(data, count=count).indices(len(found))]
+
+
+def is_arrays(data: DataSet) -> bool:
+    """An .npz file, whose pictures are no files."""
+    return data.data is not None and data.data.suffix.lower() == ".npz"
+
+
+def unpack(data: DataSet, split: Purpose) -> list[Path]:
+    """`data.count` pictures of an array file, evenly spaced, as PNG files named by their pixels in the cache.
+
+    Raises: UsageError, OutputError when neither the cache nor the folder for temporary files can be written.
+    """
+    from edgekit.optional import load_cv2
+
+    assert data.data is not None, "is_arrays"
+    images = classify_dataset.arrays(data.data, split)
+    folder = cache.cache_dir() / "arrays"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache that cannot be written: for this process only
+        folder = Path(tempfile.mkdtemp(prefix="edgekit-arrays-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    paths = []
+    for index in data.indices(len(images)):
+        picture = np.ascontiguousarray(images[index][:, :, ::-1])
+        path = folder / f"{_pixels(picture)}.png"
+        if not path.is_file():
+            ok, encoded = load_cv2("unpack pictures").imencode(".png", picture)
+            assert ok, "a valid picture encodes"
+            write_atomic(path, [encoded.tobytes()], "cache")
+        paths.append(path)
+    return list(dict.fromkeys(paths))  # equal pictures are one
+
+
+def check_arrays(paths: Sequence[Path], evaluation: DataSet, where: str) -> None:
+    """Refuse to calibrate on pictures of the array file that is judged on. Raises: CalibrationError."""
+    assert evaluation.data is not None, "is_arrays"
+    judged = {_pixels(p[:, :, ::-1]) for p in classify_dataset.arrays(evaluation.data, "evaluation")}
+    shared = [path for path in paths if _pixels(read_picture(path)) in judged]
+    if shared:
+        raise CalibrationError(
+            f"{where}: {len(shared)} of {len(paths)} calibration pictures are evaluation pictures too, "
+            f"expected none, the first is {printable(shared[0].name)[:80]}. Give calibration its own"
+        )
+
+
+def _pixels(picture: np.ndarray) -> str:
+    """Digest of uint8 [H, W, 3]."""
+    state = hashlib.sha256(f"{picture.shape}".encode())
+    state.update(np.ascontiguousarray(picture).tobytes())
+    return state.hexdigest()
 
 
 def _feeds(paths: tuple[Path, ...], rule: ImagePreprocess, input_name: str, what: str) -> Feeds:

@@ -161,7 +161,9 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
             "Graph", "What the build changed before lowering, each step checked on real input.", graph(s)
         ),
         section("Outputs", "Raw outputs of the payload against the float network, same input.", outputs(s)),
-        section("Boxes", "What comes out after decoding, against the float network.", agreement(s)),
+        section(
+            s.unit.capitalize(), "What comes out after decoding, against the float network.", agreement(s)
+        ),
         section("Accuracy", "The task's own metric on labelled pictures.", metric(s)),
         section("Time", "One picture at a time, stage by stage.", timing(s)),
         section("Pictures", "What the payload finds.", samples(s)),
@@ -199,7 +201,7 @@ def tiles(s: Subject) -> Markup:
     key = measured.text("name", 20) or "AP"
     got, base = measured.at("payload").number(key), measured.at("reference").number(key)
     total = timed.at("stages", "total")
-    matched, wanted = agreed.number("boxes_matched"), agreed.number("boxes_reference")
+    matched, wanted = agreed.number(f"{s.unit}_matched"), agreed.number(f"{s.unit}_reference")
     weights = [Facts(p).number("weight_bytes") for p in s.evidence.at("payloads").value.values()]
     known = [w for w in weights if w]
     return el(
@@ -220,7 +222,7 @@ def tiles(s: Subject) -> Markup:
             f"weights {scaled(sum(known), 'B')}" if known else s.precision,
         ),
         _tile(
-            "Boxes found again",
+            f"{s.unit.capitalize()} found again",
             f"{matched:.0f} of {wanted:.0f}" if matched is not None and wanted is not None else "",
             _within(agreed.number("score_shift_max")) if agreed.number("score_shift_max") is not None else "",
         ),
@@ -240,7 +242,7 @@ def _within(shift: float | None) -> str:
 PARTS = {
     "metric": "Accuracy on labelled pictures",
     "timing": "Time on the device",
-    "agreement": "Agreement of boxes",
+    "agreement": "Agreement of results",
     "payloads": "Error of the raw outputs",
 }
 

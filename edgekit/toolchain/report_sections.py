@@ -63,6 +63,11 @@ class Subject:
     def payload_bytes(self) -> int:
         return sum(v.bytes for _, v in self.bundle.manifest.variants())
 
+    @property
+    def unit(self) -> str:
+        """What the task's agreement counts, plural."""
+        return self.evidence.at("agreement").text("unit", 20) or "boxes"
+
     def why_not(self, key: str) -> str:
         """Why a part of the evidence is missing, or "" when it is there."""
         found = self.evidence.at(key)
@@ -127,13 +132,15 @@ def _tensor(t: TensorSpec) -> Markup:
 
 
 def _pipeline(p: Facts) -> list[tuple[str, str]]:
-    """What a detector does around the network."""
+    """What the task does around the network."""
     rule, labels = p.at("preprocess"), p.texts("labels", 10_000)
     names = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
     kept = [(p.number("score_threshold"), "score ≥ {}"), (p.number("iou_threshold"), "NMS IoU {}")]
     mean, std = ("/".join(rule.texts(k)) for k in ("mean", "std"))
+    side, best = rule.number("shorter_side"), p.number("top_k")
+    activation = p.text("activation", 20).replace("none", "as the network gives them")
     steps = [
-        rule.text("resize", 40),
+        rule.text("resize", 40) + (f" of {plain(side)}" if side is not None else ""),
         rule.text("color", 10),
         f"mean {mean}" if mean else "",
         f"std {std}" if std else "",
@@ -141,7 +148,14 @@ def _pipeline(p: Facts) -> list[tuple[str, str]]:
     return [
         ("Preprocessing", ", ".join(filter(None, steps))),
         ("Decoding", p.at("head").text("family", 40)),
-        ("Boxes kept", ", ".join(text.format(plain(v)) for v, text in kept if v is not None)),
+        ("Scores", activation),
+        (
+            "Classes listed" if best is not None else "Boxes kept",
+            ", ".join(
+                [f"best {plain(best)}"] * (best is not None)
+                + [t.format(plain(v)) for v, t in kept if v is not None]
+            ),
+        ),
         (f"{len(labels)} classes", names),
     ]
 
@@ -291,27 +305,38 @@ def agreement(s: Subject) -> Markup:
         return absent(reason)
     a = s.evidence.at("agreement")
     points = a.points("pairs")
-    wanted, matched = a.number("boxes_reference"), a.number("boxes_matched")
+    unit = s.unit
+    wanted, matched, own = (a.number(f"{unit}_{k}") for k in ("reference", "matched", "payload"))
     facts = pairs(
         [
             ("Pictures", count(a.number("images"))),
-            ("Float network", f"{count(wanted)} boxes"),
-            ("Payload", f"{count(a.number('boxes_payload'))} boxes" if a.number("boxes_payload") is not None else ""),
-            ("Found again", f"{count(matched)} boxes" + (f" ({100 * matched / wanted:.1f} %)" if wanted and matched is not None else "")),
+            ("Float network", f"{count(wanted)} {unit}"),
+            ("Payload", f"{count(own)} {unit}" if own is not None else ""),
+            ("Found again", f"{count(matched)} {unit}" + (f" ({100 * matched / wanted:.1f} %)" if wanted and matched is not None else "")),
             ("Score difference", f"mean {_number_signed(a.number('score_shift_mean'))}, largest {number(a.number('score_shift_max'), 2)}"
              if a.number("score_shift_max") is not None else ""),
         ]
     )  # fmt: skip
     if not points:
-        return join([facts, el("p", "No matched boxes to plot.", class_="legend")])
+        return join([facts, el("p", f"No matched {unit} to plot.", class_="legend")])
     shifts = [b - a_ for a_, b in points]
     right = (
         plots.histogram(shifts)
         if any(shifts)
         else el("p", f"All {len(shifts)} plotted scores are equal to four decimals.", class_="absent")
     )
+    title = f"Scores of {len(points)} " + ("matched boxes" if unit == "boxes" else "pictures")
     figures = el("div", el("figure", plots.scatter(points)), el("figure", right), class_="split")
-    return join([facts, el("h3", f"Scores of {len(points)} matched boxes"), figures])
+    return join(
+        [
+            facts,
+            el(
+                "h3",
+                title,
+            ),
+            figures,
+        ]
+    )
 
 
 def _number_signed(value: float | None) -> str:
@@ -374,6 +399,15 @@ def metric(s: Subject) -> Markup:
         if paired is not None:
             text = f"95 % of the drop, over resampled pictures: {signed(paired[0], 4)} to {signed(paired[1], 4)}."
             parts.append(el("p", text, class_="legend"))
+    wrong = [
+        [t.text("truth", 60), t.text("answer", 60), count(t.number("pictures"))]
+        for t in m.tables("confusions", 10)
+    ]
+    if wrong:
+        parts += [
+            el("h3", "Most frequent mistakes, payload"),
+            table(["Truth", "Answer", "Pictures"], wrong, "tight", "  n"),
+        ]
     classes = sorted(m.numbers("per_class", 400).items(), key=lambda item: (-item[1], item[0]))
     if classes:
         lines = (

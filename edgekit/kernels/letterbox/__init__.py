@@ -65,7 +65,7 @@ class LetterboxPlan:
         return module.Letterbox(
             in_shape=self.in_shape,
             out_size=(self.spec.height, self.spec.width),
-            corner=(p.top, p.left),
+            corner=(max(0, p.top), max(0, p.left)),
             nhwc=self.nhwc,
             dtype=self.out_dtype.name,
             x_index=t.x_index,

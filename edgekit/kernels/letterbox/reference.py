@@ -31,9 +31,12 @@ BITS = 11
 ONE = 1 << BITS
 
 
-def axis_taps(source: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First source index and weight (0..2048) of the second, per output pixel: int32 [size] each."""
-    p = (2 * np.arange(size, dtype=np.int64) + 1) * source - size
+def axis_taps(source: int, size: int, first: int = 0, count: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """First source index and weight (0..2048) of the second, per output pixel: int32 [size] each.
+
+    Of `count` output pixels from `first` on, where a crop wants no more (0 = all).
+    """
+    p = (2 * np.arange(first, first + (count or size), dtype=np.int64) + 1) * source - size
     index, rest = np.divmod(p, 2 * size)
     weight = (rest * ONE + size) // (2 * size)
     weight[(p < 0) | (index >= source - 1)] = 0
@@ -65,8 +68,11 @@ def tables(
     spec: ImagePreprocess, placement: Placement, size: tuple[int, int], channels: int, color: str
 ) -> Tables:
     """Tables for a picture of `size` (height, width)."""
-    x_index, x_weight = axis_taps(size[1], placement.width)
-    y_index, y_weight = axis_taps(size[0], placement.height)
+    # a crop lies outside of the input on both sides: only what falls inside is computed
+    x = max(0, -placement.left), min(spec.width, placement.width)
+    y = max(0, -placement.top), min(spec.height, placement.height)
+    x_index, x_weight = axis_taps(size[1], placement.width, *x)
+    y_index, y_weight = axis_taps(size[0], placement.height, *y)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     pad = normalise(np.full(3, spec.pad_value, np.uint8), mean, std, np.dtype(spec.dtype.value))
     order = channel_order(channels, color, spec.color)
@@ -102,7 +108,6 @@ def letterbox(image: np.ndarray, t: Tables, placement: Placement, out: np.ndarra
     """uint8 [H, W, C] into `out`, [1, h, w, 3] if `nhwc` else [1, 3, h, w]."""
     target = out[0] if nhwc else out[0].transpose(1, 2, 0)
     target[...] = t.pad
-    bottom, right = placement.top + placement.height, placement.left + placement.width
-    target[placement.top : bottom, placement.left : right] = normalise(
-        resize(image, t), t.mean, t.std, out.dtype
-    )
+    top, left = max(0, placement.top), max(0, placement.left)
+    bottom, right = top + len(t.y_index), left + len(t.x_index)
+    target[top:bottom, left:right] = normalise(resize(image, t), t.mean, t.std, out.dtype)

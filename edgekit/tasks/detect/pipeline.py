@@ -14,6 +14,7 @@ from edgekit.tasks import Runnable
 from edgekit.tasks.detect.decode import Postprocess
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks.image import check_image
 
 
 def read_spec(manifest: Manifest) -> DetectSpec:
@@ -84,11 +85,3 @@ class DetectPipeline:
         )
         self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
         return detections
-
-
-def check_image(image: np.ndarray) -> None:
-    """Raises: UsageError unless `image` is uint8 [H, W, 3] with at least one pixel."""
-    shape = getattr(image, "shape", None)
-    if shape is None or image.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        found = f"{getattr(image, 'dtype', type(image).__name__)} {list(shape) if shape is not None else ''}"
-        raise UsageError(f"image: expected uint8 [height, width, 3] in BGR order, got {found.strip()}")

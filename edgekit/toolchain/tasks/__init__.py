@@ -48,15 +48,19 @@ def half(name: str) -> ToolchainTask:
 
 
 def declared_rule(entry: ModelEntry, model: ir.Model) -> ImagePreprocess:
-    """The rule of a network whose graph says nothing about it. Raises: UsageError unless it is declared."""
+    """The rule of a network whose graph says nothing about it: its size; all else is the project's.
+
+    Raises: UsageError unless resize, color, mean and std are declared.
+    """
     from edgekit.passes.graph import input_size
     from edgekit.tasks.preprocess import ImagePreprocess
 
     missing = [name for name in ("resize", "color", "mean", "std") if getattr(entry.preprocess, name) is None]
     if missing:
+        options = " ".join(f"--{name}" for name in missing)
         raise UsageError(
             f"model {entry.name}: its input rule is not known, expected {', '.join(missing)} in [model.preprocess] of "
-            "an edgekit.toml. Write one with 'edgekit init'"
+            f"an edgekit.toml, or {options}. Write one with 'edgekit init'"
         )
     height, width = input_size(model)
     return ImagePreprocess(width, height)

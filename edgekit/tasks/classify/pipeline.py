@@ -1,0 +1,90 @@
+"""Picture in, classes out: the task's preprocessing and scoring around a session."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from edgekit.errors import BundleError, UsageError
+from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
+from edgekit.manifest import Manifest
+from edgekit.schema import SchemaError, from_json
+from edgekit.tasks import Runnable
+from edgekit.tasks.classify.classification import Classification
+from edgekit.tasks.classify.spec import ClassifySpec
+from edgekit.tasks.image import check_image
+
+
+def read_spec(manifest: Manifest) -> ClassifySpec:
+    """The classifier's spec in a manifest. Raises: BundleError when it is not one."""
+    try:
+        return from_json(ClassifySpec, manifest.pipeline, "manifest pipeline")
+    except SchemaError as error:
+        raise BundleError(f"bundle: {error}") from None
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    """exp(x - max) / sum of it, float32 [C]."""
+    exponents = np.exp(values - values.max())
+    result: np.ndarray = exponents / exponents.sum()
+    return result
+
+
+class ClassifyPipeline:
+    """One thread's classifier. Calling it with a picture gives a Classification.
+
+    Raises: BundleError when `spec` does not fit the session's tensors.
+    stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
+    """
+
+    def __init__(self, spec: ClassifySpec, session: Runnable) -> None:
+        if len(session.inputs) != 1:
+            raise BundleError(f"bundle: a classifier has one input, got {len(session.inputs)}")
+        (self._input,) = session.inputs.values()
+        output = session.outputs.get(spec.output)
+        if output is None or output.size != len(spec.labels):
+            got = "nothing" if output is None else f"{output.size}"
+            raise BundleError(
+                f"bundle: its pipeline does not fit its network: expected {len(spec.labels)} values "
+                f"in output {spec.output!r}, got {got}"
+            )
+        try:  # one pixel: what does not fit is found now
+            letterbox(np.zeros((1, 1, 3), np.uint8), spec.preprocess, self._input)
+        except UsageError as error:
+            raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
+        self.spec = spec
+        self.session = session
+        self.stage_ns = (0, 0, 0)
+        self._shape: tuple[int, ...] = ()
+        self._plan: LetterboxPlan
+
+    def __call__(
+        self, image: np.ndarray, *, score_threshold: float | None = None, top_k: int | None = None
+    ) -> Classification:
+        """Classify a picture, uint8 [H, W, 3] in BGR order, any size.
+
+        score_threshold, top_k: which classes are listed; by default the bundle's.
+        Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
+        """
+        check_image(image)
+        start = time.perf_counter_ns()
+        padded = image.shape == self._shape
+        if not padded:
+            self._shape, self._plan = image.shape, plan(self.spec.preprocess, image.shape)
+        self._plan.run(image, self._input, padded)
+        placed = time.perf_counter_ns()
+        self.session.run()
+        ran = time.perf_counter_ns()
+        result = self._score(score_threshold, top_k)
+        self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
+        return result
+
+    def _score(self, score_threshold: float | None, top_k: int | None) -> Classification:
+        spec = self.spec
+        values = self.session.outputs[spec.output].reshape(-1).astype(np.float32)
+        scores = softmax(values) if spec.activation == "softmax" else values
+        order = np.argsort(-scores, kind="stable")[: spec.top_k if top_k is None else top_k]
+        least = spec.score_threshold if score_threshold is None else score_threshold
+        best = order[scores[order] >= least] if least > 0 else order
+        return Classification(best.astype(np.int32), scores[best], scores, spec.labels)
