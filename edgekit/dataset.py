@@ -230,25 +230,29 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
 
 
 def picture_files(data: DataSet) -> list[Path]:
-    """The picture files of a set that is not synthetic: those its labels list, else all in its folder, in
-    name order, files in subfolders included (some labelled sets have one per class).
+    """The picture files of a set of files: those its COCO labels list, else all in its folder, those in
+    subfolders included where it has none itself (a folder per class).
 
     Raises: UsageError for labels that are no COCO json.
     """
     from edgekit.picture import SUFFIXES
 
-    if data.images is None:
+    labels = data.data if data.data is not None and data.data.suffix.lower() == ".json" else None
+    if labels is None:
+        folder = data.images if data.data is None else data.data
+        assert folder is not None
+        for found in (folder.iterdir(), folder.rglob("*")):
+            files = [p for p in found if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()]
+            if files:
+                return sorted(files)
         return []
-    if data.data is None:
-        found = (p for p in data.images.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
-        return sorted(p for p in found if p.is_file())
+    assert data.images is not None
     try:
-        listed = [image["file_name"] for image in json.loads(data.data.read_bytes())["images"]]
+        listed = [image["file_name"] for image in json.loads(labels.read_bytes())["images"]]
         return sorted({data.images / str(name) for name in listed})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"annotations {printable(str(data.data))}: not COCO instances: {type(error).__name__} {printable(str(error))[:80]}"
-        ) from None
+        reason = f"{type(error).__name__} {printable(str(error))[:80]}"
+        raise UsageError(f"annotations {printable(str(labels))}: not COCO instances: {reason}") from None
 
 
 def check_files(calibration: Sequence[Path], evaluation: Sequence[Path], where: str) -> None:

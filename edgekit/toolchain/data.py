@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import hashlib
+import importlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from edgekit.kernels.letterbox import letterbox
 from edgekit.picture import read_picture
 from edgekit.project import ModelEntry
 from edgekit.runtime.sources import open_source
-from edgekit.runtime.sources.pictures import is_picture, natural_key
+from edgekit.runtime.sources.pictures import natural_key
 from edgekit.schema import printable, to_json
 from edgekit.synth import coco as synth_coco
 from edgekit.synth.street import StreetWorld
@@ -137,6 +139,10 @@ class HasPreprocess(Protocol):
     def preprocess(self) -> ImagePreprocess: ...
 
 
+Reader = Callable[[], np.ndarray]
+"""Reads one picture, uint8 [H, W, 3] BGR."""
+
+
 @dataclass(frozen=True)
 class Feeds:
     """Pictures as a network is fed with them on the device, one at a time; may be gone through again.
@@ -145,24 +151,18 @@ class Feeds:
     digest: of the pictures, the rule and the code that applies it. provenance: for the evidence.
     """
 
-    paths: tuple[Path, ...]
+    readers: tuple[Reader, ...]
     rule: ImagePreprocess
     input_name: str
-    what: str
     digest: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.readers)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        for path in self.paths:
-            yield {self.input_name: fed(read_picture(path), self.rule)}
-
-    def first(self, count: int) -> Feeds:
-        """Of `count` pictures, evenly spaced."""
-        chosen = tuple(self.paths[i] for i in DataSet(count=count).indices(len(self.paths)))
-        return _feeds(chosen, self.rule, self.input_name, self.what)
+        for read in self.readers:
+            yield {self.input_name: fed(read(), self.rule)}
 
 
 def fed(image: np.ndarray, rule: ImagePreprocess) -> np.ndarray:
@@ -192,11 +192,10 @@ def calibration_feeds(
             f"model {entry.name}: int8 needs pictures to calibrate on, got none. Give --calibration FOLDER with "
             "about 100 pictures like those its camera will see, or [model.calibration] in edgekit.toml"
         )
-    paths = calibration_files(data, limit, progress)
-    if entry.evaluation is not None:
-        check_files(paths, picture_files(entry.evaluation), f"model {entry.name}")
-    where = data.name or data.source or (data.images.name if data.images is not None else "")
-    return _feeds(tuple(paths), spec.preprocess, input_name, where)
+    chosen = _chosen(data, limit, progress)
+    if entry.evaluation is not None and not entry.evaluation.source:
+        _check_apart(chosen, entry.evaluation, f"model {entry.name}")
+    return _feeds(chosen, spec.preprocess, input_name, _name(data))
 
 
 def evaluation_feeds(
@@ -206,39 +205,75 @@ def evaluation_feeds(
     data = entry.evaluation
     if data is None:
         return None
-    paths = calibration_files(data, count, progress)
-    return _feeds(tuple(paths), spec.preprocess, input_name, data.name or "evaluation")
+    return _feeds(_chosen(data, count, progress), spec.preprocess, input_name, _name(data))
 
 
-def calibration_files(data: DataSet, limit: int | None, progress: Progress) -> list[Path]:
-    """The files of a set, at most `limit`, evenly spaced; synthetic ones are drawn into the cache.
+Stored = Path | Reader
+"""A picture in a file, or in an array."""
 
-    Raises: UsageError, CalibrationError.
-    """
-    count = min(n for n in (data.count or CALIBRATION_PICTURES, limit) if n is not None)
+
+def _chosen(data: DataSet, limit: int | None, progress: Progress) -> list[Stored]:
+    """The pictures of a set, at most `limit`, evenly spaced; synthetic ones are drawn into the cache."""
     if data.source:
+        count = min(n for n in (data.count, limit) if n is not None)
         _, folder = render(dataclasses.replace(data, count=count), progress)
-        return sorted(folder.glob("*.png"))
-    assert data.images is not None, "checked by the project reader"
-    found = picture_files(data)
-    if data.data is None:
-        found = sorted((p for p in found if is_picture(p)), key=natural_key)
+        return [*sorted(folder.glob("*.png"))]
+    count = min(n for n in (data.count or CALIBRATION_PICTURES, limit) if n is not None)
+    found = _stored(data)
     if not found:
-        raise UsageError(f"folder {printable(str(data.images))}: holds no picture. Give a folder of pictures")
+        raise UsageError(f"pictures {_name(data)}: there are none. Give a folder of pictures")
     return [found[i] for i in dataclasses.replace(data, count=count).indices(len(found))]
 
 
-def _feeds(paths: tuple[Path, ...], rule: ImagePreprocess, input_name: str, what: str) -> Feeds:
+def _stored(data: DataSet) -> list[Stored]:
+    """All pictures of a set that is not synthetic."""
+    place = data.data if data.data is not None else data.images
+    assert place is not None, "checked by the project reader"
+    if place.is_dir() or place.suffix.lower() == ".json":
+        return [*sorted(picture_files(data), key=natural_key)]
+    tables: Any = importlib.import_module("edgekit.tasks.classify.dataset")  # tables of files and arrays
+    return list(tables.pictures(place, data.images))
+
+
+def _check_apart(chosen: list[Stored], evaluation: DataSet, where: str) -> None:
+    """Raises: CalibrationError when a picture is in both sets: by its file's bytes, or its pixels where
+    either set is no set of files."""
+    judged = _stored(evaluation)
+    files = [p for p in chosen if isinstance(p, Path)], [p for p in judged if isinstance(p, Path)]
+    if len(files[0]) == len(chosen) and len(files[1]) == len(judged):
+        check_files(*files, where)
+        return
+    known = {_pixels(item) for item in judged}
+    shared = sum(_pixels(item) in known for item in chosen)
+    if shared:
+        raise CalibrationError(
+            f"{where}: {shared} of {len(chosen)} calibration pictures are evaluation pictures too, "
+            "expected none. Give calibration its own"
+        )
+
+
+def _pixels(item: Stored) -> str:
+    image = read_picture(item) if isinstance(item, Path) else item()
+    return cache.digest(list(image.shape), image.tobytes())
+
+
+def _name(data: DataSet) -> str:
+    place = data.data or data.images
+    return data.name or data.source or (printable(place.name) if place is not None else "")
+
+
+def _feeds(chosen: list[Stored], rule: ImagePreprocess, input_name: str, what: str) -> Feeds:
     state = hashlib.sha256()
-    for path in paths:
+    for item in chosen:
         try:
-            state.update(hashlib.sha256(path.read_bytes()).digest())
+            content = item.read_bytes() if isinstance(item, Path) else _pixels(item).encode()
         except OSError as error:
             raise CalibrationError(
-                f"picture {printable(str(path))}: {error.strerror}. Check the folder"
+                f"picture {printable(str(item))}: {error.strerror}. Check the set"
             ) from None
-    pictures_ = state.hexdigest()
+        state.update(hashlib.sha256(content).digest())
     code = cache.sources("kernels/letterbox"), cache.tools()["opencv-python-headless"]
-    digest = cache.digest(pictures_, to_json(rule), *code)
-    provenance = {"calibration": what, "digest": pictures_, "pictures": len(paths)}
-    return Feeds(paths, rule, input_name, what, digest, provenance)
+    digest = cache.digest(state.hexdigest(), to_json(rule), *code)
+    provenance = {"calibration": what, "digest": state.hexdigest(), "pictures": len(chosen)}
+    readers = tuple(functools.partial(read_picture, i) if isinstance(i, Path) else i for i in chosen)
+    return Feeds(readers, rule, input_name, digest, provenance)
