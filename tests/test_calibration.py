@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -207,15 +208,18 @@ def test_progress_and_order():
 
 
 def test_pictures_are_read_one_at_a_time():
-    alive = []
+    seen: list[weakref.ref] = []
 
     def source():
-        for feed in feeds():
-            alive.append(sys.getrefcount(feed["x"]))
+        for i in range(5):
+            feed = {"x": np.full((1, 3, 8, 6), i, np.float32)}
+            seen.append(weakref.ref(feed["x"]))
             yield feed
+            del feed
+            assert sum(ref() is not None for ref in seen) <= 1
 
     calibrate(small_network(), source())
-    assert len(alive) == 5
+    assert len(seen) == 5
 
 
 @pytest.mark.parametrize(

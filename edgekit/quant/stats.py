@@ -133,18 +133,18 @@ class Accumulator:
     def _count(self, values: np.ndarray) -> float:
         """Count float32[n] into the bins; the sum of squares."""
         size = min(_BLOCK, values.size)
-        scratch, index = np.empty(size, np.float32), np.empty(size, np.intp)
         # scaled down, a tiny negative number would vanish in float32 and land above zero
-        scaled = np.empty(size, np.float64) if self.exponent > 0 else scratch
+        scaled = np.empty(size, np.float64 if self.exponent > 0 else np.float32)
+        index = np.empty(size, np.intp)
         scale, base = scaled.dtype.type(math.ldexp(1.0, -self.exponent)), scaled.dtype.type(self.base)
         square = 0.0
         for start in range(0, values.size, size):
             block = values[start : start + size]
-            f, g, i = scratch[: block.size], scaled[: block.size], index[: block.size]
-            np.multiply(block, block, out=f)
-            square += float(f.sum())
+            g, i = scaled[: block.size], index[: block.size]
+            np.multiply(block, block, out=g, dtype=g.dtype)
+            square += float(g.sum())
             self.zeros += block.size - int(np.count_nonzero(block))
-            np.multiply(block, scale, out=g)
+            np.multiply(block, scale, out=g, dtype=g.dtype)
             np.floor(g, out=g)
             np.subtract(g, base, out=g)
             np.copyto(i, g, casting="unsafe")
