@@ -32,9 +32,10 @@ MB = 1e6
 
 
 def network(name: str, size: int, path: Path) -> None:
-    """Write a network with random weights: a key of benchmarks.networks, or "chain", 12 equal layers."""
+    """Write a network with random weights: a YOLO of benchmarks.networks, or "chain", 12 equal layers."""
     from benchmarks import networks
     from benchmarks.networks.net import Net
+    from edgekit.passes.graph import clean
 
     if name == "chain":
         net = Net(size, size)
@@ -44,10 +45,16 @@ def network(name: str, size: int, path: Path) -> None:
         model = net.model([x])
     else:
         model = networks.build(name, (size, size))
+        # without its decoding, whose constants are placeholders: what a bare convolution gives is an output,
+        # that of the sum over the bins of a box aside
+        convs = [n.outputs[0] for n in model.graph if n.op_type == "Conv"]
+        bare = [v for v in convs if not any(u.op_type in ("Sigmoid", "Relu") for u, _ in v.uses())]
+        model.graph.outputs[:] = [v for v in bare if v.shape is not None and v.shape[1] != 1]
+        clean(model)
     rng = np.random.default_rng(0)
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < 2:
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
             continue
         shape = tensor.shape.numpy()
         fan = max(1, int(np.prod(shape[1:])))
