@@ -81,12 +81,12 @@ def calibrate(
     by_name = dict(zip(names, gathered, strict=True))
     source = feeds() if callable(feeds) else feeds
     total = operator.length_hint(source)
-    saved = done
+    saved, pool = done, _Pool()
     try:
         for number, feed in enumerate(itertools.islice(iter(source), done, None), done):
             if progress:
                 progress("calibrate", number, max(total, number))
-            _run(stages, _checked(feed, types, number), by_name, number)
+            _run(stages, _checked(feed, types, number), by_name, number, pool)
             done = number + 1
             if store and done - saved >= CHECKPOINT:
                 store.save(".part", gathered)
@@ -127,6 +127,8 @@ class _Stage:
     writes: tuple[str, ...]
     drop: tuple[str, ...]
     """What no later stage reads."""
+    places: dict[str, tuple[tuple[int, ...], np.dtype]] | None
+    """Shape and type of every result; None when one is not known before the run."""
 
 
 def _stages(model: ir.Model, names: set[str], budget: int) -> list[_Stage]:
@@ -160,9 +162,15 @@ def _stages(model: ir.Model, names: set[str], budget: int) -> list[_Stage]:
         if not writes:
             continue
         session = _session(proto, nodes, weights, inputs, writes)
+        known = {str(v.name): _place(v) for v in writes}
+        places = {name: place for name, place in known.items() if place is not None}
         stages.append(
             _Stage(
-                session, tuple(str(v.name) for v in inputs), tuple(str(v.name) for v in writes), tuple(drop)
+                session,
+                tuple(str(v.name) for v in inputs),
+                tuple(known),
+                tuple(drop),
+                places if len(places) == len(known) else None,
             )
         )
     return stages
@@ -183,6 +191,13 @@ def _used(node: ir.Node) -> list[ir.Value]:
             found += [v for n in graph for v in _used(n) if v.name not in inner]
             found += [v for v in graph.outputs if v.name not in inner]
     return found
+
+
+def _place(value: ir.Value) -> tuple[tuple[int, ...], np.dtype] | None:
+    sizes = shape(value)
+    if sizes is None or 0 in sizes or value.dtype not in (ir.DataType.FLOAT, ir.DataType.INT64):
+        return None
+    return sizes, np.dtype(value.dtype.numpy())
 
 
 def _nbytes(value: ir.Value) -> int:
@@ -229,7 +244,27 @@ def _session(
         raise ModelError(f"model: onnxruntime cannot run it: {text}. Simplify the network") from None
 
 
-def _run(stages: Sequence[_Stage], feed: Feed, gathered: Mapping[str, Accumulator], number: int) -> None:
+class _Pool:
+    """Memory for results, used again and again: asking malloc for megabytes in changing sizes lets the
+    process grow to several times what it holds."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def take(self, nbytes: int) -> np.ndarray:
+        """The smallest free block of at least `nbytes`, else a new one: uint8."""
+        fitting = [i for i, block in enumerate(self._free) if block.nbytes >= nbytes]
+        if not fitting:
+            return np.empty(nbytes, np.uint8)
+        return self._free.pop(min(fitting, key=lambda i: self._free[i].nbytes))
+
+    def give(self, block: np.ndarray) -> None:
+        self._free.append(block)
+
+
+def _run(
+    stages: Sequence[_Stage], feed: Feed, gathered: Mapping[str, Accumulator], number: int, pool: _Pool
+) -> None:
     """One picture through all stages, every result counted."""
 
     def count(name: str, array: np.ndarray) -> None:
@@ -239,17 +274,31 @@ def _run(stages: Sequence[_Stage], feed: Feed, gathered: Mapping[str, Accumulato
                 "Check the picture and the input rule of the model"
             )
 
-    alive = dict(feed)
-    for name, array in feed.items():
+    alive = {name: np.ascontiguousarray(array) for name, array in feed.items()}
+    blocks: dict[str, np.ndarray] = {}
+    for name, array in alive.items():
         count(name, array)
     for stage in stages:
-        results = stage.session.run(list(stage.writes), {name: alive[name] for name in stage.reads})
-        for name, array in zip(stage.writes, results, strict=True):
-            count(name, array)
-            alive[name] = array
-        del results
+        if stage.places is None:
+            results = stage.session.run(list(stage.writes), {name: alive[name] for name in stage.reads})
+            alive.update(zip(stage.writes, results, strict=True))
+            del results
+        else:
+            binding = stage.session.io_binding()
+            for name in stage.reads:
+                binding.bind_cpu_input(name, alive[name])
+            for name, (sizes, dtype) in stage.places.items():
+                blocks[name] = pool.take(math.prod(sizes) * dtype.itemsize)
+                array = blocks[name][: math.prod(sizes) * dtype.itemsize].view(dtype).reshape(sizes)
+                alive[name] = array
+                binding.bind_output(name, "cpu", 0, dtype.type, sizes, array.ctypes.data)
+            stage.session.run_with_iobinding(binding)
+        for name in stage.writes:
+            count(name, alive[name])
         for name in stage.drop:
             alive.pop(name, None)
+            if name in blocks:
+                pool.give(blocks.pop(name))
 
 
 def _checked(feed: Feed, inputs: Mapping[str, ir.Value], number: int) -> Feed:

@@ -21,8 +21,9 @@ MIN_SCALE = 1e-30
 """Keeps scale * scale of an (almost) dead value a normal float32 number in the few places that form it."""
 ENTROPY_LEVELS = 128
 """Codes on one side of zero that Migacz's method merges the histogram to."""
-ENTROPY_DISTINCT = 512
-"""With fewer occupied bins the divergence says little: percentile instead."""
+ENTROPY_DISTINCT = 128
+"""With fewer occupied bins of |x| (distinct values, as far as a histogram tells) the divergence says little:
+percentile instead."""
 ENTROPY_TAIL = 0.1
 """A threshold that clips more than this share of the values is none: where all values lie far from zero,
 the divergence of a few empty bins with everything clipped into the last is nil."""
@@ -209,10 +210,10 @@ def _errors(stats: TensorStats, scale: np.ndarray, low: np.ndarray, high: np.nda
     first, last = int(used[0]), int(used[-1]) + 1
     counts = stats.counts[first:last].astype(np.float64)
     edges = stats.edges[first : last + 1]
-    # the outermost bins are filled only up to the ends of the data
-    edges[0], edges[-1] = max(edges[0], stats.low), min(edges[-1], stats.high)
-    if edges[-1] <= edges[0]:  # one number, all of it
-        edges = np.array([stats.low, stats.low + stats.bin_width * 1e-6])
+    # the outermost bins are filled only up to the ends of the data, which may be one number
+    tiny = stats.bin_width * 1e-3
+    edges[0] = min(max(edges[0], stats.low), edges[1] - tiny)
+    edges[-1] = max(min(edges[-1], stats.high), edges[-2] + tiny)
     zero = round(-stats.bin_low / stats.bin_width) - first
     if 0 <= zero < counts.size:
         counts[zero] -= stats.zeros

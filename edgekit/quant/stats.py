@@ -21,6 +21,8 @@ _BLOCK = 1 << 16
 """Elements handled at a time, so that the scratch arrays stay in the cache of the CPU."""
 _DEPTH = 22
 """Bins are at least 2**-22 of the largest magnitude: bin numbers stay exact in float32."""
+_WIDE = 2.0**50
+"""Sums of squares of larger numbers leave float32."""
 _LEAST = -100
 """Smallest exponent of a bin width, for values that are all (nearly) zero."""
 
@@ -109,7 +111,7 @@ class Accumulator:
                 self.channel_high = np.maximum(self.channel_high, highs)
             self.channel_sums = _two_sum(self.channel_sums, sums)
         self._grow(min(self.low, low), max(self.high, high))
-        square = self._count(data.reshape(-1))
+        square = self._count(data.reshape(-1), wide=max(-low, high) > _WIDE)
         self.sums = _two_sum(self.sums, np.array([math.fsum(sums), square]))
         self.count += data.size
         self.image_low.append(low)
@@ -130,21 +132,23 @@ class Accumulator:
             self.counts = counts
         self.low, self.high, self.exponent, self.base = low, high, k, base
 
-    def _count(self, values: np.ndarray) -> float:
+    def _count(self, values: np.ndarray, wide: bool) -> float:
         """Count float32[n] into the bins; the sum of squares."""
         size = min(_BLOCK, values.size)
-        scratch, index = np.empty(size, np.float32), np.empty(size, np.intp)
+        # by this picture alone, not by those before it: else their order would show
+        squares = np.empty(size, np.float64 if wide else np.float32)
         # scaled down, a tiny negative number would vanish in float32 and land above zero
-        scaled = np.empty(size, np.float64) if self.exponent > 0 else scratch
+        scaled = np.empty(size, np.float64 if self.exponent > 0 else np.float32)
+        index = np.empty(size, np.intp)
         scale, base = scaled.dtype.type(math.ldexp(1.0, -self.exponent)), scaled.dtype.type(self.base)
         square = 0.0
         for start in range(0, values.size, size):
             block = values[start : start + size]
-            f, g, i = scratch[: block.size], scaled[: block.size], index[: block.size]
-            np.multiply(block, block, out=f)
+            f, g, i = squares[: block.size], scaled[: block.size], index[: block.size]
+            np.multiply(block, block, out=f, dtype=f.dtype)
             square += float(f.sum())
             self.zeros += block.size - int(np.count_nonzero(block))
-            np.multiply(block, scale, out=g)
+            np.multiply(block, scale, out=g, dtype=g.dtype)
             np.floor(g, out=g)
             np.subtract(g, base, out=g)
             np.copyto(i, g, casting="unsafe")

@@ -204,7 +204,13 @@ def power_mode(target: Target, name: str | None) -> PowerMode | None:
     raise UsageError(f"power mode {name!r} of {target.name}: unknown. {hint}")
 
 
-def machine(target: Target, backend: str, power: str | None = None, threads: int | None = None, runtime: str | None = None) -> Machine:
+def machine(
+    target: Target,
+    backend: str,
+    power: str | None = None,
+    threads: int | None = None,
+    runtime: str | None = None,
+) -> Machine:
     """What of the board runs the network. runtime: another library's coefficients (benchmarks only).
 
     Raises: UsageError for an unknown mode, or where the board's facts do not allow an estimate.
@@ -228,7 +234,9 @@ def machine(target: Target, backend: str, power: str | None = None, threads: int
 def _gpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str) -> Machine:
     gpu = target.gpu
     if gpu is None or gpu.fp32_tflops is None:
-        raise UsageError(f"target {target.name}: the facts of its GPU are not known, so nothing can be estimated there")
+        raise UsageError(
+            f"target {target.name}: the facts of its GPU are not known, so nothing can be estimated there"
+        )
     sms, clock = gpu.sms, gpu.clock_hz
     if mode is not None:
         sms, clock = mode.gpu_sms or sms, mode.gpu_clock_hz or clock
@@ -254,7 +262,9 @@ def _gpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str)
     )
 
 
-def _cpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str, threads: int | None) -> Machine:
+def _cpu(
+    target: Target, mode: PowerMode | None, bandwidth: float, runtime: str, threads: int | None
+) -> Machine:
     cores: list[tuple[float, Cpu]] = []
     for cpu in target.cpus:
         if cpu.clock_hz is None or cpu.simd_bits is None:
@@ -265,7 +275,9 @@ def _cpu(target: Target, mode: PowerMode | None, bandwidth: float, runtime: str,
         clock = min(cpu.clock_hz, mode.cpu_clock_hz or cpu.clock_hz) if mode else cpu.clock_hz
         cores += [(clock, cpu)] * cpu.cores
     cores.sort(key=lambda c: -c[0] * (c[1].simd_bits or 0))
-    big = [c for c in cores if c[0] * (c[1].simd_bits or 0) >= 0.4 * cores[0][0] * (cores[0][1].simd_bits or 0)]
+    big = [
+        c for c in cores if c[0] * (c[1].simd_bits or 0) >= 0.4 * cores[0][0] * (cores[0][1].simd_bits or 0)
+    ]
     limit = mode.cpu_cores if mode and mode.cpu_cores else len(cores)
     used = cores[: min(threads or len(big), limit)]
     peak = {p: sum(clock * _macs_per_cycle(cpu, p) for clock, cpu in used) for p in BYTES}

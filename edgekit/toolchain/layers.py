@@ -27,7 +27,14 @@ _POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reduc
 _COPIES = {"Concat", "Resize", "Upsample", "Slice", "Split", "Transpose", "Pad", "Expand", "Tile", "Gather"} | {
     "DepthToSpace", "SpaceToDepth", "Cast",
 }  # fmt: skip
-_TABLES = {"Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"}  # of 256 entries, or integer arithmetic
+_TABLES = {
+    "Add",
+    "Mul",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+}  # of 256 entries, or integer arithmetic
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -210,7 +217,11 @@ def _product(node: ir.Node) -> dict[str, int]:
     """The matrix product that a weighted node is: the fields of `Layer` from macs to stride."""
     if node.op_type not in WEIGHTED:
         return {}
-    output, source, weight = shape(node.outputs[0]) or (), shape(node.inputs[0]) or (), shape(node.inputs[1]) or ()
+    output, source, weight = (
+        shape(node.outputs[0]) or (),
+        shape(node.inputs[0]) or (),
+        shape(node.inputs[1]) or (),
+    )
     if not output or not source or not weight:
         return {}
     if node.op_type == "Conv":
@@ -241,7 +252,9 @@ def _counts(rows: int, depth: int, columns: int, groups: int, taps: int, stride:
     }  # fmt: skip
 
 
-def conversions(found: tuple[Layer, ...], precisions: list[str], inputs: dict[str, int]) -> Iterator[tuple[str, int, str, str]]:
+def conversions(
+    found: tuple[Layer, ...], precisions: list[str], inputs: dict[str, int]
+) -> Iterator[tuple[str, int, str, str]]:
     """(value, elements, from, to) of every change of precision between layers, each once per value.
 
     inputs: the graph's inputs, which arrive in float32. Outputs leave in float32.
