@@ -34,6 +34,6 @@ for device in pi4 pi5; do
   ARM_DEVICE=$device "$ARM_DIR/armpython" -m pytest -m arm -p no:cacheprovider tests/arm
   bundle=$(ls "$work"/expected/*."r$device".edge)
   ARM_DEVICE=$device ARM_COUNT=$work/counts-$device.jsonl \
-    "$ARM_DIR/armpython" "$HERE/count.py" "$bundle" "$work/expected/frames.npz"
+    "$ARM_DIR/armpython" "$HERE/stages.py" "$bundle" "$work/expected/frames.npz"
 done
 echo "ARM tests passed on pi4 and pi5 in $((SECONDS - started)) s"
