@@ -138,7 +138,11 @@ def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, 
         answer = json.loads(lines[-1])
         if "problem" in answer:
             return _none(answer["problem"])
-        return {**per_run(counts.read_text(encoding="utf-8")), "libraries": answer["libraries"], "problem": ""}
+        return {
+            **per_run(counts.read_text(encoding="utf-8")),
+            "libraries": answer["libraries"],
+            "problem": "",
+        }
 
 
 def per_run(text: str) -> dict[str, dict[str, int]]:
