@@ -138,7 +138,7 @@ def test_dot_products_on_a_pi_5_and_none_on_a_pi_4(tmp_path: Path) -> None:
 def test_the_verb_prints_the_counts_and_what_they_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"instructions": {kind: 1_250_000 for kind in arm_count.CLASSES}, "repeat": {}, "problem": ""}
+    row = {"instructions": dict.fromkeys(arm_count.CLASSES, 1250000), "repeat": {}, "problem": ""}
     none = {"instructions": None, "repeat": None, "problem": "library is missing"}
     result = {"bundle": "b.edge", "board": "pi5", "variants": {"int8": row, "odd": none}}
     monkeypatch.setattr(arm_count, "count", lambda path, board: result)
