@@ -111,6 +111,11 @@ def compare(a: Path, b: Path, options: Options, progress: Progress) -> Compariso
         notes = []
         if sides[0].spec.labels != sides[1].spec.labels:
             notes.append("The class names differ; classes are compared by their number.")
+        thresholds = [side.spec.score_threshold for side in sides]
+        if thresholds[0] != thresholds[1]:
+            notes.append(
+                f"Each keeps results by its own score threshold: A {thresholds[0]:g}, B {thresholds[1]:g}."
+            )
         record = {
             "task": sides[0].task,
             "a": sides[0].facts,
@@ -252,14 +257,12 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, Any], tuple[Shown, ...]]:
     """Outputs and results over the pictures, and the pictures worth showing."""
     task = tasks.task(sides[0].task)
-    threshold = sides[0].spec.score_threshold
     errors: dict[str, _Error] = {}
     pairs: list[tuple[Any, Any]] = []
     why = _outputs_differ(sides)
     for number, image in enumerate(images):
         progress("outputs and results", number, len(images))
-        first = sides[0].pipeline(image, score_threshold=threshold)
-        second = sides[1].pipeline(image, score_threshold=threshold)
+        first, second = (side.pipeline(image) for side in sides)
         pairs.append((first, second))
         if not why:
             got = sides[1].pipeline.session.outputs

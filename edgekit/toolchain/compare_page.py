@@ -46,10 +46,10 @@ def render(comparison: Comparison) -> str:
                 section("The two", "A is what B is compared with.", _sides(r)),
                 section("Outputs", "Raw outputs of B against those of A, same pictures.", _outputs(r)),
                 section("Results", "What comes out after decoding, A against B.", _results(r)),
+                section("Pictures", "Where the two differ most.", _pictures(comparison.shown)),
                 section("Accuracy", "The task's own metric on labelled pictures.", _metric(r)),
                 section("Time", "Turn by turn on this machine, so that load hits both.", _time(r)),
                 section("Layers", "What the evidence of each says about its layers.", _layers(r)),
-                section("Pictures", "Where the two differ most.", _pictures(comparison.shown)),
             ]
         ),
     )  # fmt: skip
@@ -218,14 +218,27 @@ def _metric(r: Mapping[str, Any]) -> Markup:
         el("p", join(legend), class_="legend"),
     ]
     known = [(n, a, b) for n, (a, b) in m["per_class"].items() if a is not None and b is not None]
-    known.sort(key=lambda row: (row[2] - row[1], row[0]))
-    if known:
+    changed = sorted(
+        (row for row in known if round(row[2] - row[1], 3)), key=lambda row: (row[2] - row[1], row[0])
+    )
+    equal = len(known) - len(changed)
+    if changed:
         shown = [
-            [n, el("div", plots.bar(a, "base", 5), plots.bar(b, height=5), class_="two"), fixed(a, 3), fixed(b, 3), signed(b - a, 3)]
-            for n, a, b in known[:MAX_ROWS]
-        ]  # fmt: skip
-        parts += [el("h3", f"{m['name']} of each class, largest loss first")]
+            [
+                n,
+                el("div", plots.bar(a, "base", 5), plots.bar(b, height=5), class_="two"),
+                fixed(a, 3),
+                fixed(b, 3),
+                signed(b - a, 3),
+            ]
+            for n, a, b in changed[:MAX_ROWS]
+        ]
+        parts += [el("h3", f"{m['name']} of the classes that changed, largest loss first")]
         parts += [table(["Class", "", "A", "B", "B − A"], shown, "tight", " bnnn")]
+    if equal:
+        parts.append(
+            el("p", f"{equal} of {len(known)} classes are equal to three decimals.", class_="legend")
+        )
     return join(parts)
 
 
