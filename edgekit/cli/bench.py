@@ -79,6 +79,9 @@ def main(args: argparse.Namespace) -> int:
             row = result["stages"][stage]
             print(f"  {stage:<12}{row['median_ms']:>10.3f}{row['p95_ms']:>10.3f}{row['p99_ms']:>10.3f}")
         print(
+            f"  runs {', '.join(printable(e['variant']) + ' (' + printable(e['why']) + ')' for e in result['engine'].values())}"
+        )
+        print(
             f"  peak memory {result['peak_rss_bytes'] / 2**20:.0f} MiB, copies {result['copies']['bytes_per_frame']} bytes a frame"
         )
     for other in first.get("vs", []):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edgekit.bundle import Bundle
-from edgekit.manifest import KernelStep
+from edgekit.manifest import KernelStep, Segment
 from edgekit.schema import printable, to_json
 from edgekit.spec import StateSpec, TensorSpec
 
@@ -63,6 +63,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             }
             for segment, variant in manifest.variants()
         ],
+        "tuned": _tuned(bundle),
         "plan": [
             {
                 "name": step.name,
@@ -81,6 +82,33 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "files": {name: to_json(entry) for name, entry in manifest.files.items()},
         "bytes": bundle.nbytes,
     }
+
+
+def _tuned(bundle: Bundle) -> dict[str, Any] | None:
+    """What was recorded on this machine about the variants (0 threads); None when nothing was."""
+    if all(len(s.variants) < 2 for s in bundle.manifest.plan if isinstance(s, Segment)):
+        return None
+    from edgekit.runtime import tuning
+
+    record = tuning.read(bundle.manifest, threads=0)
+    if record is None:
+        return None
+    return {
+        "segments": {
+            name: {"variant": variant, "why": record.why(name)} for name, variant in record.chosen.items()
+        },
+        "timings": [to_json(timing) for timing in record.timings],
+        "refused": record.refused,
+    }
+
+
+def _here(bundle: Bundle) -> list[tuple[str, ...]]:
+    """Rows about what runs on this machine, for bundles that leave a choice."""
+    names = [s.name for s in bundle.manifest.plan if isinstance(s, Segment) and len(s.variants) > 1]
+    tuned = _tuned(bundle) or {"segments": {}}
+    unknown = {"variant": "not timed here yet", "why": "the first load does it, or edgekit tune"}
+    facts = [(name, tuned["segments"].get(name, unknown)) for name in names]
+    return [(name, fact["variant"], printable(fact["why"], 200)) for name, fact in facts]
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:
@@ -139,6 +167,7 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
             for _, variant in manifest.variants()
         ],
     )
+    section("On this machine", _here(bundle))
     labels = _labels(manifest.pipeline)
     if labels:
         more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""

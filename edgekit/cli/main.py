@@ -25,6 +25,8 @@ VERBS = {
     "build": "turn a model into proven bundles",
     "run": "run a bundle on pictures, videos or a synthetic street",
     "bench": "time a bundle on this machine, stage by stage",
+    "tune": "time a bundle's variants here and keep the fastest",
+    "compare": "compare two bundles, or one with its float model",
     "inspect": "show what is in a bundle, or extract it",
     "verify": "check digests, signature, self-test and accuracy",
     "targets": "list the known boards and their facts",

@@ -18,8 +18,8 @@ from edgekit.backends.base import Executable, LoadOptions
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, UsageError
 from edgekit.host import matches
-from edgekit.manifest import KernelStep, Manifest, Segment, Variant
-from edgekit.runtime import variants
+from edgekit.manifest import Manifest, Variant
+from edgekit.runtime import tuning, variants
 from edgekit.runtime.session import Session
 from edgekit.target import Target
 
@@ -37,6 +37,7 @@ def load(
     threads: int = 0,
     variant: str | None = None,
     self_test: bool = True,
+    tune: bool = True,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Engine:
@@ -46,7 +47,11 @@ def load(
     threads: CPU threads of the inference library, 0 = its own choice.
     variant: name of the payload to use; by default the fastest that passes its self-test.
     self_test: golden input -> golden output within tolerance, no NaN, plausible latency.
-    cache_dir: where engines compiled on the device are kept (default: the user's cache folder).
+    tune: where several variants pass, run the fastest: as recorded on this device, else timed now (at
+        most 1.5 s on top of loading and testing them) and recorded. False, or EDGEKIT_TUNE=off in the
+        environment, takes the first one that passes.
+    cache_dir: where engines compiled on the device and records of timings are kept (default: the
+        user's cache folder).
     progress: called as progress(done in 0..1, text) while something long runs.
 
     Raises: BundleError for a damaged bundle or one that cannot run on this machine, SelfTestError
@@ -57,7 +62,9 @@ def load(
         raise UsageError(f"threads {threads}: expected 0 (the library's choice) or more")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     try:
-        return Engine(opened, threads, variant, self_test, cache_dir, progress, owner=opened is not bundle)
+        return Engine(
+            opened, threads, variant, self_test, cache_dir, progress, tune=tune, owner=opened is not bundle
+        )
     except BaseException:
         if opened is not bundle:
             opened.close()
@@ -67,7 +74,9 @@ def load(
 class Engine:
     """A loaded bundle. Use `session()` or `pipeline()` per thread, or `predict` for one picture.
 
-    variants: segment -> the payload in use. refused: "<segment>/<variant>" -> why it is not used.
+    variants: segment -> the payload in use, why: segment -> the reason in words.
+    refused: "<segment>/<variant>" -> why it is not used. tuning: what was timed, here or at an
+    earlier load; None when there was nothing to choose.
     """
 
     def __init__(
@@ -79,29 +88,28 @@ class Engine:
         cache_dir: Path | None = None,
         progress: Progress | None = None,
         *,
+        tune: bool = True,
         owner: bool = False,
     ) -> None:
         """As `load`; with `owner`, closing the engine closes the bundle."""
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
-        self.variants: dict[str, Variant] = {}
-        self.refused: dict[str, str] = {}
         self._owner = owner
-        self._executables: dict[str, Executable] = {}
         self._pipelines = threading.local()
-        segments = _segments(bundle)
-        variants.check_wanted(self.manifest, variant)
-        options = LoadOptions(threads, cache_dir, progress=progress)
-        loaded: dict[str, list[variants.Candidate]] = {}
-        chosen: dict[str, variants.Candidate] = {}
-        try:
-            for segment in segments:
-                loaded[segment.name] = variants.load_variants(bundle, segment, options, variant, self.refused)
-            chosen = variants.choose(bundle, loaded, self_test, threads, self.refused)
-        finally:
-            variants.close([c for cs in loaded.values() for c in cs if c is not chosen.get(c.segment)])
-        self.variants = {name: candidate.variant for name, candidate in chosen.items()}
-        self._executables = {name: candidate.executable for name, candidate in chosen.items()}
+        effort = None if not tune or tuning.switched_off() else tuning.AT_LOAD
+        selected = variants.select(
+            bundle,
+            variants.segments(bundle),
+            LoadOptions(threads, cache_dir, progress=progress),
+            wanted=variant,
+            test=self_test,
+            effort=effort,
+        )
+        self.refused: dict[str, str] = selected.refused
+        self.why: dict[str, str] = selected.why
+        self.tuning: tuning.Record | None = selected.record
+        self.variants: dict[str, Variant] = {name: c.variant for name, c in selected.chosen.items()}
+        self._executables: dict[str, Executable] = {name: c.executable for name, c in selected.chosen.items()}
 
     @property
     def task(self) -> str:
@@ -146,9 +154,14 @@ class Engine:
         return pipeline(image, score_threshold=score_threshold)
 
     def describe(self) -> dict[str, Any]:
-        """What runs here, per segment: payload, library, version, threads (JSON values)."""
+        """What runs here and why, per segment: payload, library, version, threads (JSON values)."""
         return {
-            name: {"variant": v.name, "precision": v.precision, **self._executables[name].describe()}
+            name: {
+                "variant": v.name,
+                "precision": v.precision,
+                "why": self.why[name],
+                **self._executables[name].describe(),
+            }
             for name, v in self.variants.items()
             if name in self._executables
         }
@@ -176,30 +189,6 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _segments(bundle: Bundle) -> list[Segment]:
-    """The plan's segments. Raises: BundleError for a plan that this edgekit cannot execute."""
-    manifest, segments, read = bundle.manifest, [], set()
-    for step in manifest.plan:
-        if isinstance(step, KernelStep):
-            raise BundleError(
-                f"bundle {bundle.path}: step {step.name} needs kernel {step.kernel!r}, "
-                "which this edgekit does not have. Upgrade edgekit"
-            )
-        segments.append(step)
-        read |= set(step.inputs)
-    if manifest.states:
-        raise BundleError(
-            f"bundle {bundle.path}: keeps state {manifest.states[0].name!r} between runs, "
-            "which this edgekit cannot do. Upgrade edgekit"
-        )
-    for name in manifest.inputs:
-        if name not in read:
-            raise BundleError(
-                f"bundle {bundle.path}: no step of its plan reads input {name!r}. Build it again"
-            )
-    return segments
 
 
 def foreign_target(bundle: Bundle) -> str:

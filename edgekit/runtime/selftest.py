@@ -30,20 +30,21 @@ def self_test(bundle: Bundle, session: Session, variants: Sequence[str], threads
     Raises: SelfTestError with the reason; StreamError when the session fails.
     """
     manifest, where = bundle.manifest, str(bundle.path)
-
-    def golden(tensor: GoldenTensor) -> np.ndarray:
-        spec = manifest.tensor(tensor.tensor)
-        dtype = np.dtype(spec.dtype.value).newbyteorder("<")
-        return np.frombuffer(bundle.read(tensor.path), dtype).reshape(spec.shape)
-
     for tensor in manifest.golden.inputs:
-        np.copyto(session.inputs[tensor.tensor], golden(tensor))
+        np.copyto(session.inputs[tensor.tensor], golden_values(bundle, tensor))
     session.run()
     for tensor in manifest.golden.outputs:
-        check_golden(where, tensor, golden(tensor), session.outputs[tensor.tensor])
+        check_golden(where, tensor, golden_values(bundle, tensor), session.outputs[tensor.tensor])
     recorded = recorded_latency(bundle.evidence, variants, threads)
     if recorded is not None:
         check_latency(where, recorded, session.run)
+
+
+def golden_values(bundle: Bundle, tensor: GoldenTensor) -> np.ndarray:
+    """The values that the bundle holds for `tensor`, read-only, where they lie in the mapped file."""
+    spec = bundle.manifest.tensor(tensor.tensor)
+    dtype = np.dtype(spec.dtype.value).newbyteorder("<")
+    return np.frombuffer(bundle.read(tensor.path), dtype).reshape(spec.shape)
 
 
 def check_golden(bundle: str, rule: GoldenTensor, golden: np.ndarray, got: np.ndarray) -> None:

@@ -1,22 +1,29 @@
-"""Which payload of each segment runs here: load every one, test every one, keep the fastest that passes."""
+"""Which payload of each segment runs here: of those that load and pass their self-test, the fastest.
+
+The first load of a bundle with several variants tries and times them all (`tuning`) and records the
+winner; later loads read only that one, test it, and go through all of them again should it fail.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from edgekit.backends.base import Executable, LoadOptions, half
+import numpy as np
+
+from edgekit.backends.base import Binding, Executable, LoadOptions, half
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, EdgekitError, SelfTestError, UsageError, did_you_mean
+from edgekit.errors import BundleError, EdgekitError, OutputError, SelfTestError, UsageError, did_you_mean
 from edgekit.host import backend_problem
-from edgekit.manifest import Manifest, Segment, Variant
-from edgekit.runtime.selftest import self_test
+from edgekit.manifest import KernelStep, Manifest, Segment, Variant
+from edgekit.runtime import tuning
+from edgekit.runtime.selftest import golden_values, self_test
 from edgekit.runtime.session import Session
 
-RACE_RUNS = 7
-"""Runs by which the fastest of several variants is chosen; the first ones warm up."""
 MAX_COMBINATIONS = 16
 """Combinations of variants tried until one passes: a plan of many segments must not be tried for ever."""
 
@@ -36,6 +43,180 @@ class Candidate:
 
 Refused = dict[str, str]
 """Candidate name -> why it is not used."""
+
+
+@dataclass
+class Selection:
+    """What `select` decided. By segment: the candidate in use and, in words, why.
+
+    record: the measurement behind it, None when nothing was timed. refused: "<segment>/<variant>" -> why not.
+    recorded: the measurement is that of an earlier load.
+    """
+
+    chosen: dict[str, Candidate]
+    why: dict[str, str]
+    refused: Refused = field(default_factory=dict)
+    record: tuning.Record | None = None
+    recorded: bool = False
+
+
+def select(
+    bundle: Bundle,
+    segments: Sequence[Segment],
+    options: LoadOptions,
+    *,
+    wanted: str | None = None,
+    test: bool = True,
+    effort: tuning.Effort | None = tuning.AT_LOAD,
+    fresh: bool = False,
+) -> Selection:
+    """Load what runs here, per segment.
+
+    wanted: the variant to use where a segment has it. test: self-test, and keep only what passes.
+    effort: how long variants are timed where several pass; None = not at all, the first is taken.
+    fresh: measure although there is a record.
+
+    Raises: the reason, when a segment has no variant that works; UsageError for an unknown variant.
+    """
+    manifest, threads, cache_dir = bundle.manifest, options.threads, options.cache_dir
+    check_wanted(manifest, wanted)
+    open_choice = wanted is None and any(len(segment.variants) > 1 for segment in segments)
+    refused: Refused = {}
+    if effort is not None and open_choice and not fresh:
+        record = tuning.read(manifest, threads, cache_dir)
+        chosen = _only(bundle, segments, record.chosen, options, test, refused) if record else None
+        if record and chosen:
+            why = _why(segments, record, wanted, " (recorded)")
+            kept = record if record.timings else None
+            return Selection(chosen, why, dict(record.refused), kept, recorded=True)
+    if effort is None and open_choice:
+        first = {segment.name: segment.variants[0].name for segment in segments}
+        chosen = _only(bundle, segments, first, options, test, refused)
+        if chosen:
+            return Selection(chosen, dict.fromkeys(chosen, NOT_TUNED), _skipped(segments, chosen))
+    refused.clear()
+    loaded: dict[str, list[Candidate]] = {}
+    chosen = {}
+    try:
+        for segment in segments:
+            loaded[segment.name] = load_variants(bundle, segment, options, wanted, refused)
+        passing = (
+            passing_variants(bundle, loaded, threads, refused)
+            if test
+            else Passing(dict(loaded), {name: candidates[0] for name, candidates in loaded.items()})
+        )
+        if effort is None:
+            for candidate in itertools.chain(*passing.candidates.values()):
+                if candidate is not passing.base[candidate.segment]:
+                    refused[candidate.name] = NOT_TRIED
+            chosen = passing.base
+            why = dict.fromkeys(chosen, NOT_TUNED)
+            return Selection(chosen, why, refused)
+        record = _race(bundle, passing, options, effort)
+        chosen = {
+            name: next(c for c in candidates if c.variant.name == record.chosen[name])
+            for name, candidates in passing.candidates.items()
+        }
+        if test and not _works_together(bundle, chosen, passing, threads):
+            chosen = passing.base
+            names = {name: c.variant.name for name, c in chosen.items()}
+            for timing in record.timings:
+                refused[timing.name] = TOGETHER
+            refused = {
+                name: why for name, why in refused.items() if name not in {c.name for c in chosen.values()}
+            }
+            record = replace(record, chosen=names, timings=())
+        for timing in record.timings:
+            segment_name = timing.name.split("/")[0]
+            if timing.name != chosen[segment_name].name:
+                refused[timing.name] = _slower(timing, record, chosen[segment_name].name)
+        record = replace(record, refused=dict(refused))
+        if open_choice and test:  # what was not tested may be fast because it is wrong
+            with contextlib.suppress(OutputError):  # a read-only device measures at every load
+                tuning.store(record, cache_dir)
+        return Selection(chosen, _why(segments, record, wanted), refused, record if record.timings else None)
+    finally:
+        close([c for cs in loaded.values() for c in cs if c is not chosen.get(c.segment)])
+
+
+NOT_TUNED = "the first that works; tuning is off"
+TOGETHER = "the fastest variants of several networks fail the self-test together"
+NOT_TRIED = "not timed: tuning is off, and a variant before it works"
+
+
+def _skipped(segments: Sequence[Segment], chosen: Mapping[str, Candidate]) -> Refused:
+    names = (f"{segment.name}/{v.name}" for segment in segments for v in segment.variants)
+    used = {candidate.name for candidate in chosen.values()}
+    return {name: NOT_TRIED for name in names if name not in used}
+
+
+def _why(
+    segments: Sequence[Segment], record: tuning.Record, wanted: str | None, source: str = ""
+) -> dict[str, str]:
+    def words(segment: Segment) -> str:
+        if len(segment.variants) == 1:
+            return "the only variant"
+        if record.chosen[segment.name] == wanted:
+            return "asked for by name"
+        return record.why(segment.name) + source
+
+    return {segment.name: words(segment) for segment in segments}
+
+
+def _slower(timing: tuning.Timing, record: tuning.Record, best: str) -> str:
+    against = record.timing(best)
+    assert against is not None, "the winner ran in the same race"
+    figures = f"{timing.median_ms:.3g} ms against {against.median_ms:.3g} ms, {timing.ratio:.2f} x"
+    if timing.median_ms <= against.median_ms * (1 + tuning.TIE):
+        return f"as fast here as {best}, which comes first in the bundle: {figures}"
+    return f"slower here than {best}: {figures}"
+
+
+def _only(
+    bundle: Bundle,
+    segments: Sequence[Segment],
+    names: Mapping[str, str],
+    options: LoadOptions,
+    test: bool,
+    refused: Refused,
+) -> dict[str, Candidate] | None:
+    """The variants of these names, loaded and tested together; None, all closed, when they do not work."""
+    loaded: dict[str, Candidate] = {}
+    keep = False
+    try:
+        for segment in segments:
+            (loaded[segment.name],) = load_variants(bundle, segment, options, names[segment.name], refused)
+        keep = not test or _verdict(bundle, loaded, options.threads) is None
+    except EdgekitError:
+        pass  # every variant is tried next, and the reasons are told then
+    finally:
+        if not keep:
+            close(list(loaded.values()))
+    return loaded if keep else None
+
+
+def segments(bundle: Bundle) -> list[Segment]:
+    """The plan's segments. Raises: BundleError for a plan that this edgekit cannot execute."""
+    manifest, found, read = bundle.manifest, [], set()
+    for step in manifest.plan:
+        if isinstance(step, KernelStep):
+            raise BundleError(
+                f"bundle {bundle.path}: step {step.name} needs kernel {step.kernel!r}, "
+                "which this edgekit does not have. Upgrade edgekit"
+            )
+        found.append(step)
+        read |= set(step.inputs)
+    if manifest.states:
+        raise BundleError(
+            f"bundle {bundle.path}: keeps state {manifest.states[0].name!r} between runs, "
+            "which this edgekit cannot do. Upgrade edgekit"
+        )
+    for name in manifest.inputs:
+        if name not in read:
+            raise BundleError(
+                f"bundle {bundle.path}: no step of its plan reads input {name!r}. Build it again"
+            )
+    return found
 
 
 def check_wanted(manifest: Manifest, wanted: str | None) -> None:
@@ -106,17 +287,23 @@ def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable
                 )
 
 
-def choose(
-    bundle: Bundle, loaded: Mapping[str, Sequence[Candidate]], test: bool, threads: int, refused: Refused
-) -> dict[str, Candidate]:
-    """Per segment the fastest candidate that passes the self-test; the others go to `refused`.
+@dataclass(frozen=True)
+class Passing:
+    """`candidates`: per segment those that work beside `base`, a combination that works."""
+
+    candidates: Mapping[str, Sequence[Candidate]]
+    base: dict[str, Candidate]
+
+
+def passing_variants(
+    bundle: Bundle, loaded: Mapping[str, Sequence[Candidate]], threads: int, refused: Refused
+) -> Passing:
+    """The candidates that pass the self-test; the others go to `refused`.
 
     The golden values are those of the whole plan, so candidates are tested in combination: first
-    until one combination passes, then each other candidate in its place. With `test` false
-    all count as passed. Raises: SelfTestError when nothing passes.
+    until one combination passes, then each other candidate in its place.
+    Raises: SelfTestError when nothing passes.
     """
-    if not test:
-        return {segment: _fastest(candidates, refused) for segment, candidates in loaded.items()}
     verdicts: dict[tuple[str, ...], EdgekitError | None] = {}
 
     def passes(plan: Mapping[str, Candidate]) -> bool:
@@ -132,18 +319,22 @@ def choose(
         failures = [error for error in verdicts.values() if error is not None]
         verdicts.clear()
         raise _worst(failures)
-    chosen = {}
+    passing: dict[str, list[Candidate]] = {}
     for segment, candidates in loaded.items():
-        passing = []
+        passing[segment] = []
         for candidate in candidates:
             plan = {**base, segment: candidate}
             if passes(plan):
-                passing.append(candidate)
+                passing[segment].append(candidate)
             else:
                 refused[candidate.name] = str(verdicts[tuple(c.name for c in plan.values())])
-        chosen[segment] = _fastest(passing, refused)
-    # each passed beside the base; several at once are another combination
-    return chosen if passes(chosen) else base
+    return Passing(passing, base)
+
+
+def _works_together(bundle: Bundle, chosen: Mapping[str, Candidate], passing: Passing, threads: int) -> bool:
+    """Each winner passed beside the base; several at once are another combination."""
+    replaced = [name for name, candidate in chosen.items() if candidate is not passing.base[name]]
+    return len(replaced) < 2 or _verdict(bundle, chosen, threads) is None
 
 
 def _verdict(bundle: Bundle, plan: Mapping[str, Candidate], threads: int) -> EdgekitError | None:
@@ -161,31 +352,115 @@ def _without_frames(error: EdgekitError) -> EdgekitError:
     return error.with_traceback(None)
 
 
-def _fastest(candidates: Sequence[Candidate], refused: Refused) -> Candidate:
-    if len(candidates) == 1:
-        return candidates[0]
-    times = [_race(candidate.executable) for candidate in candidates]
-    best = min(range(len(candidates)), key=times.__getitem__)
-    for candidate, seconds in zip(candidates, times, strict=True):
-        if candidate is not candidates[best]:
-            refused[candidate.name] = (
-                f"slower here than {candidates[best].name}: {1e3 * seconds:.3g} ms against {1e3 * times[best]:.3g} ms"
-            )
-    return candidates[best]
+def tune(
+    path: Path,
+    *,
+    threads: int = 0,
+    rounds: int = tuning.THOROUGH.rounds,
+    cache_dir: Path | None = None,
+    opened: Callable[[Bundle], None] | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure the variants of the bundle at `path` thoroughly and record the winner (`edgekit tune`).
+
+    opened: called with the bundle before anything runs. Returns JSON values: bundle, payload_digest,
+    device, record (file name, or None when there is nothing to choose) and per segment a table of its
+    variants, in the bundle's order: status `chosen`, `slower`, `refused` or `only`, times in ms
+    (None when not timed), ratio to the chosen one, and why.
+    Raises: as `load`; OutputError when the record cannot be written.
+    """
+    with Bundle.open(path) as bundle:
+        if opened is not None:
+            opened(bundle)
+        plan = segments(bundle)
+        effort = replace(tuning.THOROUGH, rounds=rounds)
+        options = LoadOptions(threads, cache_dir, progress=progress)
+        selected = select(bundle, plan, options, effort=effort, fresh=True)
+        try:
+            record = selected.record
+            stored = None if record is None else tuning.store(record, cache_dir)
+            backends = [variant.backend for _, variant in bundle.manifest.variants()]
+            return {
+                "bundle": str(path),
+                "payload_digest": bundle.payload_digest,
+                "device": record.device if record else tuning.device(backends, threads),
+                "record": None if stored is None else str(stored),
+                "segments": [
+                    {
+                        "segment": segment.name,
+                        "chosen": selected.chosen[segment.name].variant.name,
+                        "why": selected.why[segment.name],
+                        "variants": [_row(segment, variant, selected) for variant in segment.variants],
+                    }
+                    for segment in plan
+                ],
+            }
+        finally:
+            close(list(selected.chosen.values()))
 
 
-def _race(executable: Executable) -> float:
-    """Best of a few runs, seconds."""
-    binding = executable.bind()
-    try:
-        best = float("inf")
-        for _ in range(RACE_RUNS):
-            start = time.perf_counter()
+def _row(segment: Segment, variant: Variant, selected: Selection) -> dict[str, Any]:
+    name = f"{segment.name}/{variant.name}"
+    timing = selected.record.timing(name) if selected.record else None
+    used = selected.chosen[segment.name].name == name
+    status = "chosen" if used else "slower" if timing else "refused"
+    row: dict[str, Any] = {
+        "variant": variant.name,
+        "backend": variant.backend,
+        "precision": variant.precision,
+        "bytes": variant.bytes,
+        "status": "only" if used and len(segment.variants) == 1 else status,
+        "why": selected.why[segment.name] if used else selected.refused.get(name, ""),
+    }
+    figures = ("median_ms", "p25_ms", "p75_ms", "min_ms", "rounds", "ratio")
+    return row | {key: getattr(timing, key) if timing else None for key in figures}
+
+
+def _race(bundle: Bundle, passing: Passing, options: LoadOptions, effort: tuning.Effort) -> tuning.Record:
+    """Time the candidates of every segment that has several, on the golden input of the bundle."""
+    backends = [variant.backend for _, variant in bundle.manifest.variants()]
+    chosen = {name: candidates[0].variant.name for name, candidates in passing.candidates.items()}
+    several = [name for name, candidates in passing.candidates.items() if len(candidates) > 1]
+    table: list[tuning.Timing] = []
+    if several:
+        values = _flow(bundle, passing.base)
+        share = replace(effort, budget_s=effort.budget_s / len(several))
+        for name in several:
+            candidates = passing.candidates[name]
+            if options.progress:
+                options.progress(0.0, f"timing {len(candidates)} variants of {name}")
+            bindings: list[Binding] = []
+            try:
+                for candidate in candidates:
+                    bindings.append(candidate.executable.bind())
+                    for tensor, array in bindings[-1].inputs.items():
+                        np.copyto(array, values[tensor])
+                named = zip(candidates, bindings, strict=True)
+                samples = tuning.race({c.name: b.run for c, b in named}, share)
+            finally:
+                for binding in bindings:
+                    binding.close()
+            best = tuning.winner(samples)
+            chosen[name] = best.split("/", 1)[1]
+            table += tuning.timings(samples, best)
+    facts = tuning.device(backends, options.threads)
+    return tuning.Record(bundle.payload_digest, facts, chosen, tuple(table))
+
+
+def _flow(bundle: Bundle, plan: Mapping[str, Candidate]) -> dict[str, np.ndarray]:
+    """Every tensor of the plan for the bundle's golden input, computed by `plan`."""
+    manifest = bundle.manifest
+    values = {golden.tensor: golden_values(bundle, golden) for golden in manifest.golden.inputs}
+    for step in manifest.plan:
+        binding = plan[step.name].executable.bind()
+        try:
+            for name in step.inputs:
+                np.copyto(binding.inputs[name], values[name])
             binding.run()
-            best = min(best, time.perf_counter() - start)
-        return best
-    finally:
-        binding.close()
+            values.update({name: binding.outputs[name].copy() for name in step.outputs})
+        finally:
+            binding.close()
+    return values
 
 
 def _worst(failures: list[EdgekitError]) -> EdgekitError:

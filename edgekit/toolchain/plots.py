@@ -115,7 +115,11 @@ def drop_line(drop: float, limit: float) -> Markup:
     )
 
 
-def scatter(points: Sequence[tuple[float, float]]) -> Markup:
+def scatter(
+    points: Sequence[tuple[float, float]],
+    across: str = "score of the float network",
+    label: str = "Score of each matched box: payload over float network",
+) -> Markup:
     """Score of the payload over score of the float network, both 0..1, with the diagonal of equal scores."""
     left, top, size = 34.0, 8.0, 250.0
 
@@ -136,14 +140,16 @@ def scatter(points: Sequence[tuple[float, float]]) -> Markup:
         ]
     shapes.append(el("line", class_="axis", x1=x(0), y1=y(0), x2=x(1), y2=y(1)))
     shapes += [el("circle", class_="point", cx=x(a), cy=y(b), r=2.6) for a, b in points]
-    shapes.append(el("text", "score of the float network", x=x(0.5), y=y(0) + 33, text_anchor="middle"))
+    shapes.append(el("text", across, x=x(0.5), y=y(0) + 33, text_anchor="middle"))
     return el(
         "svg", *shapes, class_="plot square", viewBox="0 0 292 296", role="img",
-        aria_label="Score of each matched box: payload over float network",
+        aria_label=label,
     )  # fmt: skip
 
 
-def histogram(values: Sequence[float], bins: int = 21) -> Markup:
+def histogram(
+    values: Sequence[float], bins: int = 21, across: str = "score difference, payload − float"
+) -> Markup:
     """How the score differences are spread, symmetric about 0."""
     reach = max(abs(v) for v in values) or 1e-9
     counts = [0] * bins
@@ -175,7 +181,7 @@ def histogram(values: Sequence[float], bins: int = 21) -> Markup:
     shapes.append(
         el(
             "text",
-            "score difference, payload − float",
+            across,
             x=left + width / 2,
             y=top + height + 33,
             text_anchor="middle",

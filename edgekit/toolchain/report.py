@@ -75,6 +75,11 @@ def render(bundles: Sequence[Bundle], extra: Mapping[str, Any] | None = None) ->
         title = f"{len(subjects)} bundles compared"
         articles = join(article(s, "h2", f"b{i}") for i, s in enumerate(subjects, 1))
         content = join([comparison(subjects, title), articles])
+    return document(title, content, "Written by edgekit {} from the evidence inside the bundle.")
+
+
+def document(title: str, content: Markup, foot: str) -> str:
+    """A whole page: styles inside, nothing loaded from anywhere. `{}` in `foot`: edgekit's version."""
     style = Markup(files("edgekit.toolchain").joinpath("report.css").read_text(encoding="utf-8"))
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -89,8 +94,12 @@ def render(bundles: Sequence[Bundle], extra: Mapping[str, Any] | None = None) ->
             el("style", style),
         ]
     )
-    foot = el("footer", f"Written by edgekit {__version__} from the evidence inside the bundle.")
-    page = el("html", el("head", head), el("body", el("main", content, foot)), lang="en")
+    page = el(
+        "html",
+        el("head", head),
+        el("body", el("main", content, el("footer", foot.format(__version__)))),
+        lang="en",
+    )
     return f"<!doctype html>\n{page}\n"
 
 

@@ -1,51 +1,36 @@
-"""count.py BUNDLE FRAMES.npz: instructions per stage of one detection, on an emulated board.
+"""count.py BUNDLE --board pi5: instructions per inference of each variant on an emulated board, as JSON.
 
-Run as ARM_COUNT=FILE armpython count.py ...; prints one JSON object. Counts repeat to a fraction of a percent;
-they know nothing of caches, memory or how many instructions a core issues at once.
+Runs on the workstation, after tools/arm/setup.sh; the same as `edgekit tune BUNDLE --board pi5 --json`.
+A proxy: counts repeat to a fraction of a percent and know nothing of caches, memory or issue width.
 """
 
 from __future__ import annotations
 
-import ctypes
+import argparse
 import json
-import os
 import sys
+from pathlib import Path
 
-import numpy as np
-
-import edgekit
-from edgekit.kernels.letterbox import letterbox
-
-CLASSES = ("all", "simd", "load_store", "dot", "mmla", "sve")
-STAGES = ("preprocess", "engine", "decode")
-_libc = ctypes.CDLL(None)
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def mark(tag: int) -> None:
-    """Have count.c write the counts so far."""
-    _libc.lseek(-77, ctypes.c_long(tag), 0)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--board", default="pi5", help="target (rpi5) or profile (pi5); default: pi5")
+    parser.add_argument("--variant", action="append", default=[], help="only this one; may be repeated")
+    args = parser.parse_args()
+    from edgekit.errors import EdgekitError
+    from edgekit.toolchain.arm_count import count
 
-
-def main(bundle: str, frames: str) -> None:
-    with np.load(frames, allow_pickle=False) as data:
-        picture = data[sorted(data.files)[0]]
-    with edgekit.load(bundle, threads=1, self_test=False) as engine:
-        pipeline = engine.pipeline()
-        pipeline(picture)  # tables and caches are made at the first call
-        (tensor,) = pipeline.session.inputs.values()
-        mark(0)
-        placement = letterbox(picture, pipeline.spec.preprocess, tensor)
-        mark(1)
-        pipeline.session.run()
-        mark(2)
-        pipeline._postprocess(pipeline.session.outputs, placement, picture.shape[:2])
-        mark(3)
-        target = engine.manifest.target
-    with open(os.environ["ARM_COUNT"], encoding="utf-8") as file:
-        marks = [json.loads(line) for line in file][-4:]
-    stages = {stage: {c: marks[i + 1][c] - marks[i][c] for c in CLASSES} for i, stage in enumerate(STAGES)}
-    print(json.dumps({"board": os.environ.get("ARM_DEVICE"), "target": target, "instructions": stages}))
+    try:
+        print(json.dumps(count(args.bundle, args.board, tuple(args.variant)), indent=1))
+    except EdgekitError as error:
+        print(f"count.py: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())

@@ -81,5 +81,7 @@ done
 ln -s sysroot/usr/bin/armpython "$ARM_DIR/armpython"
 
 "$ARM_DIR/armpython" -c 'import platform, numpy, cv2, onnxruntime
-print("arm:", platform.machine(), "numpy", numpy.__version__, "onnxruntime", onnxruntime.__version__)' >&2
+from importlib.metadata import version
+from ai_edge_litert.interpreter import Interpreter
+print("arm:", platform.machine(), *(f"{n} {version(n)}" for n in ("numpy", "onnxruntime", "ai-edge-litert")))' >&2
 echo "$stamp" > "$ARM_DIR/stamp"

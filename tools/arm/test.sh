@@ -27,6 +27,9 @@ say "building bundles for rpi4 and rpi5"
 "$PYTHON" -m edgekit build ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} --target rpi4,rpi5 --out "$work/bundles" >&2
 "$PYTHON" "$HERE/expect.py" "$work/expected" "$work"/bundles/*.edge
 
+say "instruction counts of an int8 payload"
+(cd "$ROOT" && EDGEKIT_ARM_COUNT=1 "$PYTHON" -m pytest -m arm -p no:cacheprovider tests/test_tune_arm.py)
+
 cd "$ARM_DIR/stage"
 export PYTHONPATH=$ARM_DIR/stage EDGEKIT_ARM_EXPECTED=$work/expected EDGEKIT_CACHE=$work/cache
 for device in pi4 pi5; do
@@ -34,6 +37,6 @@ for device in pi4 pi5; do
   ARM_DEVICE=$device "$ARM_DIR/armpython" -m pytest -m arm -p no:cacheprovider tests/arm
   bundle=$(ls "$work"/expected/*."r$device".edge)
   ARM_DEVICE=$device ARM_COUNT=$work/counts-$device.jsonl \
-    "$ARM_DIR/armpython" "$HERE/count.py" "$bundle" "$work/expected/frames.npz"
+    "$ARM_DIR/armpython" "$HERE/stages.py" "$bundle" "$work/expected/frames.npz"
 done
 echo "ARM tests passed on pi4 and pi5 in $((SECONDS - started)) s"

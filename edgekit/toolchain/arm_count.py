@@ -1,0 +1,188 @@
+"""Instructions per inference of a bundle's variants on an emulated ARM board: a proxy where no board is at hand.
+
+tools/arm of a checkout sets up the emulator (qemu-user with a counting plugin, profiles of the boards and
+aarch64 builds of the inference libraries); this module runs a bundle in it. Counts repeat to a fraction of a
+percent, with one thread. They know nothing of caches, memory bandwidth or how many instructions a core
+issues at once, so compare like with like, class by class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import edgekit
+from edgekit import host
+from edgekit.bundle import Bundle
+from edgekit.errors import EdgekitError, UsageError, did_you_mean, printable
+from edgekit.target import Target
+
+CLASSES = ("all", "simd", "load_store", "dot", "mmla", "sve")
+"""What count.c tells apart. dot: SDOT, UDOT, USDOT, SUDOT; mmla: the int8 matrix instructions; both are
+also simd. sve: any SVE instruction, its dot products included."""
+
+RUNS = 2
+"""Counted runs, after one that fills caches and tables; the last one is reported."""
+
+TIMEOUT_S = 1800.0
+
+WHAT = "emulated instructions per inference, one thread: a proxy, not a timing"
+
+
+def arm_dir() -> Path:
+    """Where tools/arm/setup.sh puts the emulator: `$EDGEKIT_ARM_DIR`, else `arm` in edgekit's cache folder."""
+    if chosen := os.environ.get("EDGEKIT_ARM_DIR"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit" / "arm"
+
+
+def boards(folder: Path | None = None) -> dict[str, str]:
+    """Target or profile name -> profile, of the boards that can be emulated.
+
+    A target is emulated by the profile whose core it has. Raises: UsageError without an emulator.
+    """
+    folder = folder or arm_dir()
+    profiles = sorted(p.name for p in (folder / "devices").glob("*") if (p / "qemu-cpu").is_file())
+    if not profiles or not (folder / "armpython").exists():
+        raise UsageError(
+            f"ARM emulator: not in {folder}. Run tools/arm/setup.sh in a checkout of edgekit, "
+            "or set EDGEKIT_ARM_DIR to where it was set up"
+        )
+    cores = {host.detect(folder / "devices" / name).cpus[0].name: name for name in profiles}
+    known = {name: name for name in profiles}
+    for name in Target.names():
+        target = Target.load(name) if name != "host" else None
+        if target is not None and target.arch == "aarch64" and target.cpus[0].name in cores:
+            known[name] = cores[target.cpus[0].name]
+    return known
+
+
+def count(bundle: Path, board: str, variants: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run every variant of the bundle at `bundle`, or those of `variants`, once each on the emulated `board`.
+
+    board: a target (`rpi5`) or a profile of tools/arm (`pi5`). The golden input is used, and every variant
+    has to pass the bundle's self-test there, latency aside.
+
+    Returns JSON values: bundle, payload_digest, board, what (a label to print beside the figures), libraries,
+    variants: name -> {instructions: {class: count per inference} or None, problem, repeat: the same class
+    table of the run before}. A variant that does not run on the board has `instructions` None and the reason.
+
+    Raises: UsageError for an unknown board or variant, or without an emulator; EdgekitError when it fails.
+    """
+    folder = arm_dir()
+    known = boards(folder)
+    if board not in known:
+        raise UsageError(f"board {printable(board)!r}: cannot be emulated. {did_you_mean(board, known)}")
+    with Bundle.open(bundle) as opened:
+        names = list(dict.fromkeys(variant.name for _, variant in opened.manifest.variants()))
+        digest = opened.payload_digest
+    for name in variants:
+        if name not in names:
+            raise UsageError(f"variant {name!r}: not in this bundle. {did_you_mean(name, names)}")
+    found: dict[str, Any] = {}
+    libraries: dict[str, str] = {}
+    for name in variants or tuple(names):
+        answer = _guest(folder, known[board], bundle, name)
+        libraries.update(answer.pop("libraries", {}))
+        found[name] = answer
+    return {
+        "bundle": str(bundle),
+        "payload_digest": digest,
+        "board": known[board],
+        "what": WHAT,
+        "libraries": libraries,
+        "variants": found,
+    }
+
+
+def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, Any]:
+    """One variant in its own emulated process: a fault there ends that one only."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-arm-") as work:
+        stage, counts = Path(work, "stage"), Path(work, "counts.jsonl")
+        stage.mkdir()
+        # the package alone: its neighbours are this machine's libraries
+        (stage / "edgekit").symlink_to(Path(edgekit.__file__).resolve().parent)
+        command = [str(folder / "armpython"), "-c", GUEST, str(bundle.resolve()), variant, str(RUNS + 1)]
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))},
+            "ARM_DEVICE": profile,
+            "ARM_COUNT": str(counts),
+            "PYTHONPATH": str(stage),
+            "EDGEKIT_CACHE": str(Path(work, "cache")),
+            "OMP_NUM_THREADS": "1",
+        }
+        try:
+            ran = subprocess.run(
+                command,
+                env=environment,
+                cwd=work,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except OSError as error:
+            raise EdgekitError(f"ARM emulator {folder}: cannot be started: {error.strerror}") from None
+        except subprocess.TimeoutExpired:
+            return _none(f"took longer than {TIMEOUT_S:.0f} s in the emulator")
+        lines = ran.stdout.splitlines()
+        if ran.returncode != 0 or not lines:
+            said = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+            return _none(f"the emulated process ended with {ran.returncode}: {said[:300]}")
+        answer = json.loads(lines[-1])
+        if "problem" in answer:
+            return _none(answer["problem"])
+        return {
+            **per_run(counts.read_text(encoding="utf-8")),
+            "libraries": answer["libraries"],
+            "problem": "",
+        }
+
+
+def per_run(text: str) -> dict[str, dict[str, int]]:
+    """Counts of the last marked run, and as `repeat` of the one before, from the plugin's lines."""
+    marks = [json.loads(line) for line in text.splitlines() if '"mark"' in line]
+    assert len(marks) == RUNS + 2, "one mark before the runs, one after each"
+
+    def between(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+        return {kind: b[kind] - a[kind] for kind in CLASSES}
+
+    return {"instructions": between(marks[-2], marks[-1]), "repeat": between(marks[-3], marks[-2])}
+
+
+def _none(problem: str) -> dict[str, Any]:
+    return {"instructions": None, "repeat": None, "problem": problem}
+
+
+GUEST = """
+import ctypes, json, sys
+import numpy as np
+import edgekit
+from edgekit.runtime.selftest import golden_values
+
+path, variant, runs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+mark = lambda tag: libc.lseek(-77, ctypes.c_long(tag), 0)  # count.c writes the counts so far
+libc = ctypes.CDLL(None)
+try:
+    engine = edgekit.load(path, threads=1, variant=variant)
+except edgekit.EdgekitError as error:
+    print(json.dumps({"problem": str(error)}))
+    sys.exit()
+bundle = engine.bundle
+session = engine.session()
+for tensor in bundle.manifest.golden.inputs:
+    np.copyto(session.inputs[tensor.tensor], golden_values(bundle, tensor))
+mark(0)
+for number in range(runs):
+    session.run()
+    mark(number + 1)
+facts = engine.describe().values()
+print(json.dumps({"libraries": {f["library"]: f["version"] for f in facts if "library" in f}}))
+"""
+"""Runs on the emulated board."""
