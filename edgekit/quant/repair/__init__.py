@@ -101,8 +101,8 @@ def measure(
     """Compare the outputs of two annotated models with those of `float_model`."""
     first, second = (output_sqnr(m, float_model, feeds) for m in (before, after))
     outputs = tuple((n, first[n], second[n]) for n in first)
-    means = (float(np.mean([row[i] for row in outputs])) for i in (1, 2))
-    return Gain(name, paper, *means, outputs, _changed(before, after), seconds)
+    mean_before, mean_after = (float(np.mean([row[i] for row in outputs])) for i in (1, 2))
+    return Gain(name, paper, mean_before, mean_after, outputs, _changed(before, after), seconds)
 
 
 def output_sqnr(model: ir.Model, float_model: ir.Model, feeds: Sequence[Feed]) -> dict[str, float]:

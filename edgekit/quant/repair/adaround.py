@@ -9,7 +9,8 @@ on (Frantar et al.: GPTQ, ICLR 2023). No step may raise the error, so it ends at
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,6 @@ from edgekit.passes.graph import constant
 from edgekit.quant.annotate import quant
 from edgekit.quant.repair import Feed, Progress, checked, chosen
 from edgekit.quant.repair.layers import (
-    WIDE,
     Moments,
     add_bias,
     drop_unused,
@@ -31,7 +31,7 @@ from edgekit.quant.repair.layers import (
     products,
     to_rows,
 )
-from edgekit.quant.repair.observe import VALUE_BYTES, Want, groups, observe, size
+from edgekit.quant.repair.walk import Walk
 from edgekit.quant.rules import bias, weight, weight_axis
 from edgekit.spec import QuantParams
 
@@ -39,10 +39,6 @@ PAPER = (
     "Nagel, Amjad, van Baalen, Louizos, Blankevoort: Up or Down? Adaptive Rounding for Post-Training "
     "Quantization, ICML 2020"
 )
-GROUPS = 8
-"""Passes over the pictures; the layers of one pass see the rounding of those before it."""
-MOMENT_BYTES = 96 << 20
-"""Moments held at a time; those of one layer may be more."""
 DAMPING = 0.01
 """Share of the mean of H's diagonal that is added to it: directions that the pictures hardly show keep near
 their nearest rounding."""
@@ -62,7 +58,6 @@ def run(
     progress: Progress | None = None,
     nodes: Collection[str] | None = None,
     compensate: bool = False,
-    passes: int = GROUPS,
 ) -> ir.Model:
     """An annotated copy of `model` with the quantized weights of Conv, Gemm and MatMul rounded anew.
 
@@ -77,20 +72,17 @@ def run(
     checked(feeds)
     result = model.clone()
     originals = {str(n): v for n, v in float_model.graph.initializers.items()}
-    exact = {str(v.name) for n in float_model.graph for v in n.outputs}
     layers = _layers(result, originals, nodes)
-    sizes = [sum(_bytes(n, compensate) for n in layer.nodes) for layer in layers]
-    done = 0
-    for group in groups(layers, sizes, passes, MOMENT_BYTES):
-        if progress:
-            progress("adaptive rounding", done, len(layers))
-        moments = _measure(result, float_model, feeds, group, exact if compensate else set())
-        for layer in group:
-            _round(result.graph, layer, moments.pop(0))
-        done += len(group)
+    with ExitStack() as stack:
+        rounded = stack.enter_context(Walk(result, feeds, quantized=True))
+        exact = stack.enter_context(Walk(float_model, feeds, quantized=False)) if compensate else None
+        for done, layer in enumerate(layers):
+            if progress:
+                progress("adaptive rounding", done, len(layers))
+            _round(result.graph, layer, _measure(rounded, exact, layer), rounded)
     drop_unused(result.graph)
     if progress:
-        progress("adaptive rounding", done, done)
+        progress("adaptive rounding", len(layers), len(layers))
     return result
 
 
@@ -147,45 +139,35 @@ def _scales(node: ir.Node, params: QuantParams, numbers: np.ndarray) -> np.ndarr
     return np.broadcast_to(scale, g * outputs).reshape(g, outputs, 1)
 
 
-def _bytes(node: ir.Node, compensate: bool) -> int:
-    length = products(node)
-    moments = groups_of(node) * length * length * (8 if length <= WIDE else 4)
-    return moments + size(node.inputs[0]) + (size(node.outputs[0]) if compensate else 0)
-
-
-def _measure(
-    model: ir.Model,
-    float_model: ir.Model,
-    feeds: Sequence[Feed],
-    layers: Sequence[_Layer],
-    exact: set[str],
-) -> list[Moments]:
-    """Moments of the inputs of each layer; with the float outputs that are in `exact`."""
-    pairs = [(i, n) for i, layer in enumerate(layers) for n in layer.nodes]
-    sources = [n.inputs[0] for _, n in pairs]
-    names = [str(n.outputs[0].name) for _, n in pairs]
-    want = Want(
-        read=tuple(dict.fromkeys(v for v in sources if v is not None)),
-        exact=tuple(n for n in dict.fromkeys(names) if n in exact),
-    )
-    found = [Moments(groups_of(layer.nodes[0]), products(layer.nodes[0])) for layer in layers]
-    for picture, seen in enumerate(observe(model, float_model, feeds, want)):
-        for (i, node), name in zip(pairs, names, strict=True):
-            total = min(max(4 * found[i].length, ROWS[0]), ROWS[1])
-            share = -(-total // (len(feeds) * len(layers[i].nodes)))
-            assert node.inputs[0] is not None
-            x, at = patches(node, seen.read[str(node.inputs[0].name)], share, picture)
+def _measure(rounded: Walk, exact: Walk | None, layer: _Layer) -> Moments:
+    """Moments of the inputs of `layer` behind what is rounded already, with `exact` of the float outputs too."""
+    first = layer.nodes[0]
+    found = Moments(groups_of(first), products(first))
+    rounded.advance(rounded.computed(first.outputs[0]))
+    sources = [v for n in layer.nodes if (v := n.inputs[0]) is not None]
+    reads = [rounded.read(v) for v in sources]
+    outputs = [str(n.outputs[0].name) for n in layer.nodes]
+    targets: Iterator[dict[str, np.ndarray]] = iter([{}] * rounded.pictures)
+    if exact is not None and all(exact.has(n) for n in outputs):
+        exact.advance(outputs[0])
+        targets = exact.values(outputs)
+    total = min(max(4 * found.length, ROWS[0]), ROWS[1])
+    share = -(-total // (rounded.pictures * len(layer.nodes)))
+    values = rounded.values(list(dict.fromkeys(reads)))
+    for picture, (seen, target) in enumerate(zip(values, targets, strict=True)):
+        for node, read, output in zip(layer.nodes, reads, outputs, strict=True):
+            x, at = patches(node, seen[read], share, picture)
             y = None
-            if exact and name in seen.exact:
-                y = outputs_at(node, seen.exact[name], at)
+            if target:
+                y = outputs_at(node, target[output], at)
                 offset = constant(bias(node))
                 if offset is not None:
                     y = y - offset.reshape(y.shape[0], 1, -1)
-            found[i].add(x, y)
+            found.add(x, y)
     return found
 
 
-def _round(graph: ir.Graph, layer: _Layer, moments: Moments) -> None:
+def _round(graph: ir.Graph, layer: _Layer, moments: Moments, walk: Walk) -> None:
     node = layer.nodes[0]
     w = to_rows(node, layer.original)
     scale = _scales(node, layer.params, layer.original)
@@ -208,8 +190,9 @@ def _round(graph: ir.Graph, layer: _Layer, moments: Moments) -> None:
         shift = np.einsum("gok,gk->go", w.astype(np.float64) - found, mean)
         if moments.target is not None:
             shift = moments.target / n - np.einsum("gok,gk->go", found.astype(np.float64), mean)
-        add_bias(graph, node, shift.reshape(-1))
+        walk.set_bias(walk.computed(node.outputs[0]), add_bias(graph, node, shift.reshape(-1)))
     numbers = from_rows(node, found, layer.original)
+    walk.set_weight(str(layer.weight.name), numbers)
     layer.weight.const_value = ir.tensor(numbers, name=layer.weight.name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -78,9 +79,8 @@ def patches(node: ir.Node, source: np.ndarray, want: int, picture: int) -> tuple
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     spatial = tuple(range(2, 2 + rank))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, spatial)
-    outside = tuple(slice(None, None, s) for s in strides)
-    inside = tuple(slice(None, None, d) for d in dilations)
-    windows = windows[(slice(None), slice(None), *outside, *inside)]
+    steps: list[Any] = [slice(None, None, s) for s in (1, 1, *strides, *dilations)]
+    windows = windows[tuple(steps)]
     batch, channels, *places = windows.shape[: 2 + rank]
     at = _drawn(batch * int(np.prod(places)), want, node, picture)
     first, *rest = np.unravel_index(at, (batch, *places))
@@ -164,17 +164,18 @@ class Moments:
         self.target = total if self.target is None else self.target + total
 
 
-def add_bias(graph: ir.Graph, node: ir.Node, shift: np.ndarray) -> None:
-    """`shift` (float64 [output channels]) on top of the bias of `node`, in an initialiser of its own."""
-    if not shift.any():
-        return
+def add_bias(graph: ir.Graph, node: ir.Node, shift: np.ndarray) -> np.ndarray:
+    """`shift` (float64 [output channels]) on top of the bias of `node`, in an initialiser of its own (others
+    may share the old one). Returns the new bias, float32."""
     old = constant(bias(node))
     base = np.zeros(shift.shape) if old is None else np.broadcast_to(old.reshape(-1), shift.shape)
-    value = new_weight(graph, f"{node_id(node)}.bias", (base + shift).astype(np.float32))
+    numbers: np.ndarray = (base + shift).astype(np.float32)
+    value = new_weight(graph, f"{node_id(node)}.bias", numbers)
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, value)
     drop_unused(graph)
+    return numbers
 
 
 def drop_unused(graph: ir.Graph) -> None:
