@@ -1,0 +1,353 @@
+"""From a calibrated float network to a quantized one inside its accuracy budget: one search for every library.
+
+Everything that costs no time on the device comes first: range schemes, ranges that know their SiLU,
+equalization, repairs. Each is tried and kept only where it lowers the error of the network's outputs on
+calibration pictures; labels are not looked at. Then the gate, which runs the real payload and knows the task's
+metric, is asked. If it refuses, the values whose rounding does the most damage go back to float, twice as
+many each time, until it passes. So the metric is looked at a handful of times, along a path that was ordered
+without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.passes.graph import constant
+from edgekit.quant import repair, simulate
+from edgekit.quant.annotate import node_id, quant, set_quant
+from edgekit.quant.equalize import GATE, Candidate, candidates, equalize, factors_of, gated_range
+from edgekit.quant.lint import integer_share, lint
+from edgekit.quant.placement import Choices, place
+from edgekit.quant.rules import Rules
+from edgekit.quant.sensitivity import Probe, output_error
+from edgekit.quant.silu_range import silu_ranges
+from edgekit.quant.simulate import Feed
+from edgekit.quant.stats import Stats
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, of)"""
+
+SCHEMES = ("mse", "percentile:99.99", "minmax")
+"""Tried in this order; a later one replaces an earlier one only if it is clearly better."""
+CLEARLY = 0.03
+"""A step is kept if it lowers the error by this share or more: less is noise of a few pictures."""
+IMBALANCED = 2.0
+"""Tensors less imbalanced than this gain nothing from equalization."""
+LOOKED_AT, TRIED = 12, 4
+"""Tensors whose own error is measured for equalization, and how many of them are tried."""
+HARMFUL = 0.03
+"""Share of the whole error that a tensor must cause to be worth equalizing."""
+PROBED = 48
+"""Values whose own error is measured before some go back to float."""
+ISLANDS = (1, 2, 4, 8, 16, 32, 64)
+REPAIRS = ("adaround", "bias_correction")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the gate found: `passed` None where nothing could be judged; `metric` of the task, its `drop`."""
+
+    passed: bool | None
+    metric: float | None = None
+    drop: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One quantized network that was looked at: a point of the Pareto the search saw.
+
+    error: of the outputs (sensitivity.output_error); seconds: on the target, measured or estimated.
+    """
+
+    label: str
+    error: float
+    kept: bool
+    seconds: float | None = None
+    integer_share: float | None = None
+    metric: float | None = None
+    drop: float | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to search over. `fit` and `check`: calibration pictures to repair with, and others to measure on.
+
+    restat: statistics of some values of a changed float network. gate: the accuracy budget, on the real
+    payload. cost: seconds of an annotated network on its target, None where unknown.
+    """
+
+    model: ir.Model
+    stats: Stats
+    rules: Rules
+    fit: Sequence[Feed]
+    check: Sequence[Feed]
+    restat: Callable[[ir.Model, Collection[str]], Stats]
+    gate: Callable[[ir.Model], Look]
+    cost: Callable[[ir.Model], float | None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The result. model: annotated; exact: the equal float network; ranked: (value, its own error), worst first."""
+
+    model: ir.Model
+    exact: ir.Model
+    stats: Stats
+    choices: Choices
+    steps: tuple[str, ...]
+    error: float
+    trials: tuple[Trial, ...] = ()
+    ranked: tuple[tuple[str, float], ...] = ()
+    look: Look = field(default_factory=lambda: Look(None))
+
+
+def plain(problem: Problem, scheme: str) -> Quantized:
+    """Everything in integers by one range scheme, nothing repaired: what tools do by default.
+
+    The gate is asked once, and the values to blame are ranked.
+    """
+    bench = _Bench(problem)
+    choices = Choices(scheme=scheme, weights="minmax" if scheme == "minmax" else "mse")
+    found = bench.place(problem.model, problem.stats, choices, (f"{scheme} ranges",))
+    found = replace(found, look=problem.gate(found.model), ranked=tuple(bench.rank(found)))
+    bench.note(found.steps[-1], found, True)
+    return replace(found, trials=tuple(bench.trials))
+
+
+def search(problem: Problem, progress: Progress) -> Quantized:
+    """The network to ship; `look.passed` False where even the last resort missed the budget."""
+    bench = _Bench(problem)
+    best = _ranges(bench, progress)
+    best = _equalized(bench, best, progress)
+    best = _repaired(bench, best, progress)
+    progress("accuracy of the payload", 0, 1)
+    best = replace(best, look=problem.gate(best.model))
+    bench.note("in integers, all that can be", best, True)
+    if best.look.passed is False:
+        best = _islands(bench, best, progress)
+    if not best.ranked:
+        best = replace(best, ranked=tuple(bench.rank(best, progress)))
+    return replace(best, trials=tuple(bench.trials))
+
+
+def carry(found: Quantized, rules: Rules) -> ir.Model:
+    """The network of `found` placed by other rules: the same ranges, weights, repairs and float islands."""
+    model = found.model.clone()
+    for value in [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]:
+        set_quant(value, None)
+    return place(model, found.stats, rules, found.choices)
+
+
+class _Bench:
+    """Measures trials and remembers them."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.trials: list[Trial] = []
+        self._exact = list(simulate.run(problem.model, problem.check))
+
+    def place(self, exact: ir.Model, stats: Stats, choices: Choices, steps: tuple[str, ...]) -> Quantized:
+        return self.measured(place(exact, stats, self.problem.rules, choices), exact, stats, choices, steps)
+
+    def measured(
+        self, model: ir.Model, exact: ir.Model, stats: Stats, choices: Choices, steps: tuple[str, ...]
+    ) -> Quantized:
+        int32 = self.problem.rules.int32_bias
+        got = simulate.run(simulate.fake_quantized(model, int32_bias=int32), self.problem.check)
+        error = float(np.mean([output_error(x, y) for x, y in zip(self._exact, got, strict=True)]))
+        return Quantized(model, exact, stats, choices, steps, error)
+
+    def note(self, label: str, found: Quantized, kept: bool) -> None:
+        looked = found.look
+        self.trials.append(
+            Trial(
+                label,
+                found.error,
+                kept,
+                self.problem.cost(found.model) if kept else None,
+                integer_share(lint(found.model, self.problem.rules)) if kept else None,
+                looked.metric,
+                looked.drop,
+                looked.passed,
+            )
+        )
+
+    def better(self, best: Quantized, other: Quantized, label: str) -> Quantized:
+        kept = other.error < best.error * (1 - CLEARLY)
+        self.note(label, other, kept)
+        return other if kept else best
+
+    def rank(self, found: Quantized, progress: Progress | None = None) -> list[tuple[str, float]]:
+        """Values by the error that their rounding alone causes, of the most suspect ones."""
+        probe = Probe(found.model, self.problem.check[:2])
+        suspects = sorted(probe.values, key=lambda n: -_suspicion(found, n))[:PROBED]
+        return probe.rank(suspects, progress)
+
+
+def _ranges(bench: _Bench, progress: Progress) -> Quantized:
+    p = bench.problem
+    best: Quantized | None = None
+    for i, scheme in enumerate(SCHEMES):
+        progress("try range schemes", i, len(SCHEMES) + 1)
+        found = bench.place(p.model, p.stats, Choices(scheme=scheme), (f"{scheme} ranges",))
+        if best is None:
+            bench.note(f"{scheme} ranges", found, True)
+            best = found
+        else:
+            best = bench.better(best, found, f"{scheme} ranges")
+    assert best is not None
+    ranges = silu_ranges(p.model, p.stats) if p.rules.outputs else {}
+    if ranges:
+        progress("try range schemes", len(SCHEMES), len(SCHEMES) + 1)
+        choices = replace(best.choices, ranges=tuple(sorted(ranges.items())))
+        found = bench.place(p.model, p.stats, choices, (*best.steps, "ranges that know their SiLU"))
+        best = bench.better(best, found, "ranges that know their SiLU")
+    return best
+
+
+def _equalized(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
+    """Equalize the tensors that do the most damage, one after the other, where it helps."""
+    p = bench.problem
+    known = [c for c in candidates(p.model, p.stats) if c.gain >= IMBALANCED][:LOOKED_AT]
+    if not known:
+        return best
+    probe = Probe(best.model, p.check[:2])
+    whole = probe.error()
+    harms = []
+    for i, candidate in enumerate(known):
+        progress("look for tensors to equalize", i, len(known))
+        names = {candidate.conv, candidate.value} & set(probe.values)
+        harms.append((probe.error(names) if names else 0.0, candidate))
+    harms = sorted((h for h in harms if h[0] >= HARMFUL * whole), key=lambda h: -h[0])[:TRIED]
+    chosen: list[Candidate] = []
+    for i, (_, candidate) in enumerate(harms):
+        progress("equalize", i, len(harms))
+        found = _with_equalized(bench, best, [*chosen, candidate])
+        label = f"equalize {describe(p.model, candidate.value)}"
+        kept = bench.better(best, found, label)
+        if kept is not best:
+            chosen.append(candidate)
+            best = replace(kept, steps=(*best.steps, label))
+    return best
+
+
+def _with_equalized(bench: _Bench, best: Quantized, chosen: Sequence[Candidate]) -> Quantized:
+    p = bench.problem
+    exact, changed = equalize(p.model, chosen, p.stats)
+    stats = {**p.stats, **p.restat(exact, changed)}
+    aware = dict(best.choices.ranges)
+    ranges = {name: bounds for name, bounds in aware.items() if name not in changed}
+    if aware:
+        ranges |= {n: r for n, r in silu_ranges(exact, stats).items() if n not in ranges}
+    if p.rules.outputs:
+        ranges |= {name: (-GATE, GATE) for name, kind in changed.items() if kind == "gate"}
+        for name, scale in factors_of(exact).items():
+            ranges[name] = gated_range(p.stats[name], scale, stats[name])
+    choices = replace(best.choices, ranges=tuple(sorted(ranges.items())))
+    return bench.place(exact, stats, choices, best.steps)
+
+
+def _repaired(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
+    for name in REPAIRS:
+        progress(f"repair: {name}", 0, 1)
+        model = repair.module(name).run(best.model, best.exact, bench.problem.fit, progress=progress)
+        found = bench.measured(model, best.exact, best.stats, best.choices, (*best.steps, name))
+        best = bench.better(best, found, name)
+    return best
+
+
+def _islands(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
+    """Give values back to float, the most damaging first, until the gate passes."""
+    ranked = bench.rank(best, progress)
+    found = best
+    for count in (n for n in ISLANDS if n // 2 < len(ranked)):
+        names = {name for name, _ in ranked[:count]}
+        nodes = frozenset(_around(best.model, names, bench.problem.rules))
+        progress(f"accuracy with {len(nodes)} nodes in float", 0, 1)
+        choices = replace(best.choices, float_nodes=best.choices.float_nodes | nodes)
+        model = place(_unplaced(best.model), best.stats, bench.problem.rules, choices)
+        label = f"{len(nodes)} nodes in float around the worst {min(count, len(ranked))} values"
+        found = bench.measured(model, best.exact, best.stats, choices, (*best.steps, label))
+        found = replace(found, look=bench.problem.gate(found.model), ranked=tuple(ranked))
+        bench.note(label, found, found.look.passed is not False)
+        if found.look.passed is not False:
+            break
+    return found
+
+
+def _unplaced(model: ir.Model) -> ir.Model:
+    """A copy whose activations carry nothing; weights keep what a repair chose."""
+    model = model.clone()
+    for value in [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]:
+        set_quant(value, None)
+    return model
+
+
+def _around(model: ir.Model, values: Collection[str], rules: Rules) -> set[str]:
+    """Nodes that must be float for `values` not to be rounded: who reads them and, where outputs are codes, who writes."""
+    found = set()
+    for node in model.graph:
+        if any(v is not None and v.name in values for v in node.inputs):
+            found.add(node_id(node))
+        if rules.outputs and any(v.name in values for v in node.outputs):
+            found.add(node_id(node))
+    return found
+
+
+def _suspicion(found: Quantized, name: str) -> float:
+    """How coarse a value's scale is for its channels: mean square of the ratio to what each alone would need."""
+    stats = found.stats.get(name)
+    values = {str(v.name): v for v in found.model.graph.inputs}
+    values |= {str(v.name): v for node in found.model.graph for v in node.outputs}
+    params = quant(values.get(name))
+    if stats is None or params is None:
+        return 0.0
+    span = np.asarray(stats.channel_high - stats.channel_low, np.float64)
+    span = span if span.size else np.array([stats.high - stats.low])
+    reach = max(float(span.max()), 1e-30)
+    ratio = params.scale[0] * 255 / np.maximum(span, reach * 1e-3)
+    return float(np.mean(ratio**2))
+
+
+def describe(model: ir.Model, name: str) -> str:
+    """A value for people: its layer's number and kind. `model` needs its node order only."""
+    nodes = list(model.graph)
+    for i, node in enumerate(nodes, 1):
+        if any(o.name == name for o in node.outputs):
+            numbers = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+            what = node.op_type
+            if what == "Mul" and any(
+                (p := v.producer()) is not None and p.op_type == "Sigmoid"
+                for v in node.inputs
+                if v is not None
+            ):
+                what = "SiLU"
+            if what == "Conv" and numbers is not None and numbers.ndim == 4:
+                outputs, inputs, height, width = numbers.shape
+                what = f"Conv {height}x{width} {inputs}>{outputs}"
+            return f"{name} (node {i} of {len(nodes)}, {what})"
+    return f"{name} (network input)" if any(v.name == name for v in model.graph.inputs) else name
+
+
+def blame(found: Quantized, count: int = 3) -> str:
+    """The values to blame, for one line of an error."""
+    total = math.fsum(error for _, error in found.ranked) or 1.0
+    worst = [
+        f"{describe(found.exact, name)} {error / total:.0%}"
+        for name, error in found.ranked[:count]
+        if error > 0
+    ]
+    return "most of the error comes from " + ", ".join(worst) if worst else "no single value stands out"
+
+
+def summary(trials: Sequence[Trial]) -> list[Mapping[str, Any]]:
+    """The trials as JSON rows, for evidence."""
+    return [{k: v for k, v in vars(t).items() if v is not None} for t in trials]
