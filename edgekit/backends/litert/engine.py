@@ -96,7 +96,11 @@ class LiteExecutable:
         specs = []
         for (name, order, stored), detail in zip(orders, details, strict=True):
             size = math.prod(int(d) for d in detail["shape"])
-            if sorted(order) != list(range(len(stored))) or math.prod(stored) != size or min(stored, default=1) < 1:
+            if (
+                sorted(order) != list(range(len(stored)))
+                or math.prod(stored) != size
+                or min(stored, default=1) < 1
+            ):
                 raise BundleError(
                     f"payload {self._variant.name}: tensor {name}: order {order} of {stored} does not fit "
                     f"{[int(d) for d in detail['shape']]}. Build the bundle again"
@@ -187,7 +191,7 @@ def _views(
     for (name, order, shape), detail in zip(ports, details, strict=True):
         stored = interpreter.tensor(detail["index"])()
         memory = (ctypes.c_char * stored.nbytes).from_address(stored.ctypes.data)
-        memory.owner = interpreter  # type: ignore[attr-defined]
+        memory.owner = interpreter
         array = np.frombuffer(memory, stored.dtype).reshape(shape)
         views[name] = array.transpose([order.index(axis) for axis in range(len(order))])
     return views

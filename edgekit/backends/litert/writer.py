@@ -137,7 +137,7 @@ def _aligning_builder() -> Any:
             self.StartVector(1, x.size, ALIGNMENT)
             self.head -= x.size
             self.Bytes[self.head : self.head + x.size] = x.tobytes()
-            self.vectorNumElems = x.size
+            self.vectorNumElems = x.size  # type: ignore[misc, unused-ignore]
             return self.EndVector()
 
     return Aligning
