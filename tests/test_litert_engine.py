@@ -405,6 +405,37 @@ def with_qdq(annotated: ir.Model) -> ir.Model:
     return model
 
 
+def test_a_detector_finds_the_same_on_both_libraries() -> None:
+    """Picture in, boxes out: letterbox into channels-last views, decode from them."""
+    from edgekit.tasks.detect.pipeline import DetectPipeline
+    from edgekit.tasks.detect.spec import DetectSpec
+    from edgekit.toolchain.running import run_here
+
+    prepared = prepare(frontends.load(ROOT / "apps/detect/yolo_lite.onnx"), check=False)
+    assert prepared.head is not None
+    (x,) = prepared.model.graph.inputs
+    _, _, height, width = (int(d) for d in x.shape)  # type: ignore[union-attr]
+    labels = tuple(map(str, range(prepared.head.num_classes)))
+    spec = DetectSpec(ImagePreprocess(width, height), prepared.head, labels, score_threshold=0.02)
+    picture = probe.natural_picture((3, 300, 480)).transpose(1, 2, 0).astype(np.uint8)
+    found = []
+    for backend in ("onnxruntime", "litert"):
+        (payload,) = half(backend, "lower").lower(prepared.model, HOST, "float32")
+        running = run_here(payload)
+        found.append(DetectPipeline(spec, running.binding)(picture))
+    assert len(found[0]) == len(found[1]) > 0
+    np.testing.assert_allclose(found[1].boxes, found[0].boxes, atol=0.05)
+    np.testing.assert_allclose(found[1].scores, found[0].scores, atol=1e-4)
+
+
+def test_payload_facts() -> None:
+    from edgekit.toolchain.evidence import payload_facts
+
+    facts = payload_facts(small())
+    assert facts["ops"] == {"CONV_2D": 1}
+    assert facts["weight_bytes"] == 4 * (4 * 27 + 4)
+
+
 def test_half_the_bytes() -> None:
     model = relu6_inverted()
     full, halved = lower(model, HOST, "float32")[0], lower(model, HOST, "float16")[0]
