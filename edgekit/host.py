@@ -94,11 +94,12 @@ def detect(root: Path = _ROOT) -> Target:
     arch = _arch(root)
     memory, memory_source = _memory(root)
     known = board(root)
-    backends: tuple[str, ...] = ("onnxruntime",)
+    backends: tuple[str, ...] = ("onnxruntime", "litert")
     if known is not None and "tensorrt" in known.backends and not backend_problem("tensorrt"):
         backends = known.backends
     precisions = {
         "onnxruntime": ("float32", "float16", "int8"),
+        "litert": ("float32", "float16", "int8", "dynamic"),
         "tensorrt": ("float16", "float32", "int8"),
     }
     tile = 16 if "avx512f" in cpus[0].isa else 8
@@ -200,6 +201,10 @@ def backend_problem(backend: str) -> str:
     if backend == "onnxruntime":
         if importlib.util.find_spec("onnxruntime") is None:
             return "onnxruntime is not installed. Run: pip install 'edgekit[onnxruntime]'"
+        return ""
+    if backend == "litert":
+        if all(importlib.util.find_spec(name) is None for name in ("ai_edge_litert", "tflite_runtime")):
+            return "ai-edge-litert is not installed. Run: pip install 'edgekit[litert]'"
         return ""
     if backend == "tensorrt":
         if cuda_devices() == 0:

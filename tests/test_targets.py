@@ -96,8 +96,8 @@ def test_backends_precisions_and_granularity(target: Target) -> None:
     assert set(target.precisions) == set(target.backends)
     for precisions in target.precisions.values():
         assert precisions
-        assert set(precisions) <= {"float32", "float16", "int8"}
-        assert set(precisions) <= set(target.channel_granularity)
+        assert set(precisions) <= {"float32", "float16", "int8", "dynamic"}
+        assert set(precisions) - {"dynamic"} <= set(target.channel_granularity)  # dynamic: that of int8
     assert all(n in (1, 2, 4, 8, 16, 32, 64) for n in target.channel_granularity.values())
 
 
@@ -188,8 +188,11 @@ GOOD = (ROOT / "targets/rpi5/target.toml").read_text()
         (GOOD.replace("dram_bytes = 8", "dram_byte = 8"), "Did you mean 'dram_bytes'"),
         (GOOD.replace("cores = 4", "cores = 4.5"), "expected an integer"),
         (GOOD.replace("17.1e9", "nan"), "finite"),
-        (GOOD.replace('backends = ["onnxruntime"]', "backends = []"), "at least one backend"),
-        (GOOD.replace('onnxruntime = ["float32", "float16"]', "onnxruntime = []"), "no entry for backend"),
+        (GOOD.replace('backends = ["onnxruntime", "litert"]', "backends = []"), "at least one backend"),
+        (
+            GOOD.replace('onnxruntime = ["float32", "float16", "int8"]', "onnxruntime = []"),
+            "no entry for backend",
+        ),
         ("\xff", "cannot be used"),
     ],
 )

@@ -40,6 +40,11 @@ GOLDEN_ALLOW = 1e-3
 
 def payload_facts(payload: Payload) -> dict[str, Any]:
     """What a payload holds: bytes, bytes of its weights as stored, operators and their counts."""
+    known = {"backend": payload.backend, "precision": payload.precision, "bytes": len(payload.data)}
+    if payload.format == "tflite":
+        from edgekit.backends.litert.writer import facts
+
+        return {**known, **facts(payload.data)}
     import onnx
 
     graph = ir.from_proto(onnx.load_from_string(payload.data)).graph
@@ -50,9 +55,7 @@ def payload_facts(payload: Payload) -> dict[str, Any]:
         if n.op_type == "Constant" and "value" in n.attributes
     ]
     return {
-        "backend": payload.backend,
-        "precision": payload.precision,
-        "bytes": len(payload.data),
+        **known,
         "weight_bytes": int(sum(tensor.nbytes for tensor in tensors if tensor is not None)),
         "ops": op_counts(graph),
     }

@@ -42,7 +42,9 @@ def order_of(e: Emitter, unit: Unit) -> Order:
     """The order in which an element-wise result is stored: that of an input of the same shape."""
     shape = full_shape(unit.outputs[0])
     data = unit.data()
-    same = [v for v in data if full_shape(v) == shape] or [v for v in data if len(full_shape(v)) == len(shape)]
+    same = [v for v in data if full_shape(v) == shape] or [
+        v for v in data if len(full_shape(v)) == len(shape)
+    ]
     return e.order[same[0]] if same else plain(len(shape))
 
 
@@ -71,7 +73,9 @@ def unary(e: Emitter, unit: Unit) -> None:
     simple(e, unit, name, options)
 
 
-def simple(e: Emitter, unit: Unit, name: str, options: str = "", values: dict[str, object] | None = None) -> None:
+def simple(
+    e: Emitter, unit: Unit, name: str, options: str = "", values: dict[str, object] | None = None
+) -> None:
     """One input, one output, the same order."""
     x = unit.node.inputs[0]
     assert x is not None

@@ -54,9 +54,7 @@ class Emitter:
     def declare(self, value: ir.Value, order: Order, params: QuantParams | None = None) -> int:
         """The tensor that is the value: a graph input, or what an operator is about to write."""
         dtype = np.dtype(np.int8) if params is not None else _dtype(value)
-        index = self.writer.tensor(
-            str(value.name), layout.stored(full_shape(value), order), dtype, params
-        )
+        index = self.writer.tensor(str(value.name), layout.stored(full_shape(value), order), dtype, params)
         self.order[value] = order
         self._format[value] = params
         self._made[value, order, params] = index
@@ -102,7 +100,9 @@ class Emitter:
                 self._made[key] = self._convert(value, source, order, have, params)
             elif params == have:
                 source = self._made[value, have_order, have]
-                self._made[key] = self._move(source, full_shape(value), have_order, order, have, _dtype(value))
+                self._made[key] = self._move(
+                    source, full_shape(value), have_order, order, have, _dtype(value)
+                )
             elif params is None:  # codes are moved, they are a quarter of the bytes
                 self._made[key] = self._convert(value, self.read(value, order, have), order, have, None)
             else:
@@ -173,7 +173,9 @@ class Emitter:
         self._count += 1
         return self.writer.tensor(f"_{self._count}", shape, np.int8 if params is not None else dtype, params)
 
-    def ints(self, values: Sequence[int] | np.ndarray, dtype: type = np.int32) -> int:
+    def ints(
+        self, values: Sequence[int] | Sequence[Sequence[int]] | np.ndarray, dtype: type = np.int32
+    ) -> int:
         return self.writer.constant(np.array(values, dtype))
 
     def reshape(self, source: int, target: int, shape: Sequence[int]) -> None:
@@ -203,8 +205,8 @@ class Emitter:
             full = data.reshape((1,) * (rank - data.ndim) + data.shape)
             full = layout.arrange(full, order)
             if unit.integer:
-                params, codes = quantize_constant(full)
-                return self.writer.constant(codes, str(value.name), params)
+                own_params, codes = quantize_constant(full)
+                return self.writer.constant(codes, str(value.name), own_params)
             return self.floats(full, str(value.name))
         params = self.params(unit, value)
         shape = full_shape(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,11 @@ import numpy as np
 from edgekit.backends.base import LoadOptions
 from edgekit.errors import BundleError, MissingExtraError, StreamError
 from edgekit.manifest import Variant
+from edgekit.optional import native_messages
 from edgekit.spec import DType, TensorSpec
+
+CHATTER = ("INFO: Created TensorFlow Lite", "INFO: Applying ")
+"""What the library writes to stderr when all is well."""
 
 Port = tuple[str, list[int], list[int]]
 """Name, axis order and shape of an input or output (see lower.lower)."""
@@ -66,7 +71,7 @@ class LiteExecutable:
         self._interpreter, package, version = _library(variant)
         self._data = data
         self._variant = variant
-        self._threads = threads
+        self._threads = threads or usable_cores()
         self._orders = {side: _orders(variant, side) for side in ("inputs", "outputs")}
         self._first: Any = self._open()
         self.inputs = self._specs("inputs", self._first.get_input_details())
@@ -74,14 +79,15 @@ class LiteExecutable:
         self._facts = {
             "library": package,
             "version": version,
-            "threads": threads or 1,
+            "threads": self._threads,
             **delegation(self._first),
         }
 
     def _open(self) -> Any:
         try:
-            interpreter = self._interpreter(model_content=self._data, num_threads=self._threads or 1)
-            interpreter.allocate_tensors()
+            with native_messages(CHATTER):
+                interpreter = self._interpreter(model_content=self._data, num_threads=self._threads)
+                interpreter.allocate_tensors()
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise BundleError(f"payload {self._variant.name}: LiteRT refuses it: {first}") from error
@@ -96,7 +102,11 @@ class LiteExecutable:
         specs = []
         for (name, order, stored), detail in zip(orders, details, strict=True):
             size = math.prod(int(d) for d in detail["shape"])
-            if sorted(order) != list(range(len(stored))) or math.prod(stored) != size or min(stored, default=1) < 1:
+            if (
+                sorted(order) != list(range(len(stored)))
+                or math.prod(stored) != size
+                or min(stored, default=1) < 1
+            ):
                 raise BundleError(
                     f"payload {self._variant.name}: tensor {name}: order {order} of {stored} does not fit "
                     f"{[int(d) for d in detail['shape']]}. Build the bundle again"
@@ -153,6 +163,13 @@ class LiteBinding:
         self._interpreter, self._invoke = None, _closed
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: what `threads` 0 means, as LiteRT by itself would take one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _closed() -> None:
     raise RuntimeError("the session is closed")
 
@@ -187,7 +204,7 @@ def _views(
     for (name, order, shape), detail in zip(ports, details, strict=True):
         stored = interpreter.tensor(detail["index"])()
         memory = (ctypes.c_char * stored.nbytes).from_address(stored.ctypes.data)
-        memory.owner = interpreter  # type: ignore[attr-defined]
+        memory.owner = interpreter
         array = np.frombuffer(memory, stored.dtype).reshape(shape)
         views[name] = array.transpose([order.index(axis) for axis in range(len(order))])
     return views

@@ -22,8 +22,8 @@ from edgekit.backends.litert.emitter import Emitter, Unsupported
 from edgekit.backends.litert.layout import Order
 from edgekit.backends.litert.plan import Plan, full_shape, make
 from edgekit.errors import LoweringError, UsageError
-from edgekit.passes.graph import constant, infer, op_counts
-from edgekit.quant.annotate import quant
+from edgekit.passes.graph import clean, constant, infer, op_counts, swap_node
+from edgekit.quant.annotate import quant, set_quant
 from edgekit.schema import printable
 from edgekit.spec import DType, TensorSpec
 from edgekit.target import Target
@@ -54,6 +54,7 @@ def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...
         _check_half(model)
     model = model.clone()  # annotations come along
     infer(model)
+    _join_gelu(model)
     plan = make(model, precision == "int8")
     e = Emitter(plan, half=precision == "float16", dynamic=precision == "dynamic")
     integer_io = set(filter(None, model.metadata_props.get(INTEGER_IO, "").split(",")))
@@ -88,6 +89,19 @@ def operators(model: ir.Model, precision: str) -> dict[str, Any]:
     return {"integer": ids[True], "float": ids[False], "operators": op_counts(u.node for u in plan.units)}
 
 
+def _join_gelu(model: ir.Model) -> None:
+    """0.5 * x * (1 + erf(x / sqrt(2))), as exporters write it, becomes one Gelu."""
+    for node in list(model.graph):
+        found = elementwise.erf_gelu(node) if node.op_type == "Erf" else None
+        if found is not None:
+            end, x = found
+            params = quant(end.outputs[0])
+            new = ir.node("Gelu", [x])
+            swap_node(model.graph, end, new)
+            set_quant(new.outputs[0], params)
+    clean(model)
+
+
 def _write(e: Emitter, plan: Plan) -> None:
     problems: list[str] = []
     for unit in plan.units:
@@ -115,6 +129,7 @@ Port = tuple[int, Order, tuple[int, ...]]
 def _input(e: Emitter, value: ir.Value, integer_io: set[str]) -> Port:
     order = layout.picture(len(full_shape(value)))
     shape = layout.stored(full_shape(value), order)
+    _check_rank("input", value, shape)
     params = e.plan.params.get(value) or (quant(value) if value.name in integer_io else None)
     readers = e.plan.readers.get(value, [])
     if params is not None and len(readers) == 1 and products.pairs_columns(readers[0]):
@@ -133,11 +148,19 @@ def _input(e: Emitter, value: ir.Value, integer_io: set[str]) -> Port:
     return index, order, shape
 
 
+def _check_rank(side: str, value: ir.Value, shape: Sequence[int]) -> None:
+    if not shape:
+        raise LoweringError(
+            f"litert: {side} {value.name}: a scalar, expected one axis or more. Export it as [1]"
+        )
+
+
 def _output(e: Emitter, value: ir.Value, integer_io: set[str]) -> Port:
     data = constant(value)
     if data is not None:
         return e.writer.constant(data, str(value.name)), layout.plain(data.ndim), data.shape
     order = e.order[value]
+    _check_rank("output", value, order)
     params = quant(value) if value.name in integer_io else None
     return e.read(value, order, params), order, layout.stored(full_shape(value), order)
 
@@ -150,7 +173,9 @@ def _spec(value: ir.Value, integer: bool) -> TensorSpec:
         dtype = params.dtype
     else:
         dtype = DType.float32 if value.dtype is None else DType(value.dtype.numpy().name)
-    return TensorSpec(value.name, dtype, shape, "NCHW" if len(shape) == 4 else "", params if integer else None)
+    return TensorSpec(
+        value.name, dtype, shape, "NCHW" if len(shape) == 4 else "", params if integer else None
+    )
 
 
 def _check_half(model: ir.Model) -> None:

@@ -236,4 +236,3 @@ def full_shape(value: ir.Value) -> tuple[int, ...]:
     found = shape(value)
     assert found is not None, f"{value.name} has no static shape"
     return found
-

@@ -64,9 +64,7 @@ def padding(
     """SAME or VALID where one of them means `pads`, else None."""
     if all(before == 0 and after <= 0 for before, after in pads):
         return VALID
-    same = tuple(
-        same_pads(n, k, s, d) for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
-    )
+    same = tuple(same_pads(n, k, s, d) for n, k, s, d in zip(size, kernel, strides, dilations, strict=True))
     outs = [
         (n + b + a - (k - 1) * d - 1) // s + 1
         for n, k, s, d, (b, a) in zip(size, kernel, strides, dilations, pads, strict=True)
@@ -76,9 +74,7 @@ def padding(
     return SAME if fits and outs == whole else None
 
 
-def pad_picture(
-    e: Emitter, source: int, shape: Sequence[int], pads: Pads, params: QuantParams | None
-) -> int:
+def pad_picture(e: Emitter, source: int, shape: Sequence[int], pads: Pads, params: QuantParams | None) -> int:
     """Zeros (the code of 0) around an NHWC tensor of `shape`."""
     rows, columns = ((before, max(after, 0)) for before, after in pads)
     n, h, w, c = shape
@@ -104,7 +100,13 @@ def pairs_columns(unit: Unit) -> bool:
     assert value is not None
     shape = full_shape(value)
     step, dilation = ints(unit.node, "strides", (1, 1)), ints(unit.node, "dilations", (1, 1))
-    return len(shape) == 4 and shape[1] <= MAX_PAIRED and shape[3] % 2 == 0 and step[-1] == 2 and dilation[-1] == 1
+    return (
+        len(shape) == 4
+        and shape[1] <= MAX_PAIRED
+        and shape[3] % 2 == 0
+        and step[-1] == 2
+        and dilation[-1] == 1
+    )
 
 
 def paired(shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -302,7 +304,12 @@ def conv_transpose(e: Emitter, unit: Unit) -> None:
     slide = {"padding": mode, "strideH": strides[0], "strideW": strides[1], **act}
     version = 3 if unit.act == "NONE" else 4
     e.op(
-        "TRANSPOSE_CONV", [e.ints(shape), tensor, source, offset], [target], "TransposeConvOptions", slide, version
+        "TRANSPOSE_CONV",
+        [e.ints(shape), tensor, source, offset],
+        [target],
+        "TransposeConvOptions",
+        slide,
+        version,
     )
     if cut:
         size_ = stored(full_shape(unit.outputs[0]), NHWC)
@@ -368,7 +375,16 @@ def matmul(e: Emitter, unit: Unit) -> None:
     e.op("BATCH_MATMUL", tensors, [target], "BatchMatMulOptions", options)
 
 
-def _pool(e: Emitter, unit: Unit, name: str, source: int, mode: int, kernel: Sequence[int], strides: Sequence[int], target: int) -> None:  # fmt: skip
+def _pool(
+    e: Emitter,
+    unit: Unit,
+    name: str,
+    source: int,
+    mode: int,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    target: int,
+) -> None:
     options = {
         "padding": mode,
         "strideH": strides[0],
@@ -448,7 +464,12 @@ def average_pool(e: Emitter, unit: Unit) -> None:
         bias_params = QuantParams(DType.int32, (float(np.float32(params.scale[0] * scale)),) * c, (0,) * c, 0)
         offset = e.writer.constant(np.zeros(c, np.int32), "", bias_params)
         slide: dict[str, Any] = {"padding": VALID, "strideH": strides[0], "strideW": strides[1]}
-        slide |= {"dilationHFactor": 1, "dilationWFactor": 1, "fusedActivationFunction": 0, "depthMultiplier": 1}
+        slide |= {
+            "dilationHFactor": 1,
+            "dilationWFactor": 1,
+            "fusedActivationFunction": 0,
+            "depthMultiplier": 1,
+        }
         target = e.out(unit, NHWC)
         e.op("DEPTHWISE_CONV_2D", [source, tensor, offset], [target], "DepthwiseConv2DOptions", slide, 3)
         return
@@ -457,7 +478,10 @@ def average_pool(e: Emitter, unit: Unit) -> None:
         return
     # pads that count as zeros, or that SAME cannot say: pool the padded picture, then set the divisor right
     size, out = shape[1:3], full_shape(unit.outputs[0])[2:]
-    real = [_covered(n, k, s, b, o, given[i], given[i + 2], counts_pads) for i, (n, k, s, (b, _), o) in enumerate(zip(size, kernel, strides, pads, out, strict=True))]  # fmt: skip
+    real = [
+        _covered(size[i], kernel[i], strides[i], pads[i][0], out[i], (given[i], given[i + 2]), counts_pads)
+        for i in range(2)
+    ]
     factor = (kernel[0] * kernel[1] / np.outer(*real)).astype(np.float32)
     source = pad_picture(e, source, shape, pads, params)
     if (factor == 1).all():
@@ -470,11 +494,11 @@ def average_pool(e: Emitter, unit: Unit) -> None:
 
 
 def _covered(
-    size: int, kernel: int, stride: int, before: int, out: int, given: int, given_after: int, counts: bool
+    size: int, kernel: int, stride: int, before: int, out: int, given: tuple[int, int], counts: bool
 ) -> np.ndarray:
     """How many elements each window averages along one axis."""
     start = np.arange(out) * stride - before
-    low, high = (-given, size + given_after) if counts else (0, size)
+    low, high = (-given[0], size + given[1]) if counts else (0, size)
     result: np.ndarray = np.minimum(start + kernel, high) - np.maximum(start, low)
     return result
 

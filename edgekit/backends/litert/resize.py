@@ -12,7 +12,11 @@ from edgekit.backends.litert.layout import NHWC, stored
 from edgekit.backends.litert.plan import Unit, full_shape
 from edgekit.passes.graph import constant
 
-MODES = ({"alignCorners": False, "halfPixelCenters": False}, {"alignCorners": False, "halfPixelCenters": True}, {"alignCorners": True, "halfPixelCenters": False})  # fmt: skip
+MODES = (
+    {"alignCorners": False, "halfPixelCenters": False},
+    {"alignCorners": False, "halfPixelCenters": True},
+    {"alignCorners": True, "halfPixelCenters": False},
+)
 
 
 def _text(node: ir.Node, name: str, default: str) -> str:
@@ -52,7 +56,8 @@ def nearest(node: ir.Node, axis: int) -> np.ndarray:
         "floor": np.floor(where),
         "ceil": np.ceil(where),
     }[rule]
-    return np.clip(chosen, 0, full_shape(x)[axis] - 1).astype(np.int64)
+    result: np.ndarray = np.clip(chosen, 0, full_shape(x)[axis] - 1).astype(np.int64)
+    return result
 
 
 def lite_positions(size: int, out: int, align: bool, half: bool) -> np.ndarray:
@@ -67,7 +72,8 @@ def lite_nearest(size: int, out: int, align: bool, half: bool) -> np.ndarray:
     scale = np.float32((size - 1) / (out - 1)) if align and out > 1 else np.float32(size / out)
     where = (i + np.float32(0.5 if half else 0)) * scale
     chosen = np.floor(where + np.float32(0.5)) if align else np.floor(where)
-    return np.clip(chosen, 0, size - 1).astype(np.int64)
+    result: np.ndarray = np.clip(chosen, 0, size - 1).astype(np.int64)
+    return result
 
 
 def resize(e: Emitter, unit: Unit) -> None:
@@ -120,7 +126,9 @@ def _nearest(e: Emitter, unit: Unit, source: int, before: tuple[int, ...], after
         _repeat(e, unit, source, before, factors)
         return
     for mode in MODES:
-        lite = [lite_nearest(before[a], after[a], mode["alignCorners"], mode["halfPixelCenters"]) for a in (2, 3)]
+        lite = [
+            lite_nearest(before[a], after[a], mode["alignCorners"], mode["halfPixelCenters"]) for a in (2, 3)
+        ]
         if all(np.array_equal(a, b) for a, b in zip(chosen, lite, strict=True)):
             version = 3 if mode["halfPixelCenters"] or mode["alignCorners"] else 2 if unit.integer else 1
             tensors = [source, e.ints(after[2:])]

@@ -50,12 +50,16 @@ def reshape(e: Emitter, unit: Unit) -> None:
 
 def _only_products(e: Emitter, value: ir.Value) -> bool:
     readers = e.plan.readers.get(value, [])
-    return bool(readers) and not value.is_graph_output() and all(
-        r.op in ("Gemm", "MatMul")
-        and r.node.inputs[0] is value
-        and constant(r.node.inputs[1]) is not None
-        and not integer(r.node, "transA", 0)
-        for r in readers
+    return (
+        bool(readers)
+        and not value.is_graph_output()
+        and all(
+            r.op in ("Gemm", "MatMul")
+            and r.node.inputs[0] is value
+            and constant(r.node.inputs[1]) is not None
+            and not integer(r.node, "transA", 0)
+            for r in readers
+        )
     )
 
 
@@ -146,7 +150,12 @@ def slice_(e: Emitter, unit: Unit) -> None:
             raise Unsupported("Slice with a negative step")
         begin[axis], end[axis], _ = slice(a, b, s).indices(shape[axis])
         step[axis] = s
-    if order == NHWC and step[0] == step[2] == step[3] == 1 and begin[1] < step[1] and shape[1] % step[1] == 0:
+    if (
+        order == NHWC
+        and step[0] == step[2] == step[3] == 1
+        and begin[1] < step[1]
+        and shape[1] % step[1] == 0
+    ):
         whole = begin[2:] == [0, 0] and end[2:] == list(shape[2:]) and end[1] - begin[1] > shape[1] - step[1]
         if step[1] > 1 and whole:
             every(e, unit, begin[1], step[1])
@@ -172,7 +181,13 @@ def every(e: Emitter, unit: Unit, start: int, step: int) -> None:
     shape, params = full_shape(x), e.params(unit, x)
     readers = e.plan.readers.get(out, [])
     only = readers[0] if len(readers) == 1 and not out.is_graph_output() else None
-    if unit.integer and only is not None and only.integer and only.op == "Conv" and integer(only.node, "group", 1) == 1:
+    if (
+        unit.integer
+        and only is not None
+        and only.integer
+        and only.op == "Conv"
+        and integer(only.node, "group", 1) == 1
+    ):
         e.chosen[out] = (x, start, step)
         return
     if not unit.integer:
@@ -199,7 +214,9 @@ def every(e: Emitter, unit: Unit, start: int, step: int) -> None:
     e.op("CONV_2D", [source, weight, offset], [e.out(unit, NHWC)], "Conv2DOptions", slide, 3)
 
 
-def cut(e: Emitter, source: int, begin: Sequence[int], size: Sequence[int], target: int, version: int) -> None:
+def cut(
+    e: Emitter, source: int, begin: Sequence[int], size: Sequence[int], target: int, version: int
+) -> None:
     e.op("SLICE", [source, e.ints(begin), e.ints(size)], [target], "SliceOptions", version=version)
 
 
@@ -227,7 +244,9 @@ def gather(e: Emitter, unit: Unit) -> None:
         cut(e, source, begin, stored(size, order), e.out(unit, order), version(unit))
     else:
         options = {"axis": order.index(axis), "batchDims": 0}
-        e.op("GATHER", [source, e.ints(chosen)], [e.out(unit, order)], "GatherOptions", options, version(unit))
+        e.op(
+            "GATHER", [source, e.ints(chosen)], [e.out(unit, order)], "GatherOptions", options, version(unit)
+        )
 
 
 def pad(e: Emitter, unit: Unit) -> None:
@@ -246,7 +265,14 @@ def pad(e: Emitter, unit: Unit) -> None:
     kind = "constant" if mode is None else mode.as_string()
     source = e.read(x, order, e.params(unit, x))
     if kind == "reflect":
-        e.op("MIRROR_PAD", [source, table], [e.out(unit, order)], "MirrorPadOptions", {"mode": 0}, version(unit))
+        e.op(
+            "MIRROR_PAD",
+            [source, table],
+            [e.out(unit, order)],
+            "MirrorPadOptions",
+            {"mode": 0},
+            version(unit),
+        )
     elif kind != "constant":
         raise Unsupported(f"Pad of mode {kind}")
     else:
@@ -305,7 +331,8 @@ def arg_max(e: Emitter, unit: Unit) -> None:
     values = {"outputType": schema().TensorType.INT64}
     reduced = stored([shape[a] for a in left], small)
     target = e.temp(reduced, None, np.int64) if keep else e.out(unit, small)
-    e.op("ARG_MAX" if unit.op == "ArgMax" else "ARG_MIN", [source, where], [target], "ArgMaxOptions" if unit.op == "ArgMax" else "ArgMinOptions", values)  # fmt: skip
+    name, options = ("ARG_MAX", "ArgMaxOptions") if unit.op == "ArgMax" else ("ARG_MIN", "ArgMinOptions")
+    e.op(name, [source, where], [target], options, values)
     if keep:
         e.reshape(target, e.out(unit, order), stored(full_shape(unit.outputs[0]), order))
 

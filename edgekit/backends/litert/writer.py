@@ -107,11 +107,6 @@ class Writer:
             operator.builtinOptions = table
         self._graph.operators.append(operator)
 
-    def operators(self) -> list[str]:
-        """Names of the operators so far, in order."""
-        names = {v: k for k, v in vars(self._s.BuiltinOperator).items() if isinstance(v, int)}
-        return [names[self._model.operatorCodes[o.opcodeIndex].builtinCode] for o in self._graph.operators]
-
     def finish(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
         """The file."""
         self._graph.inputs = np.array(inputs, np.int32)
@@ -121,6 +116,21 @@ class Writer:
         builder: Any = _aligning_builder()(size + 65536)
         builder.Finish(self._model.Pack(builder), IDENTIFIER)
         return bytes(builder.Output())
+
+
+def facts(data: bytes) -> dict[str, Any]:
+    """What a `.tflite` file holds: {"weight_bytes": bytes of its constants, "ops": operators and their counts}."""
+    s = schema()
+    model = s.Model.GetRootAs(data, 0)
+    names = {v: k for k, v in vars(s.BuiltinOperator).items() if isinstance(v, int)}
+    codes = [names[model.OperatorCodes(i).BuiltinCode()] for i in range(model.OperatorCodesLength())]
+    graph = model.Subgraphs(0)
+    counts: dict[str, int] = {}
+    for i in range(graph.OperatorsLength()):
+        name = codes[graph.Operators(i).OpcodeIndex()]
+        counts[name] = counts.get(name, 0) + 1
+    size = sum(model.Buffers(i).DataLength() for i in range(model.BuffersLength()))
+    return {"weight_bytes": size, "ops": dict(sorted(counts.items()))}
 
 
 @cache
@@ -137,7 +147,7 @@ def _aligning_builder() -> Any:
             self.StartVector(1, x.size, ALIGNMENT)
             self.head -= x.size
             self.Bytes[self.head : self.head + x.size] = x.tobytes()
-            self.vectorNumElems = x.size
+            self.vectorNumElems = x.size  # type: ignore[misc, unused-ignore]
             return self.EndVector()
 
     return Aligning

@@ -57,16 +57,18 @@ class LetterboxPlan:
         self.out_shape = (1, spec.height, spec.width, 3) if self.nhwc else (1, 3, spec.height, spec.width)
         self.out_dtype = np.dtype(spec.dtype.value)
         self._tables = reference.tables(spec, self.placement, (height, width), channels, color)
-        module = kernels.native()
-        self._kernel = None if module is None else self._compile(module, isa)
+        self._isa = isa
+        self._module = kernels.native()
+        self._kernel = None if self._module is None else self._compile(self._module, isa, self.nhwc)
+        self._kernel_last: object | None = None
 
-    def _compile(self, module: ModuleType, isa: str) -> object:
+    def _compile(self, module: ModuleType, isa: str, nhwc: bool) -> object:
         t, p = self._tables, self.placement
         return module.Letterbox(
             in_shape=self.in_shape,
             out_size=(self.spec.height, self.spec.width),
             corner=(max(0, p.top), max(0, p.left)),
-            nhwc=self.nhwc,
+            nhwc=nhwc,
             dtype=self.out_dtype.name,
             x_index=t.x_index,
             x_weight=t.x_weight,
@@ -82,6 +84,7 @@ class LetterboxPlan:
     def run(self, image: np.ndarray, out: np.ndarray, padded: bool = False) -> Placement:
         """Write uint8 `image` [H, W, C] into `out`, all of it.
 
+        out: C-contiguous, or for NCHW a view of channels-last memory (what LiteRT's sessions show).
         padded: `out` still holds the result of this plan, so its rows of padding (44 % of a square
         input for a 16:9 camera) need not be written again.
         """
@@ -92,18 +95,26 @@ class LetterboxPlan:
                 f"argument out: wrong tensor, expected {self.out_dtype.name} {list(self.out_shape)}, "
                 f"got {out.dtype} {list(out.shape)}. Pass the engine's own input."
             )
-        if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
+        last = not self.nhwc and not out.flags.c_contiguous  # [1, 3, h, w] over memory [1, h, w, 3]
+        memory = out.transpose(0, 2, 3, 1) if last else out
+        if not (memory.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
             raise UsageError(
-                "argument out: expected a writable C-contiguous array, got a view or a read-only one."
+                "argument out: expected a writable C-contiguous array (or its channels-last view), "
+                "got another view or a read-only one."
             )
         _, width, channels = self.in_shape
         # rows may lie apart or upside down, the pixels of a row may not (a mirrored or RGB-flipped view)
         if image.strides[2] != 1 or (image.strides[1] != channels and width > 1):
             image = np.ascontiguousarray(image)
-        if self._kernel is None:
-            reference.letterbox(image, self._tables, self.placement, out, self.nhwc)
+        kernel = self._kernel
+        if last and self._module is not None:
+            if self._kernel_last is None:
+                self._kernel_last = self._compile(self._module, self._isa, True)
+            kernel = self._kernel_last
+        if kernel is None:
+            reference.letterbox(image, self._tables, self.placement, memory, self.nhwc or last)
         else:
-            self._kernel.run(image, out, padded)  # type: ignore[attr-defined]
+            kernel.run(image, memory, padded)  # type: ignore[attr-defined]
         return self.placement
 
 
@@ -126,7 +137,7 @@ def letterbox(image: np.ndarray, spec: ImagePreprocess, out: np.ndarray, *, colo
     image: uint8 [H, W, 3], [H, W, 4] (alpha ignored) or [H, W] grey; rows may be padded (any row
         stride). `color` is its channel order, "bgr" or "rgb"; for 4 channels BGRA or RGBA.
     out: the engine's input, [1, 3, h, w] or [1, h, w, 3] as `spec.layout` says, of `spec.dtype`
-        (float32, float16, uint8), C-contiguous; overwritten whole.
+        (float32, float16, uint8), C-contiguous or NCHW over channels-last memory; overwritten whole.
     Returns where the picture lies in the input. Tables are cached by (size, rule).
     The arithmetic (reference.py) gives the same bits on every CPU, within one level of x86
     `cv2.resize(INTER_LINEAR)`.
