@@ -189,7 +189,7 @@ GOOD = (ROOT / "targets/rpi5/target.toml").read_text()
         (GOOD.replace("cores = 4", "cores = 4.5"), "expected an integer"),
         (GOOD.replace("17.1e9", "nan"), "finite"),
         (GOOD.replace('backends = ["onnxruntime"]', "backends = []"), "at least one backend"),
-        (GOOD.replace('onnxruntime = ["float32", "float16"]', "onnxruntime = []"), "no entry for backend"),
+        (GOOD.replace('onnxruntime = ["float32", "float16", "int8"]', "onnxruntime = []"), "no entry for backend"),
         ("\xff", "cannot be used"),
     ],
 )
