@@ -58,7 +58,8 @@ class Probe:
         """Output error (see `output_error`), averaged over the feeds."""
         chosen = self.values if names is None else names
         runs = (
-            output_error(exact, self._run(f, chosen)) for f, exact in zip(self._feeds, self._exact, strict=True)
+            output_error(exact, self._run(f, chosen))
+            for f, exact in zip(self._feeds, self._exact, strict=True)
         )
         return float(np.mean(list(runs)))
 
@@ -93,7 +94,9 @@ def _add_switches(model: ir.Model) -> tuple[str, ...]:
         exact, rounded = quantize.inputs[0], node.outputs[0]
         assert exact is not None
         # of a graph input or an inner value: the name that both forms share without their suffix
-        name = str(exact.name).removesuffix(".exact") if str(exact.name).endswith(".exact") else str(exact.name)
+        name = (
+            str(exact.name).removesuffix(".exact") if str(exact.name).endswith(".exact") else str(exact.name)
+        )
         switch = ir.Value(name=_SWITCH + name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
         graph.inputs.append(switch)
         where = ir.node("Where", [switch, rounded, exact], name=f"switch {name}")
