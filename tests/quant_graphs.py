@@ -110,6 +110,12 @@ def annotated(model: ir.Model, rules: Rules, **choices: Any) -> ir.Model:
     return place(model, statistics(model), rules, Choices(**{"scheme": "minmax", **choices}))
 
 
+def unmeasured(model: ir.Model, rules: Rules) -> ir.Model:
+    """Placed with the range -4 to 4 for every value, where nothing can be run."""
+    values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
+    return place(model, {}, rules, Choices(ranges=tuple((str(v.name), (-4.0, 4.0)) for v in values)))
+
+
 def produced(model: ir.Model, output: str) -> ir.Node:
     """The node that writes the value `output`."""
     return next(n for n in model.graph if any(v.name == output for v in n.outputs))

@@ -93,7 +93,9 @@ def test_two_lowers_give_the_same_bytes() -> None:
 
 @pytest.mark.parametrize(("build", "target"), [(lower, X86), (tensorrt_lower, ORIN)])
 def test_without_annotations_nothing_is_lowered(build, target) -> None:
-    with pytest.raises(UsageError, match="precision int8 for .*: the network has no quantization parameters"):
+    with pytest.raises(
+        UsageError, match=r"precision int8 for .*: the network has no quantization parameters"
+    ):
         build(between("SiLU"), target, "int8")
 
 

@@ -19,7 +19,8 @@ from edgekit.backends.tensorrt.lint import lint, summary
 from edgekit.backends.tensorrt.lower import lower
 from edgekit.backends.tensorrt.plan import BuildPlan, parse_version
 from edgekit.errors import LoweringError
-from edgekit.spec import DType
+from edgekit.quant.annotate import set_quant
+from edgekit.spec import DType, QuantParams
 from edgekit.target import Target
 from tests.helpers import shared_data
 from tests.tensorrt_graphs import BAD, build, graph, random_network
@@ -266,8 +267,8 @@ def test_types_that_cannot_be_inferred_are_an_error() -> None:
 
 
 def test_precision_that_is_not_there() -> None:
-    with pytest.raises(LoweringError, match="precision 'int8'"):
-        lower(ir.from_proto(conv_net(np.ones((4, 4, 1, 1)))), ORIN, "int8")
+    with pytest.raises(LoweringError, match="precision 'int4'"):
+        lower(ir.from_proto(conv_net(np.ones((4, 4, 1, 1)))), ORIN, "int4")
 
 
 # --- plan and payload ---
@@ -282,7 +283,11 @@ def test_every_jetson_with_tensorrt_lowers(name: str) -> None:
         return
     assert target.gpu is not None
     for precision in target.precisions["tensorrt"]:
-        (payload,) = lower(ir.from_proto(conv_net(np.ones((4, 4, 1, 1)))), target, precision)
+        model = ir.from_proto(conv_net(np.ones((4, 4, 1, 1))))
+        if precision == "int8":
+            set_quant(model.graph.inputs[0], QuantParams(DType.int8, (0.5,), (0,)))
+            set_quant(model.graph.initializers["w"], QuantParams(DType.int8, (0.25,) * 4, (0,) * 4, 0))
+        (payload,) = lower(model, target, precision)
         assert (payload.backend, payload.precision, payload.format) == ("tensorrt", precision, "onnx")
         assert [(t.name, t.dtype, t.shape) for t in payload.inputs] == [("x", DType.float32, (1, 4, 8, 8))]
         plan = BuildPlan.from_options(json.loads(json.dumps(payload.options)))

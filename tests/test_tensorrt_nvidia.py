@@ -24,8 +24,10 @@ from edgekit.backends.tensorrt.lint import dtype_name, lint
 from edgekit.backends.tensorrt.lower import lower
 from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
 from edgekit.errors import LoweringError
+from edgekit.quant.rules import rules_for
 from edgekit.target import Target
 from tests.helpers import ROOT
+from tests.quant_graphs import BETWEEN, between, unmeasured
 from tests.tensorrt_graphs import BAD, build, qdq, random_network
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs NVIDIA's builder: make test-nvidia")
@@ -39,6 +41,10 @@ def payload(seed: int = 3, precision: str = "float16") -> tuple[bytes, BuildPlan
     model, _ = random_network(seed)
     (made,) = lower(ir.from_proto(model), ORIN, precision)
     return made.data, BuildPlan.from_options(dict(made.options))
+
+
+def operators_of(seed: int) -> set[str]:
+    return {n.op_type for n in random_network(seed)[0].graph.node}
 
 
 def plan_of(model: ir.Model) -> BuildPlan:
@@ -59,6 +65,26 @@ def test_what_lower_writes_is_accepted(seed: int, precision: str, capability: st
     data, plan = payload(seed, precision)
     built = compile_engine(trt, data, plan, compute_capability=capability)
     assert len(bytes(built.engine)) == built.nbytes > 0  # as `engine` copies it into its cache
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", BETWEEN)
+def test_int8_payloads_are_accepted(name: str, capability: str) -> None:
+    """Each operator between two quantized convolutions."""
+    (made,) = lower(unmeasured(between(name), rules_for("tensorrt", ORIN)), ORIN, "int8")
+    plan = BuildPlan.from_options(dict(made.options))
+    assert compile_engine(trt, made.data, plan, compute_capability=capability).nbytes > 0
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("seed", [s for s in range(12) if "Conv" in operators_of(s)])
+def test_int8_random_networks_are_accepted(seed: int, capability: str) -> None:
+    """All convolutions quantized, however thin."""
+    model, _ = random_network(seed)
+    rules = replace(rules_for("tensorrt", ORIN), skinny=False)
+    (made,) = lower(unmeasured(ir.from_proto(model), rules), ORIN, "int8")
+    plan = BuildPlan.from_options(dict(made.options))
+    assert compile_engine(trt, made.data, plan, compute_capability=capability).nbytes > 0
 
 
 @pytest.mark.parametrize("name", sorted(n for n in BAD if BAD[n].refused_by_nvidia))

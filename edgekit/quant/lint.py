@@ -44,7 +44,7 @@ def lint(model: ir.Model, rules: Rules) -> list[NodeReport]:
             reason = refusal(node, rules) or _missing(node, activation, rules)
             if activation is not None:
                 taken[activation] = not reason
-        if node.op_type in rules.absorbed and node not in taken:
+        if node.op_type in rules.absorbed - rules.pointwise and node not in taken:
             reason = f"it stands alone: {rules.name} runs {node.op_type} in integers only behind an integer operator"
         reports.append(NodeReport(node_id(node), node.op_type, not reason, reason, cost))
     return reports

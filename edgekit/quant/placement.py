@@ -99,10 +99,15 @@ def prepared(model: ir.Model) -> ir.Model:
 
 def absorber(node: ir.Node, rules: Rules) -> ir.Node | None:
     """The activation behind `node` that its output range can take in, None if there is none."""
-    if node.op_type in rules.copies:  # its neighbours share its scale, and would be clipped too
+    if node.op_type not in rules.absorbing or len(node.outputs) != 1:
         return None
     user = only_user(node.outputs[0])
-    return user if user is not None and user.op_type in rules.absorbed and _bounds(user) else None
+    if user is None or user.op_type not in rules.absorbed:
+        return None
+    bounds = _bounds(user)
+    if bounds is None or (user.op_type == "Clip" and rules.clips is not None and bounds not in rules.clips):
+        return None
+    return user
 
 
 def _bounds(node: ir.Node) -> Range | None:
@@ -152,10 +157,12 @@ class _Plan:
 def _full(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
     """Everything between weighted integer nodes; a float node's surroundings stay float where they can."""
     allowed = [n for n in graph if not refusal(n, rules) and node_id(n) not in choices.float_nodes]
-    integer = {n: None for n in allowed if n.op_type not in rules.absorbed}
+    alone = rules.weighted | rules.pointwise | rules.copies
+    integer = {n: None for n in allowed if n.op_type in alone}
     free = {n for n in allowed if n.op_type in rules.absorbed}
     while True:
         taken = {n: a for n in integer if (a := absorber(n, rules)) is not None and a in free}
+        gone = set(taken.values())
         writers = {
             **{v: n for n in integer for v in n.outputs},
             **{a.outputs[0]: n for n, a in taken.items()},
@@ -166,6 +173,7 @@ def _full(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
             n
             for n in integer
             if n.op_type not in rules.weighted
+            and n not in gone
             and not (_fed(n, writers, inner, origins, rules) and _read(n, taken.get(n), integer))
         ]
         if not dropped:
@@ -173,15 +181,17 @@ def _full(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
         for node in dropped:
             del integer[node]
     plan = _Plan()
+    fixed: set[ir.Value] = set()
     for node in integer:
         plan.integer[node] = None
+        if node in gone:
+            continue
         outputs = node.outputs if node not in taken else taken[node].outputs
         plan.add(*data_inputs(node), *(v for v in outputs if v.uses() or v.is_graph_output()))
-        if node in taken:
-            plan.integer[taken[node]] = None
-    fixed = {v for n in integer if n.op_type in rules.fixed for v in n.outputs}
-    for node in integer:
-        _share(node, plan, fixed, rules, choices)
+        if node.op_type in rules.fixed:
+            fixed.update(node.outputs)
+        if node.op_type in rules.copies:
+            _share(node, plan, fixed, rules, choices)
     return plan
 
 
@@ -241,12 +251,14 @@ def _inputs_only(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
 
 
 def _share(node: ir.Node, plan: _Plan, fixed: set[ir.Value], rules: Rules, choices: Choices) -> None:
-    """One scale for both sides of an operator that moves codes; a value with a fixed scale stands aside."""
-    if node.op_type not in rules.copies:
-        return
-    if node.op_type in rules.rescales and node_id(node) in choices.own_scales:
-        return
-    sides = [v for v in (*data_inputs(node), *node.outputs) if v in plan.parent and v not in fixed]
+    """One scale for both sides of an operator that moves codes; a fixed one wins, or stands aside of a Concat."""
+    sides = [v for v in (*data_inputs(node), *node.outputs) if v in plan.parent]
+    if node.op_type in rules.rescales:
+        sides = [v for v in sides if v not in fixed]
+        if node_id(node) in choices.own_scales:
+            return
+    elif any(v in fixed for v in sides):
+        fixed.update(sides)
     if len(sides) > 1:
         plan.unite(sides)
 
@@ -261,12 +273,12 @@ def _annotate(plan: _Plan, stats: Mapping[str, TensorStats], rules: Rules, choic
 def _fixed(group: list[ir.Value], rules: Rules) -> QuantParams | None:
     if len(group) == 1 and constant(group[0]) is not None:  # whoever made the constant knows its codes
         return quant(group[0])
-    producer = group[0].producer()
-    if producer is None or producer.op_type not in rules.fixed:
-        return None
-    assert len(group) == 1
-    scale, zero = rules.fixed[producer.op_type]
-    return QuantParams(DType.int8, (scale,), (zero,))
+    for value in group:
+        producer = value.producer()
+        if producer is not None and producer.op_type in rules.fixed:
+            scale, zero = rules.fixed[producer.op_type]
+            return QuantParams(DType.int8, (scale,), (zero,))
+    return None
 
 
 def _range(group: list[ir.Value], stats: Mapping[str, TensorStats], rules: Rules, choices: Choices) -> Range:

@@ -154,24 +154,15 @@ def pair(graph: ir.Graph, value: ir.Value, params: QuantParams, style: Style) ->
 
 
 def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:
-    """DQ -> Pad -> Q becomes Pad, its fill value a code."""
+    """DQ -> Pad -> Q becomes Pad, filled with the code of 0."""
     before, after = (
         node.inputs[0].producer() if node.inputs[0] is not None else None,
         only_user(node.outputs[0]),
     )
     assert before is not None and after is not None
-    codes_in, scale, zero = before.inputs
+    codes_in, _, zero = before.inputs
     codes_out = after.outputs[0]
-    assert codes_in is not None and constant(scale) is not None and constant(zero) is not None
-    fill = scalar(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else 0.0
-    if fill is None:
-        return
-    at = constant(zero)
-    assert at is not None
-    limits = np.iinfo(at.dtype)
-    code = np.clip(np.rint(fill / float(scalar(scale) or 1.0)) + int(at), limits.min, limits.max)
-    value = new_weight(graph, f"{codes_out.name}.fill", np.asarray(code, at.dtype))
-    inputs = [codes_in, node.inputs[1], value, *node.inputs[3:]]
+    inputs = [codes_in, node.inputs[1], zero, *node.inputs[3:]]
     made = ir.node("Pad", inputs, node.attributes)
     made.outputs[0].shape, made.outputs[0].type = codes_out.shape, codes_out.type
     made.outputs[0].name, codes_out.name = str(codes_out.name), f"{codes_out.name}.old"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from edgekit.errors import UsageError, did_you_mean
-from edgekit.passes.graph import integer, number, shape
+from edgekit.passes.graph import integer, number, scalar, shape
 from edgekit.target import Target
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -43,6 +43,10 @@ class Rules:
     """Of these, those that also run if the scales differ, at some cost."""
     absorbed: frozenset[str] = frozenset()
     """Activations that vanish in the output range of the integer node in front of them."""
+    absorbing: frozenset[str] = frozenset()
+    """The operators that can stand in front of these."""
+    clips: frozenset[tuple[float, float]] | None = None
+    """Bounds of a Clip that is absorbed; None: any around 0."""
     outputs: bool = True
     """A weighted operator needs its output quantized; False: its inputs only, the rest is float."""
     symmetric: bool = False
@@ -81,15 +85,18 @@ def rules_for(backend: str, target: Target) -> Rules:
             residual=True,
             float16_scales=True,
         )
+    weighted = frozenset({"Conv", "Gemm", "MatMul"})
+    pointwise = frozenset(
+        {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Softmax"}
+    )
     full = Rules(
         name="",
-        weighted=frozenset({"Conv", "Gemm", "MatMul"}),
-        pointwise=frozenset(
-            {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Softmax"}
-        ),
+        weighted=weighted,
+        pointwise=pointwise,
         copies=frozenset(COPIES) - {"DepthToSpace", "SpaceToDepth"},
         rescales=frozenset({"Concat"}),
         absorbed=frozenset({"Relu", "Clip"}),
+        absorbing=weighted | pointwise,
     )
     if backend in ("onnxruntime", "openvino"):
         library = "ONNX Runtime" if backend == "onnxruntime" else "OpenVINO"
@@ -104,14 +111,15 @@ def rules_for(backend: str, target: Target) -> Rules:
         return replace(
             full,
             name="LiteRT",
-            weighted=full.weighted | {"ConvTranspose"},
-            pointwise=frozenset(
-                {"Add", "Sub", "Mul", "Sigmoid", "Tanh", "Softmax", "LeakyRelu", "GlobalAveragePool"}
-            ),
-            rescales=frozenset(),
+            weighted=weighted | {"ConvTranspose"},
+            pointwise=pointwise - {"Softmax"}
+            | {"Sub", "Tanh", "HardSwish", "HardSigmoid", "ReduceMean", "Relu", "Clip"},
+            copies=frozenset(COPIES) - {"Tile"} | {"ReduceMax", "GlobalMaxPool"},
             interpolates=True,
-            copies=full.copies | {"AveragePool", "DepthToSpace", "SpaceToDepth"},
-            fixed={"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0), "Softmax": (1 / 256, -128)},
+            # what an operator of TensorFlow Lite takes as its fused activation
+            absorbing=weighted | {"ConvTranspose", "Add", "Sub", "Mul"},
+            clips=frozenset({(0.0, 6.0), (-1.0, 1.0)}),
+            fixed={"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0)},
         )
     known = ("litert", "onnxruntime", "openvino", "tensorrt")
     raise UsageError(f"backend {backend!r}: has no rules for int8. {did_you_mean(backend, known)}")
@@ -178,12 +186,23 @@ def refusal(node: ir.Node, rules: Rules) -> str:
         return f"{_mode(node)} interpolation runs in float on {rules.name}"
     if op in ("AveragePool", "MaxPool") and len(shape(node.inputs[0]) or ()) != 4:
         return f"{rules.name} pools in integers only over pictures"
+    if op == "Pad" and (_text(node, "mode", "constant") != "constant" or _fill(node) != 0.0):
+        return f"{op} with anything but zeros runs in float on {rules.name}"
     return ""
 
 
+def _fill(node: ir.Node) -> float | None:
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    return 0.0 if given is None else scalar(given)
+
+
 def _mode(node: ir.Node) -> str:
-    attribute = node.attributes.get("mode")
-    return "nearest" if attribute is None else str(attribute.as_string())
+    return _text(node, "mode", "nearest")
+
+
+def _text(node: ir.Node, name: str, default: str) -> str:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else str(attribute.as_string())
 
 
 def _is_float(value: ir.Value) -> bool:

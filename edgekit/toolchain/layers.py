@@ -139,9 +139,7 @@ def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
             return group
         user = users[0]
         others = [v for v in user.inputs if v is not None and v is not value and not _fixed(v)]
-        if user.op_type in _CHEAP and not others:
-            group.append(user)
-        elif user.op_type in _SMOOTH and not others and (gpu or arithmetic):
+        if (user.op_type in _CHEAP and not others) or (user.op_type in _SMOOTH and not others and (gpu or arithmetic)):
             group.append(user)
         elif user.op_type in _ARITHMETIC and not others:
             group.append(user)  # a bias or a scale

@@ -85,6 +85,14 @@ def load(data: bytes, where: object) -> Any:
     return model
 
 
+def quantized(model: Any) -> tuple[int, int]:
+    """(of them with both operands quantized, convolutions and matrix products)."""
+    nodes = [n for n in model.graph if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    sources = [[None if v is None else v.producer() for v in n.inputs[:2]] for n in nodes]
+    both = [all(p is not None and p.op_type == "DequantizeLinear" for p in pair) for pair in sources]
+    return sum(both), len(nodes)
+
+
 def check(trt: Any, candidate: Candidate, capability: str) -> dict[str, Any]:
     """{"accepted", "seconds", "engine_bytes"} or {"accepted": False, "reason"}."""
     try:
@@ -118,11 +126,19 @@ def main() -> int:
         if not found:
             raise UsageError(f"bundle {path}: holds no TensorRT payload")
         for item in found:
-            findings = lint(load(item.data, item.name))
+            model = load(item.data, item.name)
+            findings, (int8, products) = lint(model), quantized(model)
             targets = {cc: check(trt, item, cc) for cc in args.cc}
-            results[item.name] = {"lint": [str(f) for f in findings], "targets": targets}
+            results[item.name] = {
+                "lint": [str(f) for f in findings],
+                "int8": int8,
+                "products": products,
+                "targets": targets,
+            }
             if not args.json:
-                show(item, summary(findings), targets)
+                show(
+                    item, summary(findings), f"{int8} of {products} products in INT8" if int8 else "", targets
+                )
     good = all(not r["lint"] and all(t["accepted"] for t in r["targets"].values()) for r in results.values())
     if args.json:
         print(
@@ -135,8 +151,8 @@ def main() -> int:
     return 0 if good else 1
 
 
-def show(item: Candidate, findings: str, targets: dict[str, Any]) -> None:
-    print(f"{item.name} ({len(item.data) / 1e6:.2f} MB)")
+def show(item: Candidate, findings: str, int8: str, targets: dict[str, Any]) -> None:
+    print(f"{item.name} ({len(item.data) / 1e6:.2f} MB{', ' if int8 else ''}{int8})")
     if findings:
         print(f"  lint: {findings}")
     for cc, result in targets.items():
