@@ -97,8 +97,11 @@ def detect(root: Path = _ROOT) -> Target:
     backends: tuple[str, ...] = ("onnxruntime",)
     if known is not None and "tensorrt" in known.backends and not backend_problem("tensorrt"):
         backends = known.backends
+    if arch == "x86_64" and not backend_problem("openvino"):
+        backends += ("openvino",)
     precisions = {
         "onnxruntime": ("float32", "float16", "int8"),
+        "openvino": ("float32", "int8"),
         "tensorrt": ("float16", "float32", "int8"),
     }
     tile = 16 if "avx512f" in cpus[0].isa else 8
@@ -200,6 +203,10 @@ def backend_problem(backend: str) -> str:
     if backend == "onnxruntime":
         if importlib.util.find_spec("onnxruntime") is None:
             return "onnxruntime is not installed. Run: pip install 'edgekit[onnxruntime]'"
+        return ""
+    if backend == "openvino":
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed. Run: pip install 'edgekit[openvino]'"
         return ""
     if backend == "tensorrt":
         if cuda_devices() == 0:
