@@ -44,7 +44,7 @@ setup_modelopt() {
     echo "$torch_home" >"$("$venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/host.pth"
     "$venv/bin/pip" install -q --no-deps nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxconverter-common \
         nvidia-ml-py ninja tqdm rich regex safetensors pulp pydantic pydantic-core annotated-types typing-inspection scipy \
-        omegaconf antlr4-python3-runtime==4.9.3 PyYAML polygraphy onnxslim==0.1.98 &&
+        omegaconf antlr4-python3-runtime==4.9.3 PyYAML polygraphy cppimport lief mako onnxslim==0.1.98 &&
         "$venv/bin/python" -c "import modelopt.onnx.quantization" && touch "$venv/ready"
 }
 
