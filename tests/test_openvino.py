@@ -19,9 +19,11 @@ from edgekit import host
 from edgekit.backends.base import LoadOptions
 from edgekit.backends.openvino import engine
 from edgekit.backends.openvino.engine import OpenVinoExecutable
-from edgekit.backends.openvino.lower import lower
+from edgekit.backends.openvino.lower import free_activations, lower
 from edgekit.errors import BundleError, MissingExtraError, StreamError, UsageError
 from edgekit.manifest import Variant
+from edgekit.quant.annotate import quant, set_quant
+from edgekit.spec import DType, QuantParams
 from edgekit.target import Target
 from tests.helpers import ROOT
 from tests.test_onnxruntime_backend import network, reference
@@ -210,6 +212,72 @@ def test_lowering_is_the_file_of_onnxruntime() -> None:
     assert payload == dataclasses.replace(other, backend="openvino")
     with pytest.raises(UsageError, match="float32 or int8"):
         lower(model, target, "float16")
+
+
+PARAMS = QuantParams(DType.int8, (0.05,), (3,))
+
+
+def activated(kind: str) -> ir.Model:
+    """x -> Conv -> activation -> Conv -> y, with every activation tensor annotated. kind: "silu", "shared"
+    (the convolution's result is also an output), "skip" (SiLU of the input) or an operator."""
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["c"], pads=[1, 1, 1, 1])]
+    source = "x" if kind == "skip" else "c"
+    if kind in ("silu", "shared", "skip"):
+        nodes += [
+            helper.make_node("Sigmoid", [source], ["s"]),
+            helper.make_node("Mul", ["s", source] if kind == "silu" else [source, "s"], ["a"]),
+        ]
+    else:
+        nodes += [helper.make_node(kind, ["c"], ["a"])]
+    nodes += [helper.make_node("Conv", ["a", "w1"], ["y"], pads=[1, 1, 1, 1])]
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.3, (3, 3, 3, 3)).astype(np.float32), f"w{i}") for i in (0, 1)
+    ]
+    outputs = ["y", "c"] if kind == "shared" else ["y"]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in outputs],
+        weights,
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9))
+    for value in (*model.graph.inputs, *(o for node in model.graph for o in node.outputs)):
+        if value.name != "y":
+            set_quant(value, PARAMS)
+    return model
+
+
+def coded(model: ir.Model) -> set[str]:
+    values = (*model.graph.inputs, *(o for node in model.graph for o in node.outputs))
+    return {str(v.name) for v in values if quant(v) is not None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [
+        ("silu", {"x", "a"}),
+        ("HardSwish", {"x", "a"}),
+        ("Sigmoid", {"x", "a"}),
+        ("Relu", {"x", "c", "a"}),  # no range of its own: placement absorbs it
+        ("shared", {"x", "c", "s", "a"}),
+        ("skip", {"x", "c", "s", "a"}),
+    ],
+)
+def test_codes_inside_an_activation_are_taken_off(kind: str, left: set[str]) -> None:
+    model = activated(kind)
+    assert free_activations(model) == (left == {"x", "a"})
+    assert coded(model) == left
+
+
+def test_codes_stay_where_the_activation_or_the_product_is_float() -> None:
+    for name in ("a", "x"):
+        model = activated("silu")
+        values = {v.name: v for v in (*model.graph.inputs, *(o for n in model.graph for o in n.outputs))}
+        set_quant(values[name], None)
+        before = coded(model)
+        assert free_activations(model) == 0 and coded(model) == before
 
 
 def test_a_bundle_of_it_runs_and_finds_what_onnxruntime_finds(tmp_path: Path, host_bundle: str) -> None:
