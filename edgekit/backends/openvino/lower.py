@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "int8")
 ARCHITECTURE = "x86_64"
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_FUSED = ("Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Gelu", "Mish", "Softplus")
+_FUSED = ("Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Elu", "Gelu", "Mish")
 """Activations of one operator that OpenVINO's CPU plugin computes inside a convolution; SiLU is Sigmoid and Mul."""
 
 
