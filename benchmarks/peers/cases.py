@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks import networks
+from benchmarks import torch_networks as networks
 from edgekit import frontends, host
 from edgekit.backends.onnxruntime.lower import lower
 from edgekit.kernels.letterbox import letterbox

@@ -1,6 +1,6 @@
 """Well-known networks as torch definitions, exported to ONNX: shapes and operators are theirs, weights are random.
 
-    python benchmarks/networks.py [NAME ...] [--folder DIR]        writes the files and prints their paths
+    python benchmarks/torch_networks.py [NAME ...] [--folder DIR]        writes the files and prints their paths
 
 Weights are seeded; BatchNorm statistics are then settled on synthetic street pictures, so that every
 layer sees activations of ordinary size and shape. What such a network says means nothing; how fast it runs,
