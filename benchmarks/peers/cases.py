@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ class Case:
     """For SQNR: never among the calibration pictures."""
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Network inputs float32 [n, 3, h, w] to calibrate on, and what they are."""
+
+    inputs: np.ndarray
+    what: str
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.inputs).data).hexdigest()
+
+
 def load(name: str) -> Case:
     """The case called `name`. Raises: FileNotFoundError for a trained model that is not beside the checkout."""
     trained = name in TRAINED
@@ -123,8 +136,8 @@ def street(seed: int, count: int) -> tuple[np.ndarray, ...]:
     return tuple(StreetWorld(seed + i, 640, 360).frame(45).image for i in range(count))
 
 
-def calibration(case: Case, folder: Path | None, count: int) -> tuple[np.ndarray, str]:
-    """Network inputs float32 [n, 3, h, w] to calibrate on, and what they are.
+def calibration(case: Case, folder: Path | None, count: int) -> Calibration:
+    """Pictures through the case's own input rule.
 
     folder: `count` of its pictures in name order, evenly spaced; None: synthetic streets.
     Raises: ValueError for a folder without pictures, or with one that the case is judged on.
@@ -144,7 +157,7 @@ def calibration(case: Case, folder: Path | None, count: int) -> tuple[np.ndarray
         if both:
             raise ValueError(f"calibration {folder}: {both[0]} is also judged on, expected other pictures")
         images, what = [read_picture(p) for p in files], f"{len(files)} pictures of {folder.name}"
-    return np.concatenate([case.feed(image) for image in images]), what
+    return Calibration(np.concatenate([case.feed(image) for image in images]), what)
 
 
 def name_layers(data: bytes) -> tuple[bytes, tuple[Layer, ...]]:

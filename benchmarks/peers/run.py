@@ -118,7 +118,7 @@ def home() -> Path:
     return Path(os.environ.get("EDGEKIT_PEERS") or cache.cache_dir() / "peers")
 
 
-def made(peer: Peer, case: cases.Case, data: np.ndarray) -> Path:
+def made(peer: Peer, case: cases.Case, data: cases.Calibration) -> Path:
     """Folder with the peer's file and made.json, from the cache when all that went in is the same.
 
     Raises: Unavailable with the reason.
@@ -132,7 +132,7 @@ def made(peer: Peer, case: cases.Case, data: np.ndarray) -> Path:
             raise Unavailable(f"not installed (bash benchmarks/peers/setup.sh {peer.venv})")
         python = venv / "bin" / "python"
     setup = (HERE / "setup.sh").read_bytes() if peer.venv else json.dumps(cache.tools()).encode()
-    used = b"" if argument == "float" else _digest(data)
+    used = "" if argument == "float" else data.digest
     key = cache.digest(case.graph, used, script.read_bytes(), argument, setup)
     folder = home() / "made" / f"{case.name}-{script.stem}-{argument}-{key[:16]}"
     if (folder / "made.json").is_file():
@@ -142,7 +142,7 @@ def made(peer: Peer, case: cases.Case, data: np.ndarray) -> Path:
     work.mkdir(parents=True)
     try:
         (work / "graph.onnx").write_bytes(case.graph)
-        np.save(work / "calibration.npy", data)
+        np.save(work / "calibration.npy", data.inputs)
         words = [python, script, argument, work / "graph.onnx", work / "calibration.npy", work]
         variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(
@@ -160,15 +160,6 @@ def made(peer: Peer, case: cases.Case, data: np.ndarray) -> Path:
     return folder
 
 
-_digests: dict[int, bytes] = {}
-
-
-def _digest(data: np.ndarray) -> bytes:
-    if id(data) not in _digests:
-        _digests[id(data)] = cache.digest(np.ascontiguousarray(data).tobytes()).encode()
-    return _digests[id(data)]
-
-
 # --- rows -------------------------------------------------------------------------------------------
 
 
@@ -183,11 +174,11 @@ class Entry:
     net: Callable[[], None] | None = None
 
 
-def peer_entry(name: str, case: cases.Case, data: np.ndarray) -> Entry:
+def peer_entry(name: str, case: cases.Case, data: cases.Calibration) -> Entry:
     """Make (or find) a peer's file and load it. Raises: Unavailable."""
     peer = PEERS[name]
     row = Row(name, peer.title)
-    shape = tuple(data.shape[1:])
+    shape = tuple(data.inputs.shape[1:])
     if peer.maker is None:
         folder = home() / "made" / f"{case.name}-float-{cache.digest(case.graph)[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +234,6 @@ def bundle_entries(path: Path, case: cases.Case, seconds: float | None) -> list[
     bundle = Bundle.open(path)
     with load(bundle, threads=1) as engine:
         chosen = {variant.name for variant in engine.variants.values()}
-    shapes = {t.name: t.shape for t in bundle.manifest.tensors}
     reference = runners.onnxruntime(case.graph)
     wanted = {name: array.shape for name, array in reference.outputs.items()}
     entries = []
@@ -271,7 +261,6 @@ def bundle_entries(path: Path, case: cases.Case, seconds: float | None) -> list[
             return DetectPipeline(read_spec(bundle.manifest), payload.binding)
 
         entries.append(Entry(row, payload.binding.run, answer, pipeline))
-    assert shapes, "a manifest lists its tensors"
     return entries
 
 
@@ -400,7 +389,7 @@ def compare(name: str, wanted: list[str], args: argparse.Namespace, say: Callabl
     """Everything about one network."""
     case = cases.load(name)
     say(f"{name}: calibration pictures")
-    data, what = cases.calibration(case, args.calibration, args.count)
+    data = cases.calibration(case, args.calibration, args.count)
     entries, missing = [], []
     for peer in dict.fromkeys([BASELINE, *wanted]):
         say(f"{name}: {peer}")
@@ -415,7 +404,7 @@ def compare(name: str, wanted: list[str], args: argparse.Namespace, say: Callabl
     measure(case, entries, rounds=args.rounds, calls=args.calls, say=say)
     rows = [e.row for e in entries] + missing
     print(
-        f"\n{name}: {sum(layer.macs for layer in case.layers) / 1e6:.0f} M MACs, calibrated on {what}, one thread"
+        f"\n{name}: {sum(layer.macs for layer in case.layers) / 1e6:.0f} M MACs, calibrated on {data.what}, one thread"
     )
     print("\n".join(table(rows, case.spec is not None, case.data is not None)), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -425,7 +414,7 @@ def compare(name: str, wanted: list[str], args: argparse.Namespace, say: Callabl
                 "benchmark": "peers",
                 "network": name,
                 **dataclasses.asdict(row),
-                "calibration": what,
+                "calibration": data.what,
                 "rounds": args.rounds,
                 "calls": args.calls,
                 "commit": commit(),
