@@ -97,9 +97,12 @@ def detect(root: Path = _ROOT) -> Target:
     backends: tuple[str, ...] = ("onnxruntime", "litert")
     if known is not None and "tensorrt" in known.backends and not backend_problem("tensorrt"):
         backends = known.backends
+    if arch == "x86_64" and not backend_problem("openvino"):
+        backends += ("openvino",)
     precisions = {
         "onnxruntime": ("float32", "float16", "int8"),
         "litert": ("float32", "float16", "int8", "dynamic"),
+        "openvino": ("float32", "int8"),
         "tensorrt": ("float16", "float32", "int8"),
     }
     tile = 16 if "avx512f" in cpus[0].isa else 8
@@ -205,6 +208,10 @@ def backend_problem(backend: str) -> str:
     if backend == "litert":
         if all(importlib.util.find_spec(name) is None for name in ("ai_edge_litert", "tflite_runtime")):
             return "ai-edge-litert is not installed. Run: pip install 'edgekit[litert]'"
+        return ""
+    if backend == "openvino":
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed. Run: pip install 'edgekit[openvino]'"
         return ""
     if backend == "tensorrt":
         if cuda_devices() == 0:

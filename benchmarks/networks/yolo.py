@@ -134,7 +134,10 @@ def anchors_head(n: Net, levels, classes=80):
         y = n.transpose(n.reshape(y, 1, 3, classes + 5, h, w), 0, 1, 3, 4, 2)
         y = n.act(y, "sigmoid")
         xy, wh, rest = (n.part(y, a, b, 4) for a, b in ((0, 2), (2, 4), (4, classes + 5)))
-        xy, wh = n.mul(n.add(xy, n.zeros(1, 1, 1, 1, 1)), n.zeros(1, 1, 1, 1, 1)), n.mul(wh, n.zeros(1, 1, 1, 1, 1))
+        xy, wh = (
+            n.mul(n.add(xy, n.zeros(1, 1, 1, 1, 1)), n.zeros(1, 1, 1, 1, 1)),
+            n.mul(wh, n.zeros(1, 1, 1, 1, 1)),
+        )
         rows.append(n.reshape(n.cat(xy, wh, rest, axis=4), 1, 3 * h * w, classes + 5))
     return n.cat(*rows, axis=1)
 
@@ -241,7 +244,13 @@ def yolox(n: Net, depth, width, nano=False):
     return n.transpose(n.cat(*rows, axis=2), 0, 2, 1)
 
 
-SCALES8 = {"n": (0.33, 0.25, 1024), "s": (0.33, 0.5, 1024), "m": (0.67, 0.75, 768), "l": (1, 1, 512), "x": (1, 1.25, 512)}
+SCALES8 = {
+    "n": (0.33, 0.25, 1024),
+    "s": (0.33, 0.5, 1024),
+    "m": (0.67, 0.75, 768),
+    "l": (1, 1, 512),
+    "x": (1, 1.25, 512),
+}
 SCALES11 = {
     "n": (0.5, 0.25, 1024, False), "s": (0.5, 0.5, 1024, False), "m": (0.5, 1, 512, True), "l": (1, 1, 512, True),
     "x": (1, 1.5, 512, True),

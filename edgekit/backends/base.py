@@ -20,7 +20,7 @@ from edgekit.spec import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
-BACKENDS = ("onnxruntime", "tensorrt", "litert")
+BACKENDS = ("onnxruntime", "litert", "openvino", "tensorrt")
 
 
 @dataclass(frozen=True)

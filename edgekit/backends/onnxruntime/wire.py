@@ -152,6 +152,19 @@ def detach_weights(data: memoryview) -> tuple[bytes, dict[str, np.ndarray]]:
     return bytes(model), weights
 
 
+def external_weights(data: memoryview) -> list[str]:
+    """Names of initialisers whose values lie outside the file. Raises: BundleError for bytes that are no ONNX model."""
+    names = []
+    for f in fields(data, 0, len(data)):
+        for g in fields(data, f.value, f.end) if f.number == MODEL_GRAPH and f.wire == 2 else ():
+            if g.number != GRAPH_INITIALIZER or g.wire != 2:
+                continue
+            tensor = list(fields(data, g.value, g.end))
+            if any(t.number == EXTERNAL_DATA or (t.number == DATA_LOCATION and t.value) for t in tensor):
+                names.append(_tensor(data, g.value, g.end).name)
+    return names
+
+
 def align_weights(data: bytes, alignment: int = 16) -> bytes:
     """The same ONNX model with every larger raw_data at a file offset divisible by `alignment`.
 

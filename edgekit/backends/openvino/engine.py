@@ -1,0 +1,147 @@
+"""Device half: runs an ONNX payload with OpenVINO on an x86 CPU.
+
+What is not integer runs in float32: without being told, OpenVINO computes in bfloat16 wherever the CPU
+can, which a bundle proven in float32 must not. Inputs and outputs are preallocated and bound once.
+OpenVINO keeps its own copy of the weights, so the mapped bundle is not held.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgekit.backends.base import LoadOptions
+from edgekit.backends.onnxruntime.wire import external_weights
+from edgekit.errors import BundleError, MissingExtraError, StreamError, printable
+from edgekit.manifest import Variant
+from edgekit.spec import DType, TensorSpec
+
+_TYPES = {
+    "f32": DType.float32,
+    "f16": DType.float16,
+    "i8": DType.int8,
+    "u8": DType.uint8,
+    "i32": DType.int32,
+    "i64": DType.int64,
+    "boolean": DType.bool,
+}
+
+_SETTINGS = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": "1",
+}
+
+
+def load(data: memoryview, variant: Variant, options: LoadOptions) -> OpenVinoExecutable:
+    """Compile the ONNX bytes `data` for this CPU; they are not needed any more afterwards.
+
+    Raises: MissingExtraError without openvino; BundleError when it refuses the payload.
+    """
+    return OpenVinoExecutable(data, variant, options.threads)
+
+
+class OpenVinoExecutable:
+    """One compiled model. Each `bind` has its own request and buffers, which different threads may run."""
+
+    def __init__(self, data: memoryview, variant: Variant, threads: int) -> None:
+        try:
+            import openvino
+        except ImportError:
+            raise MissingExtraError("openvino", "openvino", "run this payload") from None
+        self._openvino: Any = openvino
+        outside = external_weights(data)  # OpenVINO would open the files they name
+        if outside:
+            raise BundleError(
+                f"payload {variant.name}: weight {printable(outside[0])} lies in another file, expected it inside. "
+                "Build the bundle again"
+            )
+        settings = dict(_SETTINGS)
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            core = openvino.Core()
+            compiled: Any = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", settings)
+        except RuntimeError as error:
+            raise BundleError(
+                f"payload {variant.name}: openvino {openvino.__version__} refuses it: {_reason(error)}"
+            ) from error
+        self._compiled = compiled
+        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self._facts = {
+            "library": "openvino",
+            "version": openvino.__version__.partition("-")[0],
+            "device": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
+            "float_precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+        }
+
+    def bind(self) -> OpenVinoBinding:
+        """Buffers for one session. Raises: StreamError when closed."""
+        if self._compiled is None:
+            raise StreamError("engine: closed. Load the bundle again")
+        return OpenVinoBinding(self._openvino, self._compiled, self.inputs, self.outputs)
+
+    def close(self) -> None:
+        """Let go; bindings still open go on working. Closing twice is fine."""
+        self._compiled = None
+
+    def describe(self) -> dict[str, Any]:
+        """Library, version, device, precision of the float layers ("f32") and threads in use."""
+        return dict(self._facts)
+
+
+class OpenVinoBinding:
+    """An inference request over arrays of ours."""
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+    def __init__(
+        self, openvino: Any, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        self.inputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in inputs}
+        self.outputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in outputs}
+        self._request: Any = compiled.create_infer_request()
+        for i, array in enumerate(self.inputs.values()):
+            self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
+        for i, array in enumerate(self.outputs.values()):
+            self._request.set_output_tensor(i, openvino.Tensor(array, shared_memory=True))
+
+    def run(self) -> None:
+        """One inference. Raises: StreamError when the library fails or the binding is closed."""
+        if self._request is None:
+            raise StreamError("engine: openvino failed while running: the session is closed")
+        try:
+            # views of our arrays, not copies; start_async and wait would cost a change of threads
+            self._request.infer(share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise StreamError(f"engine: openvino failed while running: {_reason(error)}") from error
+
+    def close(self) -> None:
+        """Let go of the network; the arrays stay readable. Closing twice is fine."""
+        self._request = None
+
+
+def _spec(port: Any) -> TensorSpec:
+    name, kind, shape = port.get_any_name(), port.get_element_type().get_type_name(), port.get_partial_shape()
+    if kind not in _TYPES or shape.is_dynamic:
+        raise BundleError(
+            f"payload tensor {name}: expected a static tensor of a known type, got {kind} {shape}. "
+            "Build the bundle again"
+        )
+    return TensorSpec(name, _TYPES[kind], tuple(shape.to_shape()))
+
+
+def _reason(error: Exception) -> str:
+    """The line of OpenVINO's message that says most: what it has no rule for, else the first that is no place."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [
+        line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))
+    ]
+    rules = [line.removeprefix("-- ") for line in told if "No conversion rule found" in line]
+    return (rules or told or lines or ["no reason given"])[0][:300]
