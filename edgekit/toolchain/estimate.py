@@ -7,7 +7,7 @@ The search for a placement asks it for many assignments of precision to nodes; `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,11 @@ from edgekit.quant.annotate import node_id, quant
 from edgekit.target import Cpu, PowerMode, Target
 from edgekit.toolchain import cost
 from edgekit.toolchain.cost import BYTES, Machine
-from edgekit.toolchain.layers import WEIGHTED, Layer, conversions, layers
+from edgekit.toolchain.layers import WEIGHTED, conversions, layers
 
 PRECISIONS = ("float32", "float16", "int8", "dynamic")
+FLOAT = "float"
+"""In a mapping: the float that the backend prefers on that board."""
 RUNTIMES = {"tensorrt": "tensorrt", "onnxruntime": "onnxruntime", "litert": "xnnpack", "openvino": "openvino"}
 """Backend -> the library whose coefficients are used."""
 
@@ -72,11 +74,12 @@ def estimate(
 ) -> Estimate:
     """Latency of one picture, network only (no pre- or postprocessing), of a prepared graph.
 
-    precision: one of PRECISIONS for every layer that can run in it, or node_id -> precision. Nodes that the
-    mapping leaves out follow what they read when it is all int8 and they can; else they are the backend's
-    default float. power: a power mode of the board, None for no cap. backend: one of the target's (its first).
+    precision: one of PRECISIONS for every layer that can run in it, or node_id -> precision or FLOAT. A fused
+    layer takes that of its first node that the mapping holds. Layers that it leaves out are int8 when all they
+    read is int8 and they only move, pool, add or look up; else they are in the backend's preferred float. power: a power mode of the board, None for no cap. backend: one of the target's (its first).
     threads: CPU threads, None for all of the big cores.
-    Raises: UsageError for an unknown mode or precision, or a board whose facts do not allow an estimate.
+    Raises: UsageError for an unknown mode, precision, backend or node, or a board whose facts do not allow an
+    estimate (`host`: its bandwidth is not known; time the bundle there instead).
     """
     return Estimator(model, target, power, backend=backend, threads=threads)(precision)
 
@@ -95,6 +98,11 @@ class Estimator:
     ) -> None:
         self.target, self.power = target.name, power or ""
         self.backend = backend or target.backend
+        if self.backend not in target.backends:
+            raise UsageError(
+                f"backend {self.backend!r} of {target.name}: not available there. "
+                + did_you_mean(self.backend, target.backends)
+            )
         self.machine = machine(target, self.backend, power, threads)
         if any(shape(v) is None for node in model.graph for v in node.outputs):
             model = model.clone()
@@ -105,7 +113,7 @@ class Estimator:
         self.coefficients: Mapping[str, float] = cost.fitted()[self.machine.unit]
 
     def __call__(self, precision: str | Mapping[str, str]) -> Estimate:
-        chosen = self.precisions(precision)
+        chosen = [self._computed(p) for p in self.precisions(precision)]
         converted = self._conversions(chosen)
         done = cost.work(self.layers, chosen, [c[1:] for c in converted], self.machine)
         times, compute, memory = cost.seconds(done, self.machine.unit, self.coefficients)
@@ -130,6 +138,19 @@ class Estimator:
         chosen = self.precisions(precision)
         return cost.work(self.layers, chosen, [c[1:] for c in self._conversions(chosen)], where)
 
+    def _check(self, precision: str) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"precision {precision!r}: unknown, expected one of {', '.join(PRECISIONS)}. "
+                + did_you_mean(precision, PRECISIONS)
+            )
+        if precision == "dynamic" and self.machine.unit == "gpu":
+            raise UsageError("precision 'dynamic': for CPUs only, expected float32, float16 or int8")
+
+    def _computed(self, precision: str) -> str:
+        """CPU backends here store float16 weights and compute in float32."""
+        return "float32" if precision == "float16" and self.machine.unit == "cpu" else precision
+
     def _conversions(self, chosen: list[str]) -> list[tuple[str, int, str, str]]:
         """CPU libraries keep float16 tensors and casts inside their kernels; int8 needs a pass everywhere."""
         every = self.machine.unit == "gpu"
@@ -139,14 +160,17 @@ class Estimator:
         """The precision of every layer. Raises: UsageError for an unknown precision or node."""
         floats = "float16" if self.machine.unit == "gpu" else "float32"
         if isinstance(precision, str):
-            _known(precision)
-            # dynamic-range weights are int8, arithmetic of weighted layers too, activations travel in float
+            self._check(precision)
+            # dynamic: weights and products in int8, activations travel in float and are converted at every layer
             if precision in ("int8", "dynamic"):
-                able = WEIGHTED if precision == "dynamic" else None
-                return ["int8" if _int8(layer, able) else floats for layer in self.layers]
+                return [
+                    "int8" if layer.int8 and (layer.macs or precision == "int8") else floats
+                    for layer in self.layers
+                ]
             return [precision for _ in self.layers]
         for name, value in precision.items():
-            _known(value)
+            if value != FLOAT:
+                self._check(value)
             if name not in self.nodes:
                 raise UsageError(f"node {name!r}: not in this graph. {did_you_mean(name, self.nodes)}")
         found: list[str] = []
@@ -155,7 +179,7 @@ class Estimator:
             given = [precision[n] for n in layer.nodes if n in precision]
             reads = {have.get(name, "float32") for name, _ in layer.reads}
             if given:
-                chosen = "int8" if given[0] in ("int8", "dynamic") else given[0]
+                chosen = {"dynamic": "int8", FLOAT: floats}.get(given[0], given[0])
             elif layer.int8 and not layer.macs and reads == {"int8"}:
                 chosen = "int8"
             else:
@@ -163,17 +187,6 @@ class Estimator:
             found.append(chosen)
             have.update((name, chosen) for name, _ in layer.writes)
         return found
-
-
-def _int8(layer: Layer, able: Iterable[str] | None) -> bool:
-    return layer.int8 if able is None else layer.op.split("+")[0] in able
-
-
-def _known(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise UsageError(
-            f"precision {precision!r}: unknown, expected one of {', '.join(PRECISIONS)}. {did_you_mean(precision, PRECISIONS)}"
-        )
 
 
 def annotated(model: ir.Model) -> dict[str, str]:
@@ -225,7 +238,9 @@ def machine(
     fastest = max((m.emc_clock_hz or 0 for m in target.power_modes), default=0)
     if mode is not None and mode.emc_clock_hz and fastest:
         bandwidth *= mode.emc_clock_hz / max(fastest, target.emc_clock_hz or 0)
-    runtime = runtime or RUNTIMES[backend]
+    runtime = runtime or RUNTIMES.get(backend)
+    if runtime is None:
+        raise UsageError(f"backend {backend!r}: has no cost model. {did_you_mean(backend, RUNTIMES)}")
     if backend == "tensorrt":
         return _gpu(target, mode, bandwidth, runtime)
     return _cpu(target, mode, bandwidth, runtime, threads)
