@@ -22,14 +22,21 @@ else:
 
 BOARDS: list[tuple[str, str, str | None]] = [
     # device in the CSV starts with, board, power mode where the row states none
+    ("Jetson Orin Nano Super 4", "", None),
+    ("Jetson Orin Nano 4", "jetson-orin-nano-4", None),
     ("Jetson Orin Nano Super", "jetson-orin-nano-8", "MAXN_SUPER"),
     ("Jetson Orin Nano", "jetson-orin-nano-8", "15W-standard"),
+    ("Jetson Orin NX 8", "jetson-orin-nx-8", None),
     ("Jetson Orin NX", "jetson-orin-nx-16", "MAXN"),
+    ("Jetson AGX Orin 32", "jetson-orin-32", None),
     ("Jetson AGX Orin", "jetson-orin", "MAXN"),
     ("Jetson AGX Thor", "jetson-thor", None),
+    ("Jetson Thor", "", None),
+    ("Jetson TX2", "jetson-tx2", None),
     ("Jetson AGX Xavier", "jetson-agx-xavier", None),
     ("Jetson Xavier NX", "jetson-xavier-nx", None),
     ("Jetson Nano", "jetson-nano", None),
+    ("Raspberry Pi 3", "rpi3", None),
     ("Raspberry Pi 4", "rpi4", None),
     ("Raspberry Pi 5", "rpi5", None),
     ("Pixel 1", "pixel-1", None),
@@ -37,6 +44,8 @@ BOARDS: list[tuple[str, str, str | None]] = [
     ("Pixel 3a", "pixel-3a", None),
     ("Pixel 3", "pixel-3", None),
     ("Pixel 4", "pixel-4", None),
+    ("Pixel 6", "pixel-6", None),
+    ("Galaxy S24", "snapdragon-8-gen-3", None),
     ("Snapdragon 855", "snapdragon-855-plus", None),
     ("Snapdragon 865", "snapdragon-865", None),
     ("Snapdragon 888", "android-arm64", None),
@@ -129,8 +138,9 @@ def parse(r: dict[str, str]) -> Row | str:
     size = re.fullmatch(r"(\d+)x(\d+)", r["input"])
     if not size:
         return "input size not stated"
-    found = next(((b, p) for start, b, p in BOARDS if r["device"].startswith(start)), None)
-    if found is None:
+    device = r["device"].removeprefix("NVIDIA ").lower()
+    found = next(((b, p) for start, b, p in BOARDS if device.startswith(start.lower())), ("", None))
+    if not found[0]:
         return "board not described here"
     board, power = found
     target = boards()[board]

@@ -115,9 +115,9 @@ def page(found: Estimate, path: Path, precision: str, note: str, most: int) -> l
     where = f"{found.threads} thread{'s' * (found.threads != 1)}" if found.threads else "GPU"
     mode = f"mode {found.power}" if found.power else "no power cap"
     lines = [
-        f"{printable(path.name, )} on {found.target}: {found.backend}, {precision}, {where}, {mode}",
-        f"about {_ms(found.total_s)} for one picture, network only; four of five boards measure "
-        f"{_ms(found.low_s)} to {_ms(found.high_s)}",
+        f"{printable(path.name)} on {found.target}: {found.backend}, {precision}, {where}, {mode}",
+        f"about {_ms(found.total_s)} for one picture, network only; on boards that the model was not "
+        f"fitted on, four of five measurements lie within {_ms(found.low_s)} to {_ms(found.high_s)}",
         "",
     ]
     lines += table([("LAYER", "OPERATORS", "TIME", "SHARE", "BOUND BY", "MMACS", "KB", "PRECISION"), *(

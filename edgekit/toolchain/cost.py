@@ -143,13 +143,15 @@ def _gpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # a tensor core takes the same bytes per cycle at any precision: half the bytes, twice the depth to fill it
     fill = np.array([0.5, 1.0, 2.0])[w.precision.astype(int)]
     depth, columns = np.maximum(w.depth, 1), np.maximum(w.columns, 1)
-    efficiency = _pick(w, c, "eff_") * depth / (depth + c["half_depth"] * fill)
-    efficiency = efficiency * columns / (columns + c["half_columns"])
-    plain = c["eff_vector"] * depth / (depth + c["half_vector"]) * columns / (columns + c["half_vector"])
-    rate = w.peak * np.where(w.matrix > 0, efficiency, plain)
+    deep = w.peak * np.where(
+        w.matrix > 0,
+        _pick(w, c, "eff_") * depth / (depth + c["half_depth"] * fill),
+        c["eff_vector"] * depth / (depth + c["half_vector"]) * np.where(w.winograd > 0, c["winograd"], 1.0),
+    )
+    half = np.where(w.matrix > 0, c["half_columns"], c["half_vector"])
+    compute = w.macs / (deep * columns / (columns + half))
     # a tile of 128 x 64 outputs on one multiprocessor takes its time however few there are
-    tile = 128 * 64 * depth / (rate / w.units)
-    compute = w.macs / rate + np.where(w.macs > 0, c["tile"] * tile, 0)
+    compute = compute + np.where(w.macs > 0, c["tile"] * 128 * 64 * depth / (deep / w.units), 0)
     compute = np.where(w.among("depthwise"), w.macs / (w.vector * c["eff_depthwise"]), compute)
     share = np.where(w.among("copy"), c["copy"], 1.0)
     near = np.minimum(w.moved, w.cache) * c["cached"]
