@@ -69,7 +69,11 @@ class Data:
 
     def seconds(self, c: Mapping[str, float]) -> np.ndarray:
         times, _, _ = cost.seconds(self.work, self.unit, c)
-        return np.add.reduceat(times, np.cumsum([0, *self.sizes[:-1]])) + c["once_us"] * 1e-6 + self.python * c["python_us"] * 1e-6
+        return (
+            np.add.reduceat(times, np.cumsum([0, *self.sizes[:-1]]))
+            + c["once_us"] * 1e-6
+            + self.python * c["python_us"] * 1e-6
+        )
 
     def errors(self, c: Mapping[str, float]) -> np.ndarray:
         """log(estimated / published) of every row."""
@@ -82,7 +86,9 @@ class Data:
         return np.array([min(1.0, (6 / counts[k]) ** 0.5) for k in keys])
 
 
-def fit(data: Data, prior: Mapping[str, float], start: Mapping[str, float], rounds: int = 25) -> dict[str, float]:
+def fit(
+    data: Data, prior: Mapping[str, float], start: Mapping[str, float], rounds: int = 25
+) -> dict[str, float]:
     """Levenberg-Marquardt on the logarithms of the coefficients: Huber loss of the rows' log errors, and a
     normal prior around `prior` that keeps what the rows do not determine at a plausible value."""
     names = list(prior)
@@ -96,7 +102,9 @@ def fit(data: Data, prior: Mapping[str, float], start: Mapping[str, float], roun
 
     def residuals(t: np.ndarray) -> np.ndarray:
         r = data.errors(unpack(t)) / SIGMA
-        huber = np.where(np.abs(r) <= CAP, r, np.sign(r) * np.sqrt(np.maximum(2 * CAP * np.abs(r) - CAP**2, 0)))
+        huber = np.where(
+            np.abs(r) <= CAP, r, np.sign(r) * np.sqrt(np.maximum(2 * CAP * np.abs(r) - CAP**2, 0))
+        )
         return np.concatenate([huber * np.sqrt(weights), (t - centre) / sigma])
 
     damping, now = 1e-2, residuals(theta)
@@ -118,7 +126,9 @@ def fit(data: Data, prior: Mapping[str, float], start: Mapping[str, float], roun
     return unpack(theta)
 
 
-def held_out(data: Data, prior: Mapping[str, float], whole: Mapping[str, float], key: Callable[[Row], str]) -> np.ndarray:
+def held_out(
+    data: Data, prior: Mapping[str, float], whole: Mapping[str, float], key: Callable[[Row], str]
+) -> np.ndarray:
     """log errors of every row by a fit that saw no row of the same `key`."""
     errors = np.zeros(len(data.rows))
     keys = np.array([key(r) for r in data.rows])
@@ -134,7 +144,9 @@ def pairs(rows: Sequence[Row], estimated: np.ndarray) -> tuple[int, int]:
     """(pairs ordered right, pairs) of two networks measured alike on one board."""
     groups: dict[Any, list[int]] = {}
     for i, r in enumerate(rows):
-        groups.setdefault((r.device, r.target.cpus[0].clock_hz, r.power, r.runtime, r.precision, r.threads, r.source), []).append(i)
+        groups.setdefault(
+            (r.device, r.target.cpus[0].clock_hz, r.power, r.runtime, r.precision, r.threads, r.source), []
+        ).append(i)
     right = total = 0
     for members in groups.values():
         for i, j in itertools.combinations(members, 2):
@@ -161,16 +173,24 @@ def summary(title: str, errors: np.ndarray) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=Path, required=True, help="CSV of published latencies")
-    parser.add_argument("--fit", action="store_true", help="fit the coefficients on these rows and write them")
-    parser.add_argument("--left-out", action="store_true", help="also list the rows left out, with the reason")
-    parser.add_argument("--no-held-out", action="store_true", help="skip the fits that leave boards and networks out")
+    parser.add_argument(
+        "--fit", action="store_true", help="fit the coefficients on these rows and write them"
+    )
+    parser.add_argument(
+        "--left-out", action="store_true", help="also list the rows left out, with the reason"
+    )
+    parser.add_argument(
+        "--no-held-out", action="store_true", help="skip the fits that leave boards and networks out"
+    )
     args = parser.parse_args()
     rows, left = published.read(args.rows)
     if not rows:
         sys.exit(f"{args.rows}: no row that can be judged: {published.count(left)}")
     if args.left_out:
         for record, why in left:
-            print(f"left out: {record['device']} | {record['model']} | {record['runtime']} | {record['precision']}: {why}")
+            print(
+                f"left out: {record['device']} | {record['model']} | {record['runtime']} | {record['precision']}: {why}"
+            )
     shipped = cost.fitted()
     priors = json.loads((ROOT / "benchmarks" / "priors.json").read_text(encoding="utf-8"))
     written: dict[str, Any] = {}
@@ -203,7 +223,9 @@ def main() -> None:
             "each row by a fit that saw no row of its board."
         )
         path = ROOT / "edgekit" / "toolchain" / "coefficients.json"
-        path.write_text(json.dumps({"note": note, **written, "spread": spread}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"note": note, **written, "spread": spread}, indent=1) + "\n", encoding="utf-8"
+        )
         print(f"\nwrote {path.relative_to(ROOT)}")
 
 
@@ -217,10 +239,25 @@ def family(network: str) -> str:
 
 
 def table(rows: Sequence[Row], errors: Mapping[str, np.ndarray]) -> None:
-    names = ("BOARD", "MODE", "NETWORK", "INPUT", "LIBRARY", "PRECISION", "THR", "PUBLISHED", "ESTIMATED", "ERROR", "BOARD UNSEEN", "FAMILY UNSEEN")
+    names = (
+        "BOARD",
+        "MODE",
+        "NETWORK",
+        "INPUT",
+        "LIBRARY",
+        "PRECISION",
+        "THR",
+        "PUBLISHED",
+        "ESTIMATED",
+        "ERROR",
+        "BOARD UNSEEN",
+        "FAMILY UNSEEN",
+    )
     lines = [names]
     for i, r in enumerate(rows):
-        percent = [f"{np.expm1(errors[k][i]):+.0%}" if k in errors else "-" for k in ("estimate", "board", "network")]
+        percent = [
+            f"{np.expm1(errors[k][i]):+.0%}" if k in errors else "-" for k in ("estimate", "board", "network")
+        ]
         lines.append((
             r.board, r.power or "-", r.network, f"{r.size[1]}x{r.size[0]}", r.runtime, r.precision, str(r.threads or "-"),
             f"{r.seconds * 1e3:.2f} ms", f"{r.seconds * np.exp(errors['estimate'][i]) * 1e3:.2f} ms", *percent,
@@ -230,7 +267,9 @@ def table(rows: Sequence[Row], errors: Mapping[str, np.ndarray]) -> None:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
-def report(rows: Sequence[Row], errors: Mapping[str, np.ndarray], left: list[tuple[dict[str, str], str]]) -> None:
+def report(
+    rows: Sequence[Row], errors: Mapping[str, np.ndarray], left: list[tuple[dict[str, str], str]]
+) -> None:
     print(f"\n{len(left)} rows left out:")
     for why, count in published.count(left).items():
         print(f"  {count:4d}  {why}")

@@ -54,7 +54,17 @@ BOARDS: list[tuple[str, str, str | None]] = [
     ("Kirin 980", "kirin-980", None),
     ("QCS6490", "qcs6490", None),
 ]
-MODES = {"MAXN": "MAXN", "MAXP": "MAXN", "MAXN_SUPER": "MAXN_SUPER", "15W": "15W", "25W": "25W", "30W": "30W", "40W": "40W", "50W": "50W", "10W": "10W"}
+MODES = {
+    "MAXN": "MAXN",
+    "MAXP": "MAXN",
+    "MAXN_SUPER": "MAXN_SUPER",
+    "15W": "15W",
+    "25W": "25W",
+    "30W": "30W",
+    "40W": "40W",
+    "50W": "50W",
+    "10W": "10W",
+}
 NAMES = {
     "ppresnet50": "resnet50",
     "resnet_v2_101": "resnet101",
@@ -126,7 +136,10 @@ def parse(r: dict[str, str]) -> Row | str:
     includes = r["includes"].lower()
     if r["batch"] != "1":
         return "batch is not 1"
-    if re.search(r"throughput|pipeline|demo loop|incl\. ros|engines|mediapipe|pre-processing|predictor|incl\. nms", includes):
+    if re.search(
+        r"throughput|pipeline|demo loop|incl\. ros|engines|mediapipe|pre-processing|predictor|incl\. nms",
+        includes,
+    ):
         return "a pipeline or throughput, not the network's latency"
     if "copies included" in includes:
         return "copies between host and device included"
@@ -152,7 +165,11 @@ def parse(r: dict[str, str]) -> Row | str:
     precision = _precision(r, runtime, target)
     if precision.startswith("!"):
         return precision[1:]
-    if runtime != "tensorrt" and (clock := re.search(r"([\d.]+) ?(GHz|MHz)", r["power_mode"])) and "GPU" not in r["power_mode"]:
+    if (
+        runtime != "tensorrt"
+        and (clock := re.search(r"([\d.]+) ?(GHz|MHz)", r["power_mode"]))
+        and "GPU" not in r["power_mode"]
+    ):
         target = _clocked(target, float(clock[1]) * (1e9 if clock[2] == "GHz" else 1e6))
     width, height = int(size[1]), int(size[2])  # written width x height by the sources that differ
     return Row(
@@ -186,7 +203,13 @@ def _runtime(r: dict[str, str]) -> str:
 
 def _precision(r: dict[str, str], runtime: str, target: Target) -> str:
     text = r["precision"]
-    if text.startswith("not stated") or " or " in text or "as labelled" in text or "sparse" in text or "+" in text:
+    if (
+        text.startswith("not stated")
+        or " or " in text
+        or "as labelled" in text
+        or "sparse" in text
+        or "+" in text
+    ):
         return "!precision not stated"
     found = {"FP32": "float32", "FP16": "float16", "INT8": "int8"}.get(text.split()[0])
     if found is None:

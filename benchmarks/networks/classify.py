@@ -102,13 +102,23 @@ def mobilenet_v3(n: Net, table, last, width=1.0, minimal=False):
     for k, expanded, out, se, act, s in table:
         wide = rounded(expanded * width)
         squeeze = rounded(wide / 4) if se and not minimal else 0
-        x = inverted(n, x, wide, rounded(out * width), 3 if minimal else k, s, "relu" if minimal else act, squeeze)
+        x = inverted(
+            n, x, wide, rounded(out * width), 3 if minimal else k, s, "relu" if minimal else act, squeeze
+        )
     act = "relu" if minimal else "hswish"
     x = n.conv(x, 6 * x.shape[1], act=act)
     return n.fc(n.fc(n.mean(x), last, act), 1000)
 
 
-B0 = [(1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 40, 5, 2, 2), (6, 80, 3, 2, 3), (6, 112, 5, 1, 3), (6, 192, 5, 2, 4), (6, 320, 3, 1, 1)]
+B0 = [
+    (1, 16, 3, 1, 1),
+    (6, 24, 3, 2, 2),
+    (6, 40, 5, 2, 2),
+    (6, 80, 3, 2, 3),
+    (6, 112, 5, 1, 3),
+    (6, 192, 5, 2, 4),
+    (6, 320, 3, 1, 1),
+]
 
 
 def efficientnet(n: Net, width=1.0, depth=1.0, lite=False):
@@ -120,7 +130,9 @@ def efficientnet(n: Net, width=1.0, depth=1.0, lite=False):
         for j in range(repeats):
             inputs = x.shape[1]
             squeeze = 0 if lite else max(1, inputs // 4)
-            x = inverted(n, x, inputs * t, rounded(c * width), k, 1 if j else s, act, squeeze, "sigmoid", "silu")
+            x = inverted(
+                n, x, inputs * t, rounded(c * width), k, 1 if j else s, act, squeeze, "sigmoid", "silu"
+            )
     x = n.conv(x, 1280 if lite else rounded(1280 * width), act=act)
     return n.fc(n.mean(x), 1000)
 
@@ -168,7 +180,9 @@ def inception_v3(n: Net):
     for out in (32, 64, 64):
         a, b = n.conv(x, 64), n.conv(n.conv(x, 48), 64, 5)
         x = n.cat(a, b, n.conv(n.conv(n.conv(x, 64), 96, 3), 96, 3), average(x, out))
-    x = n.cat(n.conv(x, 384, 3, 2, pad=0), n.conv(n.conv(n.conv(x, 64), 96, 3), 96, 3, 2, pad=0), n.pool(x, 3, 2, 0))
+    x = n.cat(
+        n.conv(x, 384, 3, 2, pad=0), n.conv(n.conv(n.conv(x, 64), 96, 3), 96, 3, 2, pad=0), n.pool(x, 3, 2, 0)
+    )
     for c in (128, 160, 160, 192):
         b = n.conv(n.conv(n.conv(x, c), c, (1, 7)), 192, (7, 1))
         d = n.conv(n.conv(n.conv(n.conv(x, c), c, (7, 1)), c, (1, 7)), c, (7, 1))

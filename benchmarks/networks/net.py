@@ -18,7 +18,12 @@ class Net:
 
     def model(self, outputs: list[ir.Value]) -> ir.Model:
         graph = ir.Graph(
-            [self.input], outputs, nodes=self.nodes, initializers=self.weights, opset_imports={"": 19}, name="net"
+            [self.input],
+            outputs,
+            nodes=self.nodes,
+            initializers=self.weights,
+            opset_imports={"": 19},
+            name="net",
         )
         return ir.Model(graph, ir_version=9)
 
@@ -30,7 +35,9 @@ class Net:
     def _value(name: str, shape: tuple[int, ...]) -> ir.Value:
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
 
-    def node(self, op: str, inputs: list[ir.Value | None], shape: tuple[int, ...], **attributes: object) -> ir.Value:
+    def node(
+        self, op: str, inputs: list[ir.Value | None], shape: tuple[int, ...], **attributes: object
+    ) -> ir.Value:
         output = self._value(f"v{len(self.nodes)}", shape)
         kept = [ir.Attr(k, _kind(v), v) for k, v in attributes.items()]
         self.nodes.append(ir.Node("", op, inputs, kept, outputs=[output]))
@@ -38,7 +45,9 @@ class Net:
 
     def constant(self, array: np.ndarray) -> ir.Value:
         tensor = ir.tensor(array, name=f"w{len(self.weights)}")
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self.weights.append(value)
         return value
 
@@ -132,6 +141,21 @@ class Net:
 
     def softmax(self, x, axis=-1):
         return self.node("Softmax", [x], tuple(x.shape), axis=axis)
+
+    def topk(self, x, keep):
+        """(values, indices) of the `keep` largest of [1, n]."""
+        outputs = [self._value(f"v{len(self.nodes)}{part}", (1, keep)) for part in ("", "i")]
+        outputs[1].type = ir.TensorType(ir.DataType.INT64)
+        k = self.constant(np.array([keep], np.int64))
+        self.nodes.append(ir.Node("", "TopK", [x, k], outputs=outputs))
+        return outputs
+
+    def gather(self, x, index, columns):
+        """Rows of x [1, n, columns] by index [1, k]."""
+        shape = (1, index.shape[1], columns)
+        sizes = self.constant(np.array(shape, np.int64))
+        picked = self.node("Expand", [self.reshape(index, 1, index.shape[1], 1), sizes], shape)
+        return self.node("GatherElements", [x, picked], shape, axis=1)
 
     def se(self, x, squeezed, inner="relu", gate="hsigmoid"):
         """Squeeze and excitation (Hu et al. 2018)."""

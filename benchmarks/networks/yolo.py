@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
+
 from benchmarks.networks.net import Net
 
 
@@ -80,7 +82,7 @@ def head(n: Net, levels, light, bins=16, classes=80):
     c2, c3_ = max(16, first // 4, bins * 4), max(first, min(classes, 100))
     boxes, scores = [], []
     for x in levels:
-        _, c, h, w = x.shape
+        _, _, h, w = x.shape
         box = n.conv(n.conv(n.conv(x, c2, 3, act="silu"), c2, 3, act="silu"), 4 * bins, act=None)
         if light:
             y = n.conv(n.dw(x, 3, 1, "silu"), c3_, act="silu")
@@ -134,7 +136,10 @@ def anchors_head(n: Net, levels, classes=80):
         y = n.transpose(n.reshape(y, 1, 3, classes + 5, h, w), 0, 1, 3, 4, 2)
         y = n.act(y, "sigmoid")
         xy, wh, rest = (n.part(y, a, b, 4) for a, b in ((0, 2), (2, 4), (4, classes + 5)))
-        xy, wh = n.mul(n.add(xy, n.zeros(1, 1, 1, 1, 1)), n.zeros(1, 1, 1, 1, 1)), n.mul(wh, n.zeros(1, 1, 1, 1, 1))
+        xy, wh = (
+            n.mul(n.add(xy, n.zeros(1, 1, 1, 1, 1)), n.zeros(1, 1, 1, 1, 1)),
+            n.mul(wh, n.zeros(1, 1, 1, 1, 1)),
+        )
         rows.append(n.reshape(n.cat(xy, wh, rest, axis=4), 1, 3 * h * w, classes + 5))
     return n.cat(*rows, axis=1)
 
@@ -186,12 +191,12 @@ def v11(n: Net, depth, width, most, big, v26=False):
 def top(n: Net, found, keep=300):
     """The end-to-end selection: the best score of every box, then the best boxes."""
     rows = n.transpose(found, 0, 2, 1)
-    box, score = n.part(rows, 0, 4, 2), n.part(rows, 4, rows.shape[2], 2)
-    best = n.node("ReduceMax", [score], (1, rows.shape[1]), keepdims=0)
-    index = n.node("TopK", [best], (1, keep))
-    chosen = n.node("GatherElements", [score, index], (1, keep, score.shape[2]))
-    scores = n.node("TopK", [n.reshape(chosen, 1, keep * score.shape[2])], (1, keep))
-    boxes = n.node("GatherElements", [box, scores], (1, keep, 4))
+    anchors, classes = rows.shape[1], rows.shape[2] - 4
+    box, score = n.part(rows, 0, 4, 2), n.part(rows, 4, 4 + classes, 2)
+    best = n.node("ReduceMax", [score, n.constant(np.array([2], np.int64))], (1, anchors), keepdims=0)
+    _, first = n.topk(best, keep)
+    scores, second = n.topk(n.reshape(n.gather(score, first, classes), 1, keep * classes), keep)
+    boxes = n.gather(box, second, 4)
     return n.cat(boxes, n.reshape(scores, 1, keep, 1), axis=2)
 
 
@@ -218,7 +223,6 @@ def yolox(n: Net, depth, width, nano=False):
             y = n.add(y, w) if shortcut else w
         return conv(n.cat(y, z), out)
 
-    _, _, h, w = n.input.shape
     focus = n.conv(n.input, c(64), 6, 2, act="silu", pad=2)  # the Focus slices, folded into the convolution
     x = csp(conv(focus, c(128), 3, 2), c(128), d(3))
     p3 = csp(conv(x, c(256), 3, 2), c(256), d(9))
@@ -241,7 +245,13 @@ def yolox(n: Net, depth, width, nano=False):
     return n.transpose(n.cat(*rows, axis=2), 0, 2, 1)
 
 
-SCALES8 = {"n": (0.33, 0.25, 1024), "s": (0.33, 0.5, 1024), "m": (0.67, 0.75, 768), "l": (1, 1, 512), "x": (1, 1.25, 512)}
+SCALES8 = {
+    "n": (0.33, 0.25, 1024),
+    "s": (0.33, 0.5, 1024),
+    "m": (0.67, 0.75, 768),
+    "l": (1, 1, 512),
+    "x": (1, 1.25, 512),
+}
 SCALES11 = {
     "n": (0.5, 0.25, 1024, False), "s": (0.5, 0.5, 1024, False), "m": (0.5, 1, 512, True), "l": (1, 1, 512, True),
     "x": (1, 1.5, 512, True),

@@ -100,7 +100,7 @@ def work(
         machine.vector_macs_per_s, machine.units, machine.clock_hz, machine.bytes_per_s, machine.cache_bytes,
         RUNTIMES.index(machine.runtime), machine.int8_dot, max(machine.simd_bits / 256, 1),
     )  # fmt: skip
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for layer, precision in zip(found, precisions, strict=True):
         size = BYTES[precision]
         moved = size * (sum(n for _, n in layer.reads) + sum(n for _, n in layer.writes))
@@ -131,12 +131,14 @@ def seconds(w: Work, unit: str, c: Coefficients) -> tuple[np.ndarray, np.ndarray
 
 def _pick(w: Work, c: Coefficients, prefix: str) -> np.ndarray:
     """`c[prefix + precision]` of every layer."""
-    return np.array([c[prefix + p] for p in PRECISIONS])[w.precision.astype(int)]
+    found: np.ndarray = np.array([c[prefix + p] for p in PRECISIONS])[w.precision.astype(int)]
+    return found
 
 
 def _per_runtime(w: Work, c: Coefficients, prefix: str) -> np.ndarray:
     """`c[prefix + runtime]` of every layer, 1 for libraries without such a coefficient."""
-    return np.array([c.get(prefix + r, 1.0) for r in RUNTIMES])[w.runtime.astype(int)]
+    found: np.ndarray = np.array([c.get(prefix + r, 1.0) for r in RUNTIMES])[w.runtime.astype(int)]
+    return found
 
 
 def _gpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -76,7 +76,8 @@ def estimate(
 
     precision: one of PRECISIONS for every layer that can run in it, or node_id -> precision or FLOAT. A fused
     layer takes that of its first node that the mapping holds. Layers that it leaves out are int8 when all they
-    read is int8 and they only move, pool, add or look up; else they are in the backend's preferred float. power: a power mode of the board, None for no cap. backend: one of the target's (its first).
+    read is int8 and they only move, pool, add or look up; else they are in the backend's preferred float.
+    power: a power mode of the board, None for no cap. backend: one of the target's (its first).
     threads: CPU threads, None for all of the big cores.
     Raises: UsageError for an unknown mode, precision, backend or node, or a board whose facts do not allow an
     estimate (`host`: its bandwidth is not known; time the bundle there instead).
