@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import networks, published  # noqa: E402
+from benchmarks import published, shapes  # noqa: E402
 from benchmarks.published import Row  # noqa: E402
 from edgekit.toolchain import cost  # noqa: E402
 from edgekit.toolchain.estimate import Estimator, machine  # noqa: E402
@@ -39,7 +39,7 @@ TIE = 0.05
 def estimator(network: str, size: tuple[int, int], unit: str) -> Estimator:
     """The layers of a network as a GPU or CPU library fuses them (on any board: only they are used)."""
     board, backend = ("jetson-orin", "tensorrt") if unit == "gpu" else ("rpi5", "onnxruntime")
-    return Estimator(networks.build(network, size), published.boards()[board], backend=backend)
+    return Estimator(shapes.build(network, size), published.boards()[board], backend=backend)
 
 
 def row_work(row: Row) -> cost.Work:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.networks import NETWORKS
+from benchmarks.shapes import NETWORKS
 from edgekit.schema import from_json
 from edgekit.target import Target
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.networks.net import Net
+from benchmarks.shapes.net import Net
 
 
 def bottleneck(n: Net, x, out, k=(3, 3), e=1.0, shortcut=True, act="silu"):
