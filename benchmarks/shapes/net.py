@@ -39,6 +39,8 @@ class Net:
         self, op: str, inputs: list[ir.Value | None], shape: tuple[int, ...], **attributes: object
     ) -> ir.Value:
         output = self._value(f"v{len(self.nodes)}", shape)
+        if op in ("Reshape", "Expand") and inputs[0] is not None:
+            output.type = inputs[0].type
         kept = [ir.Attr(k, _kind(v), v) for k, v in attributes.items()]
         self.nodes.append(ir.Node("", op, inputs, kept, outputs=[output]))
         return output

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.errors import ModelError, UsageError, did_you_mean, printable
 from edgekit.passes.graph import infer, shape
 from edgekit.quant.annotate import node_id, quant
 from edgekit.target import Cpu, PowerMode, Target
@@ -79,8 +79,8 @@ def estimate(
     read is int8 and they only move, pool, add or look up; else they are in the backend's preferred float.
     power: a power mode of the board, None for no cap. backend: one of the target's (its first).
     threads: CPU threads, None for all of the big cores.
-    Raises: UsageError for an unknown mode, precision, backend or node, or a board whose facts do not allow an
-    estimate (`host`: its bandwidth is not known; time the bundle there instead).
+    Raises: ModelError for a graph with open sizes; UsageError for an unknown mode, precision, backend or node,
+    or a board whose facts do not allow an estimate (`host`: its bandwidth is not known; time the bundle there).
     """
     return Estimator(model, target, power, backend=backend, threads=threads)(precision)
 
@@ -108,6 +108,12 @@ class Estimator:
         if any(shape(v) is None for node in model.graph for v in node.outputs):
             model = model.clone()
             infer(model)
+        unknown = [v.name for node in model.graph for v in node.outputs if shape(v) is None]
+        if unknown:
+            raise ModelError(
+                f"model: the size of '{printable(unknown[0] or '')}' is not known, expected static shapes. "
+                "Give --shape for open inputs, or export it with fixed sizes"
+            )
         self.layers = layers(model, gpu=self.machine.unit == "gpu")
         self.inputs = {v.name or "": int(np.prod(shape(v) or ())) for v in model.graph.inputs}
         self.nodes = {node_id(node) for node in model.graph if node.outputs}
