@@ -14,6 +14,8 @@ from typing import Any
 from benchmarks.shapes import NETWORKS
 from edgekit.schema import from_json
 from edgekit.target import Target
+from edgekit.toolchain.cost import Machine, group
+from edgekit.toolchain.estimate import machine
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -100,10 +102,12 @@ class Row:
         return "tensorrt" if self.runtime == "tensorrt" else "onnxruntime"
 
     @property
+    def machine(self) -> Machine:
+        return machine(self.target, self.backend, self.power, self.threads, runtime=self.runtime)
+
+    @property
     def group(self) -> str:
-        if self.backend == "tensorrt":
-            return "gpu"
-        return "cpu-int8" if self.precision == "int8" else "cpu-float"
+        return group(self.machine, {self.precision})
 
 
 @functools.cache
@@ -173,7 +177,7 @@ def parse(r: dict[str, str]) -> Row | str:
         target = _clocked(target, float(clock[1]) * (1e9 if clock[2] == "GHz" else 1e6))
     width, height = int(size[1]), int(size[2])  # written width x height by the sources that differ
     return Row(
-        r["device"], board, target, power, network, (height, width), precision, runtime, _threads(r, runtime),
+        r["device"], board, target, power, network, (height, width), precision, runtime, _threads(r),
         float(r["latency_ms"]) / 1e3, r["source"], "Ultralytics" in r["includes"],
     )  # fmt: skip
 
@@ -221,10 +225,10 @@ def _precision(r: dict[str, str], runtime: str, target: Target) -> str:
     return found
 
 
-def _threads(r: dict[str, str], runtime: str) -> int | None:
+def _threads(r: dict[str, str]) -> int | None:
     if number := re.match(r"\d+", r["threads"]):
         return int(number[0])
-    if runtime == "xnnpack" and "Ultralytics" in r["includes"]:
+    if r["runtime"].startswith("TFLite") and "Ultralytics" in r["includes"]:
         return 1  # tf.lite.Interpreter without num_threads
     return None
 

@@ -116,7 +116,7 @@ def page(found: Estimate, path: Path, precision: str, note: str, most: int) -> l
     mode = f"mode {found.power}" if found.power else "no power cap"
     lines = [
         f"{printable(path.name)} on {found.target}: {found.backend}, {precision}, {where}, {mode}",
-        f"about {_ms(found.total_s)} for one picture, network only; on boards that the model was not "
+        f"about {_ms(found.total_s)} for one picture, network only; of boards and networks that the model was not "
         f"fitted on, four of five measurements lie within {_ms(found.low_s)} to {_ms(found.high_s)}",
         "",
     ]

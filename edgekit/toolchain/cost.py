@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any
@@ -188,6 +188,13 @@ def _cpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     far = 1 / (w.bandwidth * c["bandwidth"]) + 1 / (w.units * c["core_gb_per_s"] * 1e9)
     memory = near / (cycles * c["bytes_per_cycle"]) + (w.moved - near + w.weight_bytes) * far
     return compute, memory, c["start_us"] * 1e3 / w.clock * _per_runtime(w, c, "start_")
+
+
+def group(machine: Machine, precisions: Collection[str]) -> str:
+    """The class whose spread of errors an estimate has: "gpu" (on tensor cores), "gpu-plain", "cpu-float", "cpu-int8"."""
+    if machine.unit == "gpu":
+        return "gpu" if machine.matrix.issuperset(precisions) else "gpu-plain"
+    return "cpu-int8" if "int8" in precisions else "cpu-float"
 
 
 @functools.cache

@@ -47,7 +47,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`low_s` to `high_s` holds four of five measurements like those that the model was fitted on.
+    """`low_s` to `high_s` holds four of five published measurements of boards or networks unseen by the fit.
 
     layers in graph order, conversions after the layers. The rest of `total_s` is the fixed cost of one inference.
     """
@@ -133,8 +133,7 @@ class Estimator:
             bound = "memory" if bound != "start" and memory[i] > compute[i] else bound
             costs.append(LayerCost(name, op, float(times[i]), bound, int(moved[i]), int(done.macs[i]), p))
         total = float(times.sum()) + self.coefficients["once_us"] * 1e-6
-        group = "gpu" if self.machine.unit == "gpu" else "cpu-int8" if "int8" in chosen else "cpu-float"
-        low, high = cost.fitted()["spread"][group]
+        low, high = cost.fitted()["spread"][cost.group(self.machine, chosen)]
         threads = 0 if self.machine.unit == "gpu" else self.machine.units
         return Estimate(
             total, total * low, total * high, tuple(costs), self.target, self.backend, self.power, threads
