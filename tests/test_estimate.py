@@ -33,7 +33,6 @@ from edgekit.toolchain.layers import Layer, conversions, layers
 from tests.cli_runs import cli, refusal
 
 BOARDS = [name for name in Target.names() if name != "host"]
-GPUS = [name for name in BOARDS if "tensorrt" in Target.load(name).backends]
 
 
 def silu_block() -> ir.Model:
