@@ -32,9 +32,9 @@ MB = 1e6
 
 
 def network(name: str, size: int, path: Path) -> None:
-    """Write a network with random weights: a YOLO of benchmarks.networks, or "chain", 12 equal layers."""
-    from benchmarks import networks
-    from benchmarks.networks.net import Net
+    """Write a network with random weights: a YOLO of benchmarks.shapes, or "chain", 12 equal layers."""
+    from benchmarks import shapes
+    from benchmarks.shapes.net import Net
     from edgekit.passes.graph import clean
 
     if name == "chain":
@@ -44,7 +44,7 @@ def network(name: str, size: int, path: Path) -> None:
             x = net.conv(x, 32, 1)
         model = net.model([x])
     else:
-        model = networks.build(name, (size, size))
+        model = shapes.build(name, (size, size))
         # without its decoding, whose constants are placeholders: what a bare convolution gives is an output,
         # that of the sum over the bins of a box aside
         convs = [n.outputs[0] for n in model.graph if n.op_type == "Conv"]

@@ -24,10 +24,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import networks, published  # noqa: E402
+from benchmarks import published, shapes  # noqa: E402
 from benchmarks.published import Row  # noqa: E402
 from edgekit.toolchain import cost  # noqa: E402
-from edgekit.toolchain.estimate import Estimator, machine  # noqa: E402
+from edgekit.toolchain.estimate import Estimator  # noqa: E402
 
 SIGMA, PRIOR, CAP = 0.25, 0.7, 1.5
 """Of a row's log error; of a coefficient's logarithm around its prior; where a row's pull stops growing (Huber)."""
@@ -39,11 +39,11 @@ TIE = 0.05
 def estimator(network: str, size: tuple[int, int], unit: str) -> Estimator:
     """The layers of a network as a GPU or CPU library fuses them (on any board: only they are used)."""
     board, backend = ("jetson-orin", "tensorrt") if unit == "gpu" else ("rpi5", "onnxruntime")
-    return Estimator(networks.build(network, size), published.boards()[board], backend=backend)
+    return Estimator(shapes.build(network, size), published.boards()[board], backend=backend)
 
 
 def row_work(row: Row) -> cost.Work:
-    where = machine(row.target, row.backend, row.power, row.threads, runtime=row.runtime)
+    where = row.machine
     return estimator(row.network, row.size, where.unit).work(row.precision, where)
 
 
@@ -167,7 +167,7 @@ def size_of(errors: np.ndarray) -> np.ndarray:
 def summary(title: str, errors: np.ndarray) -> str:
     size = size_of(errors)
     parts = f"median {np.median(size):6.1%}   90 % of rows within {np.quantile(size, 0.9):6.1%}"
-    return f"  {title:<44} {len(size):4d} rows   {parts}   mean log error {errors.mean():+.2f}"
+    return f"  {title:<48} {len(size):4d} rows   {parts}   mean log error {errors.mean():+.2f}"
 
 
 def main() -> None:
@@ -213,14 +213,15 @@ def main() -> None:
     report(kept, errors, left)
     if args.fit:
         spread = {}
-        for group in ("gpu", "cpu-float", "cpu-int8"):
+        for group in ("gpu", "gpu-plain", "cpu-float", "cpu-int8"):
             inside = np.array([r.group == group for r in kept])
-            low, high = np.quantile(-errors["board"][inside], [0.1, 0.9])
+            unseen = -np.concatenate([errors["board"][inside], errors["network"][inside]])
+            low, high = np.quantile(unseen, [0.1, 0.9])
             spread[group] = [round(float(np.exp(low)), 3), round(float(np.exp(high)), 3)]
         note = (
             f"Fitted by benchmarks/estimate_accuracy.py --fit on {len(kept)} published latencies of {len({r.board for r in kept})} boards "
             f"and {len({r.network for r in kept})} networks. spread: tenth and ninetieth percentile of published / estimated, "
-            "each row by a fit that saw no row of its board."
+            "rows by fits that saw no row of their board, and by fits that saw none of their family of networks."
         )
         path = ROOT / "edgekit" / "toolchain" / "coefficients.json"
         path.write_text(
@@ -239,28 +240,26 @@ def family(network: str) -> str:
 
 
 def table(rows: Sequence[Row], errors: Mapping[str, np.ndarray]) -> None:
-    names = (
-        "BOARD",
-        "MODE",
-        "NETWORK",
-        "INPUT",
-        "LIBRARY",
-        "PRECISION",
-        "THR",
-        "PUBLISHED",
-        "ESTIMATED",
-        "ERROR",
-        "BOARD UNSEEN",
-        "FAMILY UNSEEN",
-    )
-    lines = [names]
+    heads = {"estimate": "ERROR", "board": "BOARD UNSEEN", "network": "FAMILY UNSEEN"}
+    lines = [
+        (
+            "BOARD",
+            "MODE",
+            "NETWORK",
+            "INPUT",
+            "LIBRARY",
+            "PRECISION",
+            "THREADS",
+            "PUBLISHED",
+            "ESTIMATED",
+            *(heads[k] for k in errors),
+        )
+    ]
     for i, r in enumerate(rows):
-        percent = [
-            f"{np.expm1(errors[k][i]):+.0%}" if k in errors else "-" for k in ("estimate", "board", "network")
-        ]
         lines.append((
             r.board, r.power or "-", r.network, f"{r.size[1]}x{r.size[0]}", r.runtime, r.precision, str(r.threads or "-"),
-            f"{r.seconds * 1e3:.2f} ms", f"{r.seconds * np.exp(errors['estimate'][i]) * 1e3:.2f} ms", *percent,
+            f"{r.seconds * 1e3:.2f} ms", f"{r.seconds * np.exp(errors['estimate'][i]) * 1e3:.2f} ms",
+            *(f"{np.expm1(e[i]):+.0%}" for e in errors.values()),
         ))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -274,7 +273,8 @@ def report(
     for why, count in published.count(left).items():
         print(f"  {count:4d}  {why}")
     groups = {
-        "TensorRT on the GPU": lambda r: r.group == "gpu",
+        "TensorRT, tensor cores": lambda r: r.group == "gpu",
+        "TensorRT without them (Nano, float32 of Xavier)": lambda r: r.group == "gpu-plain",
         "CPU, float": lambda r: r.group == "cpu-float",
         "CPU, int8": lambda r: r.group == "cpu-int8",
         "libraries of edgekit's backends": lambda r: r.runtime in ("tensorrt", "onnxruntime", "xnnpack"),
@@ -295,7 +295,7 @@ def report(
     published_s = np.array([r.seconds for r in rows])
     for kind, found in errors.items():
         right, total = pairs(rows, published_s * np.exp(found))
-        print(f"  {titles[kind]:<44} {right} of {total} ({right / max(total, 1):.0%})")
+        print(f"  {titles[kind]:<48} {right} of {total} ({right / max(total, 1):.0%})")
 
 
 if __name__ == "__main__":

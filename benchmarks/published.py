@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.networks import NETWORKS
+from benchmarks.shapes import NETWORKS
 from edgekit.schema import from_json
 from edgekit.target import Target
+from edgekit.toolchain.cost import Machine, group
+from edgekit.toolchain.estimate import machine
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,14 +24,21 @@ else:
 
 BOARDS: list[tuple[str, str, str | None]] = [
     # device in the CSV starts with, board, power mode where the row states none
+    ("Jetson Orin Nano Super 4", "", None),
+    ("Jetson Orin Nano 4", "jetson-orin-nano-4", None),
     ("Jetson Orin Nano Super", "jetson-orin-nano-8", "MAXN_SUPER"),
     ("Jetson Orin Nano", "jetson-orin-nano-8", "15W-standard"),
+    ("Jetson Orin NX 8", "jetson-orin-nx-8", None),
     ("Jetson Orin NX", "jetson-orin-nx-16", "MAXN"),
+    ("Jetson AGX Orin 32", "jetson-orin-32", None),
     ("Jetson AGX Orin", "jetson-orin", "MAXN"),
     ("Jetson AGX Thor", "jetson-thor", None),
+    ("Jetson Thor", "", None),
+    ("Jetson TX2", "jetson-tx2", None),
     ("Jetson AGX Xavier", "jetson-agx-xavier", None),
     ("Jetson Xavier NX", "jetson-xavier-nx", None),
     ("Jetson Nano", "jetson-nano", None),
+    ("Raspberry Pi 3", "rpi3", None),
     ("Raspberry Pi 4", "rpi4", None),
     ("Raspberry Pi 5", "rpi5", None),
     ("Pixel 1", "pixel-1", None),
@@ -37,6 +46,8 @@ BOARDS: list[tuple[str, str, str | None]] = [
     ("Pixel 3a", "pixel-3a", None),
     ("Pixel 3", "pixel-3", None),
     ("Pixel 4", "pixel-4", None),
+    ("Pixel 6", "pixel-6", None),
+    ("Galaxy S24", "snapdragon-8-gen-3", None),
     ("Snapdragon 855", "snapdragon-855-plus", None),
     ("Snapdragon 865", "snapdragon-865", None),
     ("Snapdragon 888", "android-arm64", None),
@@ -91,10 +102,12 @@ class Row:
         return "tensorrt" if self.runtime == "tensorrt" else "onnxruntime"
 
     @property
+    def machine(self) -> Machine:
+        return machine(self.target, self.backend, self.power, self.threads, runtime=self.runtime)
+
+    @property
     def group(self) -> str:
-        if self.backend == "tensorrt":
-            return "gpu"
-        return "cpu-int8" if self.precision == "int8" else "cpu-float"
+        return group(self.machine, {self.precision})
 
 
 @functools.cache
@@ -142,8 +155,9 @@ def parse(r: dict[str, str]) -> Row | str:
     size = re.fullmatch(r"(\d+)x(\d+)", r["input"])
     if not size:
         return "input size not stated"
-    found = next(((b, p) for start, b, p in BOARDS if r["device"].startswith(start)), None)
-    if found is None:
+    device = r["device"].removeprefix("NVIDIA ").lower()
+    found = next(((b, p) for start, b, p in BOARDS if device.startswith(start.lower())), ("", None))
+    if not found[0]:
         return "board not described here"
     board, power = found
     target = boards()[board]
@@ -163,7 +177,7 @@ def parse(r: dict[str, str]) -> Row | str:
         target = _clocked(target, float(clock[1]) * (1e9 if clock[2] == "GHz" else 1e6))
     width, height = int(size[1]), int(size[2])  # written width x height by the sources that differ
     return Row(
-        r["device"], board, target, power, network, (height, width), precision, runtime, _threads(r, runtime),
+        r["device"], board, target, power, network, (height, width), precision, runtime, _threads(r),
         float(r["latency_ms"]) / 1e3, r["source"], "Ultralytics" in r["includes"],
     )  # fmt: skip
 
@@ -211,10 +225,10 @@ def _precision(r: dict[str, str], runtime: str, target: Target) -> str:
     return found
 
 
-def _threads(r: dict[str, str], runtime: str) -> int | None:
+def _threads(r: dict[str, str]) -> int | None:
     if number := re.match(r"\d+", r["threads"]):
         return int(number[0])
-    if runtime == "xnnpack" and "Ultralytics" in r["includes"]:
+    if r["runtime"].startswith("TFLite") and "Ultralytics" in r["includes"]:
         return 1  # tf.lite.Interpreter without num_threads
     return None
 

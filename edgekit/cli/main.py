@@ -28,6 +28,7 @@ VERBS = {
     "tune": "time a bundle's variants here and keep the fastest",
     "compare": "compare two bundles, or one with its float model",
     "inspect": "show what is in a bundle, or extract it",
+    "estimate": "estimate the latency of a model on a board",
     "verify": "check digests, signature, self-test and accuracy",
     "targets": "list the known boards and their facts",
     "doctor": "say what this machine can build and run",

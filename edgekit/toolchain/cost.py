@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any
@@ -100,7 +100,7 @@ def work(
         machine.vector_macs_per_s, machine.units, machine.clock_hz, machine.bytes_per_s, machine.cache_bytes,
         RUNTIMES.index(machine.runtime), machine.int8_dot, max(machine.simd_bits / 256, 1),
     )  # fmt: skip
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for layer, precision in zip(found, precisions, strict=True):
         size = BYTES[precision]
         moved = size * (sum(n for _, n in layer.reads) + sum(n for _, n in layer.writes))
@@ -131,25 +131,29 @@ def seconds(w: Work, unit: str, c: Coefficients) -> tuple[np.ndarray, np.ndarray
 
 def _pick(w: Work, c: Coefficients, prefix: str) -> np.ndarray:
     """`c[prefix + precision]` of every layer."""
-    return np.array([c[prefix + p] for p in PRECISIONS])[w.precision.astype(int)]
+    found: np.ndarray = np.array([c[prefix + p] for p in PRECISIONS])[w.precision.astype(int)]
+    return found
 
 
 def _per_runtime(w: Work, c: Coefficients, prefix: str) -> np.ndarray:
     """`c[prefix + runtime]` of every layer, 1 for libraries without such a coefficient."""
-    return np.array([c.get(prefix + r, 1.0) for r in RUNTIMES])[w.runtime.astype(int)]
+    found: np.ndarray = np.array([c.get(prefix + r, 1.0) for r in RUNTIMES])[w.runtime.astype(int)]
+    return found
 
 
 def _gpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # a tensor core takes the same bytes per cycle at any precision: half the bytes, twice the depth to fill it
     fill = np.array([0.5, 1.0, 2.0])[w.precision.astype(int)]
     depth, columns = np.maximum(w.depth, 1), np.maximum(w.columns, 1)
-    efficiency = _pick(w, c, "eff_") * depth / (depth + c["half_depth"] * fill)
-    efficiency = efficiency * columns / (columns + c["half_columns"])
-    plain = c["eff_vector"] * depth / (depth + c["half_vector"]) * columns / (columns + c["half_vector"])
-    rate = w.peak * np.where(w.matrix > 0, efficiency, plain)
+    deep = w.peak * np.where(
+        w.matrix > 0,
+        _pick(w, c, "eff_") * depth / (depth + c["half_depth"] * fill),
+        c["eff_vector"] * depth / (depth + c["half_vector"]) * np.where(w.winograd > 0, c["winograd"], 1.0),
+    )
+    half = np.where(w.matrix > 0, c["half_columns"], c["half_vector"])
+    compute = w.macs / (deep * columns / (columns + half))
     # a tile of 128 x 64 outputs on one multiprocessor takes its time however few there are
-    tile = 128 * 64 * depth / (rate / w.units)
-    compute = w.macs / rate + np.where(w.macs > 0, c["tile"] * tile, 0)
+    compute = compute + np.where(w.macs > 0, c["tile"] * 128 * 64 * depth / (deep / w.units), 0)
     compute = np.where(w.among("depthwise"), w.macs / (w.vector * c["eff_depthwise"]), compute)
     share = np.where(w.among("copy"), c["copy"], 1.0)
     near = np.minimum(w.moved, w.cache) * c["cached"]
@@ -184,6 +188,13 @@ def _cpu(w: Work, c: Coefficients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     far = 1 / (w.bandwidth * c["bandwidth"]) + 1 / (w.units * c["core_gb_per_s"] * 1e9)
     memory = near / (cycles * c["bytes_per_cycle"]) + (w.moved - near + w.weight_bytes) * far
     return compute, memory, c["start_us"] * 1e3 / w.clock * _per_runtime(w, c, "start_")
+
+
+def group(machine: Machine, precisions: Collection[str]) -> str:
+    """The class whose spread of errors an estimate has: "gpu" (on tensor cores), "gpu-plain", "cpu-float", "cpu-int8"."""
+    if machine.unit == "gpu":
+        return "gpu" if machine.matrix.issuperset(precisions) else "gpu-plain"
+    return "cpu-int8" if "int8" in precisions else "cpu-float"
 
 
 @functools.cache

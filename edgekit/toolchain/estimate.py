@@ -7,21 +7,23 @@ The search for a placement asks it for many assignments of precision to nodes; `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.errors import ModelError, UsageError, did_you_mean, printable
 from edgekit.passes.graph import infer, shape
 from edgekit.quant.annotate import node_id, quant
 from edgekit.target import Cpu, PowerMode, Target
 from edgekit.toolchain import cost
 from edgekit.toolchain.cost import BYTES, Machine
-from edgekit.toolchain.layers import WEIGHTED, Layer, conversions, layers
+from edgekit.toolchain.layers import WEIGHTED, conversions, layers
 
 PRECISIONS = ("float32", "float16", "int8", "dynamic")
+FLOAT = "float"
+"""In a mapping: the float that the backend prefers on that board."""
 RUNTIMES = {"tensorrt": "tensorrt", "onnxruntime": "onnxruntime", "litert": "xnnpack", "openvino": "openvino"}
 """Backend -> the library whose coefficients are used."""
 
@@ -45,7 +47,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`low_s` to `high_s` holds four of five measurements like those that the model was fitted on.
+    """`low_s` to `high_s` holds four of five published measurements of boards or networks unseen by the fit.
 
     layers in graph order, conversions after the layers. The rest of `total_s` is the fixed cost of one inference.
     """
@@ -72,11 +74,13 @@ def estimate(
 ) -> Estimate:
     """Latency of one picture, network only (no pre- or postprocessing), of a prepared graph.
 
-    precision: one of PRECISIONS for every layer that can run in it, or node_id -> precision. Nodes that the
-    mapping leaves out follow what they read when it is all int8 and they can; else they are the backend's
-    default float. power: a power mode of the board, None for no cap. backend: one of the target's (its first).
+    precision: one of PRECISIONS for every layer that can run in it, or node_id -> precision or FLOAT. A fused
+    layer takes that of its first node that the mapping holds. Layers that it leaves out are int8 when all they
+    read is int8 and they only move, pool, add or look up; else they are in the backend's preferred float.
+    power: a power mode of the board, None for no cap. backend: one of the target's (its first).
     threads: CPU threads, None for all of the big cores.
-    Raises: UsageError for an unknown mode or precision, or a board whose facts do not allow an estimate.
+    Raises: ModelError for a graph with open sizes; UsageError for an unknown mode, precision, backend or node,
+    or a board whose facts do not allow an estimate (`host`: its bandwidth is not known; time the bundle there).
     """
     return Estimator(model, target, power, backend=backend, threads=threads)(precision)
 
@@ -95,17 +99,28 @@ class Estimator:
     ) -> None:
         self.target, self.power = target.name, power or ""
         self.backend = backend or target.backend
+        if self.backend not in target.backends:
+            raise UsageError(
+                f"backend {self.backend!r} of {target.name}: not available there. "
+                + did_you_mean(self.backend, target.backends)
+            )
         self.machine = machine(target, self.backend, power, threads)
         if any(shape(v) is None for node in model.graph for v in node.outputs):
             model = model.clone()
             infer(model)
+        unknown = [v.name for node in model.graph for v in node.outputs if shape(v) is None]
+        if unknown:
+            raise ModelError(
+                f"model: the size of '{printable(unknown[0] or '')}' is not known, expected static shapes. "
+                "Give --shape for open inputs, or export it with fixed sizes"
+            )
         self.layers = layers(model, gpu=self.machine.unit == "gpu")
         self.inputs = {v.name or "": int(np.prod(shape(v) or ())) for v in model.graph.inputs}
         self.nodes = {node_id(node) for node in model.graph if node.outputs}
         self.coefficients: Mapping[str, float] = cost.fitted()[self.machine.unit]
 
     def __call__(self, precision: str | Mapping[str, str]) -> Estimate:
-        chosen = self.precisions(precision)
+        chosen = [self._computed(p) for p in self.precisions(precision)]
         converted = self._conversions(chosen)
         done = cost.work(self.layers, chosen, [c[1:] for c in converted], self.machine)
         times, compute, memory = cost.seconds(done, self.machine.unit, self.coefficients)
@@ -118,8 +133,7 @@ class Estimator:
             bound = "memory" if bound != "start" and memory[i] > compute[i] else bound
             costs.append(LayerCost(name, op, float(times[i]), bound, int(moved[i]), int(done.macs[i]), p))
         total = float(times.sum()) + self.coefficients["once_us"] * 1e-6
-        group = "gpu" if self.machine.unit == "gpu" else "cpu-int8" if "int8" in chosen else "cpu-float"
-        low, high = cost.fitted()["spread"][group]
+        low, high = cost.fitted()["spread"][cost.group(self.machine, chosen)]
         threads = 0 if self.machine.unit == "gpu" else self.machine.units
         return Estimate(
             total, total * low, total * high, tuple(costs), self.target, self.backend, self.power, threads
@@ -130,6 +144,19 @@ class Estimator:
         chosen = self.precisions(precision)
         return cost.work(self.layers, chosen, [c[1:] for c in self._conversions(chosen)], where)
 
+    def _check(self, precision: str) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"precision {precision!r}: unknown, expected one of {', '.join(PRECISIONS)}. "
+                + did_you_mean(precision, PRECISIONS)
+            )
+        if precision == "dynamic" and self.machine.unit == "gpu":
+            raise UsageError("precision 'dynamic': for CPUs only, expected float32, float16 or int8")
+
+    def _computed(self, precision: str) -> str:
+        """CPU backends here store float16 weights and compute in float32."""
+        return "float32" if precision == "float16" and self.machine.unit == "cpu" else precision
+
     def _conversions(self, chosen: list[str]) -> list[tuple[str, int, str, str]]:
         """CPU libraries keep float16 tensors and casts inside their kernels; int8 needs a pass everywhere."""
         every = self.machine.unit == "gpu"
@@ -139,14 +166,17 @@ class Estimator:
         """The precision of every layer. Raises: UsageError for an unknown precision or node."""
         floats = "float16" if self.machine.unit == "gpu" else "float32"
         if isinstance(precision, str):
-            _known(precision)
-            # dynamic-range weights are int8, arithmetic of weighted layers too, activations travel in float
+            self._check(precision)
+            # dynamic: weights and products in int8, activations travel in float and are converted at every layer
             if precision in ("int8", "dynamic"):
-                able = WEIGHTED if precision == "dynamic" else None
-                return ["int8" if _int8(layer, able) else floats for layer in self.layers]
+                return [
+                    "int8" if layer.int8 and (layer.macs or precision == "int8") else floats
+                    for layer in self.layers
+                ]
             return [precision for _ in self.layers]
         for name, value in precision.items():
-            _known(value)
+            if value != FLOAT:
+                self._check(value)
             if name not in self.nodes:
                 raise UsageError(f"node {name!r}: not in this graph. {did_you_mean(name, self.nodes)}")
         found: list[str] = []
@@ -155,7 +185,7 @@ class Estimator:
             given = [precision[n] for n in layer.nodes if n in precision]
             reads = {have.get(name, "float32") for name, _ in layer.reads}
             if given:
-                chosen = "int8" if given[0] in ("int8", "dynamic") else given[0]
+                chosen = {"dynamic": "int8", FLOAT: floats}.get(given[0], given[0])
             elif layer.int8 and not layer.macs and reads == {"int8"}:
                 chosen = "int8"
             else:
@@ -163,17 +193,6 @@ class Estimator:
             found.append(chosen)
             have.update((name, chosen) for name, _ in layer.writes)
         return found
-
-
-def _int8(layer: Layer, able: Iterable[str] | None) -> bool:
-    return layer.int8 if able is None else layer.op.split("+")[0] in able
-
-
-def _known(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise UsageError(
-            f"precision {precision!r}: unknown, expected one of {', '.join(PRECISIONS)}. {did_you_mean(precision, PRECISIONS)}"
-        )
 
 
 def annotated(model: ir.Model) -> dict[str, str]:
@@ -225,7 +244,9 @@ def machine(
     fastest = max((m.emc_clock_hz or 0 for m in target.power_modes), default=0)
     if mode is not None and mode.emc_clock_hz and fastest:
         bandwidth *= mode.emc_clock_hz / max(fastest, target.emc_clock_hz or 0)
-    runtime = runtime or RUNTIMES[backend]
+    runtime = runtime or RUNTIMES.get(backend)
+    if runtime is None:
+        raise UsageError(f"backend {backend!r}: has no cost model. {did_you_mean(backend, RUNTIMES)}")
     if backend == "tensorrt":
         return _gpu(target, mode, bandwidth, runtime)
     return _cpu(target, mode, bandwidth, runtime, threads)

@@ -139,10 +139,9 @@ def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
             return group
         user = users[0]
         others = [v for v in user.inputs if v is not None and v is not value and not _fixed(v)]
-        if (user.op_type in _CHEAP and not others) or (user.op_type in _SMOOTH and not others and (gpu or arithmetic)):
+        joins = _CHEAP | _ARITHMETIC | (_SMOOTH if gpu or arithmetic else set())  # arithmetic: bias or scale
+        if user.op_type in joins and not others:
             group.append(user)
-        elif user.op_type in _ARITHMETIC and not others:
-            group.append(user)  # a bias or a scale
         elif gpu and user.op_type in ("Add", "Mul") and not added and all(v in done for v in others):
             if first.op_type in WEIGHTED and user.op_type == "Mul":
                 return group

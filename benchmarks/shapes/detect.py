@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.networks.classify import mobilenet_v1_body, resnet_body, resnet_stem
-from benchmarks.networks.net import Net
+from benchmarks.shapes.classify import mobilenet_v1_body, resnet_body, resnet_stem
+from benchmarks.shapes.net import Net
 
 
 def ssd_mobilenet_v1(n: Net, classes=21):

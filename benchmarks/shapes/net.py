@@ -39,6 +39,8 @@ class Net:
         self, op: str, inputs: list[ir.Value | None], shape: tuple[int, ...], **attributes: object
     ) -> ir.Value:
         output = self._value(f"v{len(self.nodes)}", shape)
+        if op in ("Reshape", "Expand") and inputs[0] is not None:
+            output.type = inputs[0].type
         kept = [ir.Attr(k, _kind(v), v) for k, v in attributes.items()]
         self.nodes.append(ir.Node("", op, inputs, kept, outputs=[output]))
         return output
@@ -141,6 +143,21 @@ class Net:
 
     def softmax(self, x, axis=-1):
         return self.node("Softmax", [x], tuple(x.shape), axis=axis)
+
+    def topk(self, x, keep):
+        """(values, indices) of the `keep` largest of [1, n]."""
+        outputs = [self._value(f"v{len(self.nodes)}{part}", (1, keep)) for part in ("", "i")]
+        outputs[1].type = ir.TensorType(ir.DataType.INT64)
+        k = self.constant(np.array([keep], np.int64))
+        self.nodes.append(ir.Node("", "TopK", [x, k], outputs=outputs))
+        return outputs
+
+    def gather(self, x, index, columns):
+        """Rows of x [1, n, columns] by index [1, k]."""
+        shape = (1, index.shape[1], columns)
+        sizes = self.constant(np.array(shape, np.int64))
+        picked = self.node("Expand", [self.reshape(index, 1, index.shape[1], 1), sizes], shape)
+        return self.node("GatherElements", [x, picked], shape, axis=1)
 
     def se(self, x, squeezed, inner="relu", gate="hsigmoid"):
         """Squeeze and excitation (Hu et al. 2018)."""

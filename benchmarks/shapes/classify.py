@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.networks.net import Net, rounded
+from benchmarks.shapes.net import Net, rounded
 
 
 def resnet_stem(n: Net):

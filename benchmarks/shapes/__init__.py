@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from benchmarks.networks import classify, detect, yolo
-from benchmarks.networks.net import Net
+from benchmarks.shapes import classify, detect, yolo
+from benchmarks.shapes.net import Net
 
 NETWORKS = {**classify.NETWORKS, **detect.NETWORKS, **yolo.NETWORKS}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.networks.net import Net
+import numpy as np
+
+from benchmarks.shapes.net import Net
 
 
 def bottleneck(n: Net, x, out, k=(3, 3), e=1.0, shortcut=True, act="silu"):
@@ -80,7 +82,7 @@ def head(n: Net, levels, light, bins=16, classes=80):
     c2, c3_ = max(16, first // 4, bins * 4), max(first, min(classes, 100))
     boxes, scores = [], []
     for x in levels:
-        _, c, h, w = x.shape
+        _, _, h, w = x.shape
         box = n.conv(n.conv(n.conv(x, c2, 3, act="silu"), c2, 3, act="silu"), 4 * bins, act=None)
         if light:
             y = n.conv(n.dw(x, 3, 1, "silu"), c3_, act="silu")
@@ -189,12 +191,12 @@ def v11(n: Net, depth, width, most, big, v26=False):
 def top(n: Net, found, keep=300):
     """The end-to-end selection: the best score of every box, then the best boxes."""
     rows = n.transpose(found, 0, 2, 1)
-    box, score = n.part(rows, 0, 4, 2), n.part(rows, 4, rows.shape[2], 2)
-    best = n.node("ReduceMax", [score], (1, rows.shape[1]), keepdims=0)
-    index = n.node("TopK", [best], (1, keep))
-    chosen = n.node("GatherElements", [score, index], (1, keep, score.shape[2]))
-    scores = n.node("TopK", [n.reshape(chosen, 1, keep * score.shape[2])], (1, keep))
-    boxes = n.node("GatherElements", [box, scores], (1, keep, 4))
+    anchors, classes = rows.shape[1], rows.shape[2] - 4
+    box, score = n.part(rows, 0, 4, 2), n.part(rows, 4, 4 + classes, 2)
+    best = n.node("ReduceMax", [score, n.constant(np.array([2], np.int64))], (1, anchors), keepdims=0)
+    _, first = n.topk(best, keep)
+    scores, second = n.topk(n.reshape(n.gather(score, first, classes), 1, keep * classes), keep)
+    boxes = n.gather(box, second, 4)
     return n.cat(boxes, n.reshape(scores, 1, keep, 1), axis=2)
 
 
@@ -221,7 +223,6 @@ def yolox(n: Net, depth, width, nano=False):
             y = n.add(y, w) if shortcut else w
         return conv(n.cat(y, z), out)
 
-    _, _, h, w = n.input.shape
     focus = n.conv(n.input, c(64), 6, 2, act="silu", pad=2)  # the Focus slices, folded into the convolution
     x = csp(conv(focus, c(128), 3, 2), c(128), d(3))
     p3 = csp(conv(x, c(256), 3, 2), c(256), d(9))
