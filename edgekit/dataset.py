@@ -238,7 +238,7 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
 
 def picture_files(data: DataSet) -> list[Path]:
     """The picture files of a set that is not synthetic: those its labels list, else all in its folder, in
-    name order, files in subfolders included (some labelled sets have one per class). None of arrays.
+    name order; those in subfolders where it holds none itself (a folder per class). None of arrays.
 
     Raises: UsageError for labels that are neither COCO json nor a classifier's.
     """
@@ -251,8 +251,11 @@ def picture_files(data: DataSet) -> list[Path]:
     if data.images is None:
         return []
     if data.data is None:
-        found = (p for p in data.images.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
-        return sorted(p for p in found if p.is_file())
+        for found in (data.images.iterdir(), data.images.rglob("*")):
+            files = [p for p in found if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()]
+            if files:
+                return sorted(files)
+        return []
     try:
         listed = [image["file_name"] for image in json.loads(data.data.read_bytes())["images"]]
         return sorted({data.images / str(name) for name in listed})

@@ -120,13 +120,13 @@ def equalize(model: ir.Model, chosen: Sequence[Candidate], stats: Stats) -> tupl
         conv, value = by_name[candidate.conv], by_name[candidate.value]
         scale = factors(stats[candidate.conv], stats[candidate.value], candidate.gate is not None)
         touched = _absorb(value, scale, apply=True)
-        assert touched, "a candidate can be absorbed"
+        assert isinstance(touched, dict), "a candidate can be absorbed"
         producer = conv.producer()
         assert producer is not None
         _scale_weight(producer, 1, 1 / scale, axis=0)
         if len(producer.inputs) > 2 and producer.inputs[2] is not None:
             _scale_weight(producer, 2, 1 / scale, axis=0)
-        changed |= dict.fromkeys((candidate.conv, candidate.value, *touched), "scaled")
+        changed |= dict.fromkeys((candidate.conv, candidate.value, *dict(touched)), "scaled")
         if candidate.gate is not None:
             sigmoid = by_name[candidate.gate].producer()
             assert sigmoid is not None
