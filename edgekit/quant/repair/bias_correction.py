@@ -31,6 +31,7 @@ def run(
     *,
     progress: Progress | None = None,
     nodes: Collection[str] | None = None,
+    share: float = 0.05,
 ) -> ir.Model:
     """An annotated copy of `model` with corrected biases (added where a Conv or Gemm has none).
 
@@ -55,11 +56,13 @@ def run(
             rounded.advance(before)
             exact.advance(name)
             channel = 1 if node.op_type != "Gemm" else -1
-            rows = [
-                _means(a[name] - b[before], channel)
-                for a, b in zip(exact.values([name]), rounded.values([before]), strict=True)
-            ]
+            rows, squares = [], []
+            for a, b in zip(exact.values([name]), rounded.values([before]), strict=True):
+                difference = a[name] - b[before]
+                rows.append(_means(difference, channel))
+                squares.append(_means(difference**2, channel))
             shift = shrunk(np.stack(rows))
+            shift[shift**2 < share * np.mean(squares, axis=0)] = 0
             if shift.any():
                 rounded.set_bias(before, add_bias(result.graph, node, shift))
     if progress:

@@ -9,7 +9,7 @@ twice), whatever the number of layers.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from edgekit.quant.placement import prepared
 from edgekit.quant.repair import Feed
 from edgekit.quant.simulate import fake_quantized
 
+Change = Callable[[np.ndarray], np.ndarray]
 KEPT_BYTES = 96 << 20
 """Values kept in memory; the rest goes to a temporary file."""
 
@@ -92,6 +93,20 @@ class Walk:
         """Whether some node computes `name`."""
         return name in self._index
 
+    def position(self, name: str) -> int:
+        """The number of the node that computes `name`, in the order of the walk."""
+        return self._index[name]
+
+    def readers(self, name: str) -> list[str]:
+        """The results of the nodes that read the value `name`, in order."""
+        found = {
+            str(n.outputs[0].name): None
+            for n in self._nodes
+            for v in n.inputs
+            if v is not None and v.name == name
+        }
+        return list(found)
+
     def advance(self, name: str) -> None:
         """Go on until the node that computes `name` is next. What lies behind cannot change any more."""
         goal = self._index[name]
@@ -110,8 +125,13 @@ class Walk:
         self._kept.update(gathered)
         self._at = goal
 
-    def values(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """The values called `names`, one dict per picture, with the weights as they are now."""
+    def values(
+        self, names: Sequence[str], replaced: Mapping[str, Change] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The values called `names`, one dict per picture, with the weights as they are now.
+
+        replaced: functions that change values kept here before nodes read them.
+        """
         if not names:
             return
         session, sources = None, set(names)
@@ -119,6 +139,8 @@ class Walk:
             session, sources = self._session(names)
         for picture in range(self.pictures):
             held = {n: self._kept[n][picture].array() for n in sources if n in self._kept}
+            for name, change in (replaced or {}).items():
+                held[name] = change(held[name])
             if session is not None:
                 wanted = [n for n in names if n not in self._kept]
                 feed = {i.name: held[i.name] for i in session.get_inputs()}
