@@ -469,11 +469,14 @@ def test_tune_refuses_what_load_refuses(tmp_path: Path) -> None:
 
 
 def test_inspect_says_which_variant_runs_here_and_why(bundle: Path) -> None:
-    assert json.loads(cli("inspect", bundle, "--json").out)["tuned"] is None
+    assert json.loads(cli("inspect", bundle, "--json").out)["tuned"] == []
     assert "not timed here yet" in cli("inspect", bundle).out
     edgekit.load(bundle).close()
+    edgekit.load(bundle, threads=1).close()
     tuned = json.loads(cli("inspect", bundle, "--json").out)["tuned"]
-    assert tuned["segments"]["net"]["variant"] == "fast" and "x its time" in tuned["segments"]["net"]["why"]
+    assert [record["threads"] for record in tuned] == [0, 1]
+    assert tuned[0]["segments"]["net"]["variant"] == "fast"
+    assert "x its time" in tuned[0]["segments"]["net"]["why"]
     assert "fastest of 3 on this machine" in cli("inspect", bundle).out
 
 

@@ -84,31 +84,41 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _tuned(bundle: Bundle) -> dict[str, Any] | None:
-    """What was recorded on this machine about the variants (0 threads); None when nothing was."""
+def _tuned(bundle: Bundle) -> list[dict[str, Any]]:
+    """What was recorded on this machine about the variants, for each number of threads."""
     if all(len(s.variants) < 2 for s in bundle.manifest.plan if isinstance(s, Segment)):
-        return None
+        return []
     from edgekit.runtime import tuning
 
-    record = tuning.read(bundle.manifest, threads=0)
-    if record is None:
-        return None
-    return {
-        "segments": {
-            name: {"variant": variant, "why": record.why(name)} for name, variant in record.chosen.items()
-        },
-        "timings": [to_json(timing) for timing in record.timings],
-        "refused": record.refused,
-    }
+    return [
+        {
+            "threads": threads,
+            "segments": {
+                name: {"variant": variant, "why": record.why(name)} for name, variant in record.chosen.items()
+            },
+            "timings": [to_json(timing) for timing in record.timings],
+            "refused": record.refused,
+        }
+        for threads, record in tuning.records(bundle.manifest).items()
+    ]
 
 
 def _here(bundle: Bundle) -> list[tuple[str, ...]]:
     """Rows about what runs on this machine, for bundles that leave a choice."""
     names = [s.name for s in bundle.manifest.plan if isinstance(s, Segment) and len(s.variants) > 1]
-    tuned = _tuned(bundle) or {"segments": {}}
-    unknown = {"variant": "not timed here yet", "why": "the first load does it, or edgekit tune"}
-    facts = [(name, tuned["segments"].get(name, unknown)) for name in names]
-    return [(name, fact["variant"], printable(fact["why"], 200)) for name, fact in facts]
+    tuned = _tuned(bundle)
+    if names and not tuned:
+        return [("not timed here yet: the first load does it, or edgekit tune",)]
+    return [
+        (
+            name,
+            f"{record['threads'] or 'default'} threads",
+            record["segments"][name]["variant"],
+            printable(record["segments"][name]["why"], 200),
+        )
+        for name in names
+        for record in tuned
+    ]
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:

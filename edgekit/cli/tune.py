@@ -69,7 +69,8 @@ def _print(result: dict[str, Any]) -> None:
             times = "".join(f"{row[key]:>10.3f}" for key in ("median_ms", "p25_ms", "p75_ms"))
             mark = "   <- runs here" if row["status"] == "chosen" else ""
             print(f"  {name:<{width}}  {times}{row['ratio']:>8.2f}{mark}")
-        print(f"  {printable(segment['chosen'])}: {printable(segment['why'])}")
+        if len(names) == 1 or not result["record"]:
+            print(f"  {printable(segment['chosen'])}: {printable(segment['why'])}")
     if result["record"]:
         print(f"\nrecorded in {printable(result['record'])}")
     else:

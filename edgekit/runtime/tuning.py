@@ -27,7 +27,7 @@ from edgekit.archive import write_atomic
 from edgekit.backends.tensorrt.cache import default_dir
 from edgekit.errors import UsageError
 from edgekit.manifest import Manifest
-from edgekit.runtime.selftest import conditions
+from edgekit.runtime.selftest import conditions, usable_cores
 from edgekit.schema import SchemaError, canonical_json, from_json, parse_json, printable, to_json
 
 SWITCH = "EDGEKIT_TUNE"
@@ -208,17 +208,21 @@ def device(backends: Iterable[str], threads: int) -> dict[str, Any]:
 
 
 def library(backend: str) -> str | None:
-    """ "<package> <version>" of what would run payloads of `backend`; None when nothing is installed."""
+    """ "<package> <version>" of what would run payloads of `backend`; None when nothing can here."""
     for name in _DISTRIBUTIONS.get(backend, (backend,)):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
-    return None
+    # a library that is part of a board's system image may come without a version
+    return None if host.backend_problem(backend) else f"{backend}, version not stated"
 
 
 def record_path(manifest: Manifest, threads: int, cache_dir: Path | None = None) -> Path:
     """Where the record of this bundle on this device is or would be."""
-    facts = device((variant.backend for _, variant in manifest.variants()), threads)
-    return _path(manifest.payload_digest, facts, cache_dir)
+    return _path(manifest.payload_digest, _device_of(manifest, threads), cache_dir)
+
+
+def _device_of(manifest: Manifest, threads: int) -> dict[str, Any]:
+    return device((variant.backend for _, variant in manifest.variants()), threads)
 
 
 def _path(payload_digest: str, facts: Mapping[str, Any], cache_dir: Path | None) -> Path:
@@ -228,7 +232,21 @@ def _path(payload_digest: str, facts: Mapping[str, Any], cache_dir: Path | None)
 
 def read(manifest: Manifest, threads: int, cache_dir: Path | None = None) -> Record | None:
     """The record of this bundle on this device; None when there is none, or one that cannot be trusted."""
-    path = record_path(manifest, threads, cache_dir)
+    return _read(manifest, record_path(manifest, threads, cache_dir))
+
+
+def records(manifest: Manifest, cache_dir: Path | None = None) -> dict[int, Record]:
+    """Threads -> the record of this bundle on this device, for the library's choice (0) up to all cores."""
+    facts = _device_of(manifest, 0)
+    paths = {
+        threads: _path(manifest.payload_digest, {**facts, "threads": threads}, cache_dir)
+        for threads in range(usable_cores() + 1)
+    }
+    found = {threads: _read(manifest, path) for threads, path in paths.items()}
+    return {threads: record for threads, record in found.items() if record is not None}
+
+
+def _read(manifest: Manifest, path: Path) -> Record | None:
     try:
         entry = parse_json(path.read_bytes(), "record", MAX_RECORD_BYTES)
         if not isinstance(entry, dict) or entry.get("sha256") != _digest(entry.get("value")):

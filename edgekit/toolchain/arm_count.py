@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ CLASSES = ("all", "simd", "load_store", "dot", "mmla", "sve")
 also simd. sve: any SVE instruction, its dot products included."""
 
 RUNS = 2
-"""Counted runs, after one that fills caches and tables; the last one is reported."""
+"""The first fills caches and tables; the second is counted."""
 
 TIMEOUT_S = 1800.0
 
@@ -69,8 +68,8 @@ def count(bundle: Path, board: str, variants: tuple[str, ...] = ()) -> dict[str,
     has to pass the bundle's self-test there, latency aside.
 
     Returns JSON values: bundle, payload_digest, board, what (a label to print beside the figures), libraries,
-    variants: name -> {instructions: {class: count per inference} or None, problem, repeat: the same class
-    table of the run before}. A variant that does not run on the board has `instructions` None and the reason.
+    variants: name -> {instructions: {class: count per inference} or None, problem: ""}. A variant that does
+    not run on the board has `instructions` None and the reason in `problem`.
 
     Raises: UsageError for an unknown board or variant, or without an emulator; EdgekitError when it fails.
     """
@@ -107,7 +106,7 @@ def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, 
         stage.mkdir()
         # the package alone: its neighbours are this machine's libraries
         (stage / "edgekit").symlink_to(Path(edgekit.__file__).resolve().parent)
-        command = [str(folder / "armpython"), "-c", GUEST, str(bundle.resolve()), variant, str(RUNS + 1)]
+        command = [str(folder / "armpython"), "-c", GUEST, str(bundle.resolve()), variant, str(RUNS)]
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))},
             "ARM_DEVICE": profile,
@@ -138,26 +137,19 @@ def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, 
         answer = json.loads(lines[-1])
         if "problem" in answer:
             return _none(answer["problem"])
-        return {
-            **per_run(counts.read_text(encoding="utf-8")),
-            "libraries": answer["libraries"],
-            "problem": "",
-        }
+        text = counts.read_text(encoding="utf-8")
+        return {"instructions": last_run(text), "problem": "", "libraries": answer["libraries"]}
 
 
-def per_run(text: str) -> dict[str, dict[str, int]]:
-    """Counts of the last marked run, and as `repeat` of the one before, from the plugin's lines."""
+def last_run(text: str) -> dict[str, int]:
+    """Counts of the last marked run, from the plugin's lines."""
     marks = [json.loads(line) for line in text.splitlines() if '"mark"' in line]
-    assert len(marks) == RUNS + 2, "one mark before the runs, one after each"
-
-    def between(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-        return {kind: b[kind] - a[kind] for kind in CLASSES}
-
-    return {"instructions": between(marks[-2], marks[-1]), "repeat": between(marks[-3], marks[-2])}
+    assert len(marks) == RUNS + 1, "one mark before the runs, one after each"
+    return {kind: marks[-1][kind] - marks[-2][kind] for kind in CLASSES}
 
 
 def _none(problem: str) -> dict[str, Any]:
-    return {"instructions": None, "repeat": None, "problem": problem}
+    return {"instructions": None, "problem": problem}
 
 
 GUEST = """
