@@ -39,6 +39,8 @@ Precision = Literal["auto", "float32", "float16", "int8"]
 RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")
 HEADS: tuple[str, ...] = get_args(HeadFamily)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+QUANTIZATIONS = ("search", "minmax", "percentile", "entropy", "mse")
+"""How int8 is found: by search within the accuracy budget, or by one plain range scheme without any repair."""
 COLUMNS = ("x1", "y1", "x2", "y2", "cx", "cy", "w", "h", "obj", "score", "class", "cls*")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from edgekit.archive import check_writable
 from edgekit.cli.common import MAX_COUNT, filled, integer, one_of, print_json, say
 from edgekit.errors import UsageError, printable
-from edgekit.project import HEADS, PRECISIONS, RESIZES
+from edgekit.project import HEADS, PRECISIONS, QUANTIZATIONS, RESIZES
 from edgekit.signing import check_private_key
 from edgekit.target import Target
 from edgekit.tasks import TASKS
@@ -119,6 +119,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures to prove on where no labels are needed: a folder or a named set",
     )
     proof.add_argument(
+        "--quantization",
+        type=one_of("--quantization", QUANTIZATIONS),
+        default="search",
+        metavar="HOW",
+        help="for int8: search (the default: repairs, float islands, within the accuracy budget), or one plain "
+        "range scheme for everything: minmax, percentile, entropy, mse",
+    )
+    proof.add_argument(
         "--allow-drop", action="store_true", help="write the bundle even when it misses its accuracy limits"
     )
 
@@ -151,7 +159,7 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         return dry_run(project, targets, args)
     check_writable(out)
-    options = Options(out, args.precision, args.sign, args.allow_drop, shapes, args.limit)
+    options = Options(out, args.precision, args.sign, args.allow_drop, shapes, args.limit, args.quantization)
     with progress_bar() as progress:
         built = [b for entry in project.models for b in build(entry, targets, options, progress)]
     if args.json:
@@ -237,14 +245,14 @@ def dry_run(project: Any, targets: list[Target], args: argparse.Namespace) -> in
     plans = []
     for entry in project.models:
         for target in targets:
-            backend, precision = plan(entry, target, args.precision)
+            backends, precision = plan(entry, target, args.precision)
             out = Path(args.out) / f"{entry.name}.{target.name}.edge"
             plans.append(
                 {
                     "model": entry.name,
                     "source": str(entry.source),
                     "target": target.name,
-                    "backend": backend,
+                    "backends": list(backends),
                     "precision": precision,
                     "out": str(out),
                     "entry": json.loads(json.dumps(to_json(entry), default=str)),
@@ -255,7 +263,7 @@ def dry_run(project: Any, targets: list[Target], args: argparse.Namespace) -> in
         return 0
     for p in plans:
         print(f"{p['model']} ({printable(p['source'])})")
-        print(f"  -> {printable(p['out'])}: {p['backend']}, {p['precision']}")
+        print(f"  -> {printable(p['out'])}: {', '.join(p['backends'])}, {p['precision']}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,13 @@ from edgekit.manifest import SCHEMA_VERSION, Golden, Manifest, Segment
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.graph_facts import facts
 from edgekit.project import ModelEntry
+from edgekit.quant.rules import Rules
+from edgekit.quant.search import Look, Quantized
 from edgekit.schema import to_json
 from edgekit.signing import check_private_key
 from edgekit.target import Target
 from edgekit.tasks import Spec
-from edgekit.toolchain import cache, evidence, tasks
+from edgekit.toolchain import cache, evidence, quantize, tasks
 from edgekit.toolchain.accuracy import metric
 from edgekit.toolchain.data import Pictures, pictures
 from edgekit.toolchain.running import Running, Subject, run_here
@@ -42,6 +45,7 @@ class Options:
 
     precision: `auto` takes the target's default. sign_key: PEM file of an Ed25519 private key.
     allow_drop: write the bundle, marked, even when it misses its accuracy budget.
+    quantization: for int8, one of project.QUANTIZATIONS: `search`, or a plain range scheme without repairs.
     """
 
     out: Path
@@ -52,6 +56,7 @@ class Options:
     """Sizes for inputs that the file leaves open, by input name."""
     limit: int | None = None
     """Prove on at most this many labelled pictures."""
+    quantization: str = "search"
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found out about a payload: the evidence, and the files that belong to it."""
+    """What was found out about the payloads that passed: the evidence, and the files that belong to it."""
 
+    payloads: tuple[Payload, ...]
     record: dict[str, Any]
     golden: Golden
     files: dict[str, bytes]
@@ -100,41 +106,102 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     if options.sign_key is not None:
         check_private_key(options.sign_key)
     source = read(entry, options, progress)
-    lowered = []
-    for number, (target, (backend, precision)) in enumerate(zip(targets, plans, strict=True)):
-        progress(f"{target.name}: lower to {backend} {precision}", number, len(targets))
-        lowered.append(lower(source, backend, target, precision))
+    lowered: dict[str, Payload] = {}
+    for number, (target, (backends, precision)) in enumerate(zip(targets, plans, strict=True)):
+        if precision != "int8":  # int8 is lowered by its search, which takes minutes
+            progress(f"{target.name}: lower to {backends[0]} {precision}", number, len(targets))
+            lowered[target.name] = lower(source, backends[0], target, precision)
     data = pictures(entry, source.spec, options.limit, progress)
     images = data.unlabelled(AGREEMENT_IMAGES)
     reference = run_here(lower(source, "onnxruntime", targets[0], "float32"))
+    work = Work(source, reference, data, images, options)
     built = []
-    for target, payload in zip(targets, lowered, strict=True):
-        proof = prove(source, target, payload, reference, data, images, options, progress)
-        built.append(write(source, target, payload, data, proof, options, progress))
+    for target, (backends, _) in zip(targets, plans, strict=True):
+        if target.name in lowered:
+            proof = prove(work, target, (lowered[target.name],), progress)
+        else:
+            made = quantized(work, target, backends, progress)
+            proof = prove(work, target, made.payloads, progress, made)
+        built.append(write(work, target, proof, progress))
     progress("done", len(targets), len(targets))
     return built
 
 
-def plan(entry: ModelEntry, target: Target, precision: str) -> tuple[str, str]:
-    """(backend, precision) for a target: the caller's choice, else the project's, else the board's default.
+@dataclass
+class Work:
+    """What the targets of one build share; calibration and searches are added when the first needs them."""
+
+    source: Source
+    reference: Running
+    data: Pictures
+    images: Sequence[np.ndarray]
+    options: Options
+    calibrated: quantize.Calibrated | None = None
+    searches: dict[Rules, Quantized] = field(default_factory=dict)
+
+    def spec(self, target: Target) -> Spec:
+        return self.source.entry.on(target.name).thresholds.apply(self.source.spec)
+
+
+def quantized(work: Work, target: Target, backends: Sequence[str], progress: Progress) -> quantize.Int8:
+    """INT8 payloads for `target` within the accuracy budget, as far as one was found."""
+
+    def report(what: str, done: int, of: int) -> None:
+        progress(f"{target.name}: {what}", done, of)
+
+    def gate(payload: Payload) -> Look:
+        subject = Subject(work.spec(target), work.reference, run_here(payload))
+        found, _, verdict = judge(work, subject, report)
+        name = found.get("name")
+        metric_ = None if name is None else found["payload"][name]
+        return Look(verdict["passed"], metric_, found.get("drop"), verdict["reason"])
+
+    entry = work.source.entry
+    if work.calibrated is None:
+        work.calibrated = quantize.calibrated(entry, work.source.spec, work.source.prepared.model, report)
+    scheme = work.options.quantization
+    return quantize.quantize(work.calibrated, target, backends, gate, scheme, work.searches, report)
+
+
+def judge(
+    work: Work, subject: Subject, report: Progress
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(metric, agreement with the float network, verdict on both) of one payload."""
+    float_pipeline, pipeline = subject.pipelines()
+    agreement = evidence.agreement([(float_pipeline(image), pipeline(image)) for image in work.images])
+    if work.data.labelled is None:
+        found: dict[str, Any] = {"not_measured": work.data.why_unlabelled}
+    else:
+        found = metric(subject, work.data.labelled, report)
+    accept = work.source.entry.accept
+    return (
+        found,
+        agreement,
+        evidence.check_accept(found, agreement, accept, subject.spec.score_threshold),
+    )
+
+
+def plan(entry: ModelEntry, target: Target, precision: str) -> tuple[tuple[str, ...], str]:
+    """(backends, precision) for a target: the caller's choice, else the project's, else the board's default.
+
+    One backend, except for int8: there every CPU library that can run it here competes; a GPU's goes alone.
 
     Raises: UsageError for a precision that the board's backends cannot run.
     """
     override = entry.on(target.name)
     backends = override.backends or target.backends
     wanted: str = precision if precision != "auto" else (override.precision or "auto")
-    for backend in backends:
-        able = target.precisions.get(backend, ())
-        if wanted == "auto" and able:
-            return backend, able[0]
-        if wanted in able:
-            return backend, wanted
-    known = sorted({p for b in backends for p in target.precisions.get(b, ())})
+    able = {backend: target.precisions.get(backend, ()) for backend in backends}
     if wanted == "int8":
-        raise UsageError(
-            f"precision int8 for {target.name}: not available in this version of edgekit, "
-            f"expected one of {', '.join(known)} or auto. Use float16"
-        )
+        capable = tuple(b for b in backends if "int8" in able[b])
+        if capable:
+            return (("tensorrt",) if "tensorrt" in capable else capable), "int8"
+    for backend in backends:
+        if wanted == "auto" and able[backend]:
+            return (backend,), able[backend][0]
+        if wanted in able[backend]:
+            return (backend,), wanted
+    known = sorted({p for b in backends for p in able[b]})
     raise UsageError(
         f"precision {wanted} for {target.name}: not available there, expected one of {', '.join(known)} or auto"
     )
@@ -167,57 +234,67 @@ def lower(source: Source, backend: str, target: Target, precision: str) -> Paylo
 
 
 def prove(
-    source: Source,
+    work: Work,
     target: Target,
-    payload: Payload,
-    reference: Running,
-    data: Pictures,
-    images: Sequence[np.ndarray],
-    options: Options,
+    payloads: Sequence[Payload],
     progress: Progress,
+    made: quantize.Int8 | None = None,
 ) -> Proof:
-    """Run the payload beside the float network and judge it.
+    """Run the payloads beside the float network and judge them; those that fail are left out if others pass.
 
-    Raises: EvidenceError when it misses its limits, unless options.allow_drop.
+    Raises: EvidenceError when none is within the limits, unless options.allow_drop.
     """
 
     def report(what: str, done: int, of: int) -> None:
         progress(f"{target.name}: {what}", done, of)
 
-    entry = source.entry
-    spec = entry.on(target.name).thresholds.apply(source.spec)
-    subject = Subject(spec, reference, run_here(payload))
-    errors = evidence.output_errors(subject, images, report)
-    float_pipeline, pipeline = subject.pipelines()
-    agreement = evidence.agreement([(float_pipeline(image), pipeline(image)) for image in images])
-    if data.labelled is None:
-        found: dict[str, Any] = {"not_measured": data.why_unlabelled}
-    else:
-        found = metric(subject, data.labelled, report)
-    verdict = evidence.check_accept(found, agreement, entry.accept, spec.score_threshold)
-    verdict = evidence.require(verdict, entry.name, target.name, options.allow_drop)
+    source, options, data = work.source, work.options, work.data
+    entry, spec = source.entry, work.spec(target)
+    judged = []
+    left_out = dict(made.record["not_lowered"]) if made is not None else {}
+    for payload in payloads:
+        subject = Subject(spec, work.reference, run_here(payload))
+        errors = evidence.output_errors(subject, work.images, report)
+        judged.append((subject, errors, *judge(work, subject, report)))
+    passing = [j for j in judged if j[4]["passed"] is not False] or judged[:1]
+    for subject, _, _, _, verdict in judged:
+        if all(subject is not j[0] for j in passing):
+            left_out[subject.candidate.payload.backend] = verdict["reason"]
+    timed = is_here(target) and not passing[0][0].simulated
+    speed = compare_here([j[0] for j in passing], work.images[0], report) if timed else {}
+    if speed:
+        passing, slow = evidence.keep_fast(passing, speed)
+        left_out |= slow
+    subject, _, found, agreement, verdict = passing[0]
+    blame = f" ({made.blame})" if made is not None and verdict["passed"] is False else ""
+    verdict = evidence.require(verdict, entry.name, target.name, options.allow_drop, blame)
     report("golden values and samples", 0, 1)
-    golden, files = evidence.golden(subject, images[0])
-    samples, pictures_ = evidence.samples(subject, images[:SAMPLE_IMAGES])
-    timing = time_here(subject, images[0], report) if is_here(target) and not subject.simulated else None
-    record = {
+    golden, files = evidence.golden([j[0] for j in passing], work.images[0])
+    samples, pictures_ = evidence.samples(subject, work.images[:SAMPLE_IMAGES])
+    timing = time_here(subject, work.images[0], report) if timed else None
+    record: dict[str, Any] = {
         "model": source.facts,
         "graph": {
             "passes": [to_json(r) for r in source.prepared.log],
-            "head": {**tasks.half(spec.task).head_facts(spec), "outputs": [o.name for o in payload.outputs]},
+            "head": {
+                **tasks.half(spec.task).head_facts(spec),
+                "outputs": [o.name for o in subject.candidate.payload.outputs],
+            },
             "input_rule": source.input_rule,
             "labels": source.labels,
             "notes": list(source.prepared.notes[:-1]),  # the last is the input rule
         },
         "payloads": {
-            variant_name(payload): {
-                **evidence.payload_facts(payload),
+            variant_name(s.candidate.payload): {
+                **evidence.payload_facts(s.candidate.payload),
                 "outputs": errors,
-                "images": len(images),
+                "images": len(work.images),
                 "pictures": data.what,
-                "run_by": subject.run_by,
-                "simulated": subject.simulated,
+                "run_by": s.run_by,
+                "simulated": s.simulated,
+                **evidence.variant_facts(s, metric_, made, speed),
             }
+            for s, errors, metric_, _, _ in passing
         },
         "agreement": agreement,
         "metric": found,
@@ -226,23 +303,19 @@ def prove(
         "limits": evidence.limits(target, subject, found, verdict, timing is not None),
         "samples": samples,
     }
-    return Proof(record, golden, {**files, **pictures_})
+    if made is not None:
+        record["quantization"] = {**made.record, "left_out": left_out}
+        record["graph"]["notes"] += made.record["warnings"]
+    return Proof(tuple(j[0].candidate.payload for j in passing), record, golden, {**files, **pictures_})
 
 
-def write(
-    source: Source,
-    target: Target,
-    payload: Payload,
-    data: Pictures,
-    proof: Proof,
-    options: Options,
-    progress: Progress,
-) -> Built:
+def write(work: Work, target: Target, proof: Proof, progress: Progress) -> Built:
     """Write the bundle, whole or not at all. Raises: OutputError."""
-    entry = source.entry
-    spec = entry.on(target.name).thresholds.apply(source.spec)
-    segment, payload_files = pack(payload, tasks.half(entry.task).SEGMENT)
+    source, options = work.source, work.options
+    entry, spec = source.entry, work.spec(target)
+    segment, payload_files = pack(proof.payloads, tasks.half(entry.task).SEGMENT)
     accept = proof.record["accept"]
+    first = proof.payloads[0]
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model=entry.name,
@@ -250,7 +323,7 @@ def write(
         target=target.name,
         inputs=segment.inputs,
         outputs=segment.outputs,
-        tensors=(*payload.inputs, *payload.outputs),
+        tensors=(*first.inputs, *first.outputs),
         plan=(segment,),
         pipeline=to_json(spec),
         payload_digest="",
@@ -259,7 +332,7 @@ def write(
         provenance={
             "edgekit": __version__,
             "model_sha256": source.sha256,
-            "data": data.provenance,
+            "data": {**work.data.provenance, **proof.record.get("quantization", {}).get("calibration", {})},
             "recipe": [r.name for r in source.prepared.log],
             "tools": cache.tools(),
             **({"missed_limits": accept["reason"]} if accept["passed"] is False else {}),
@@ -277,11 +350,13 @@ def variant_name(payload: Payload) -> str:
     return f"{payload.backend}-{payload.precision}"
 
 
-def pack(payload: Payload, name: str) -> tuple[Segment, dict[str, bytes]]:
-    """The one segment of a bundle, and its payload file."""
-    variant = make_variant(name, variant_name(payload), payload)
-    inputs, outputs = (tuple(t.name for t in tensors) for tensors in (payload.inputs, payload.outputs))
-    return Segment(name, inputs, outputs, (variant,)), {variant.path: payload.data}
+def pack(payloads: Sequence[Payload], name: str) -> tuple[Segment, dict[str, bytes]]:
+    """The one segment of a bundle, and its payload files."""
+    variants = tuple(make_variant(name, variant_name(payload), payload) for payload in payloads)
+    first = payloads[0]
+    inputs, outputs = (tuple(t.name for t in tensors) for tensors in (first.inputs, first.outputs))
+    files = {v.path: payload.data for v, payload in zip(variants, payloads, strict=True)}
+    return Segment(name, inputs, outputs, variants), files
 
 
 def is_here(target: Target) -> bool:
@@ -303,3 +378,45 @@ def time_here(subject: Subject, image: np.ndarray, progress: Progress) -> dict[s
         "stages": summarize(np.array(samples[TIMING_WARMUP:])),
         "image": list(image.shape[1::-1]),
     }
+
+
+COMPARE_ROUNDS, COMPARE_RUNS = 30, 2
+
+
+def compare_here(subjects: Sequence[Subject], image: np.ndarray, progress: Progress) -> dict[str, Any]:
+    """Milliseconds of each payload and of the float network, network alone with its conversions, interleaved.
+
+    Median and spread (quartiles) over rounds; one thread each, so that libraries' thread pools do not meet.
+    """
+    runs = {"float": open_timed(subjects[0].reference.payload)}
+    runs |= {variant_name(s.candidate.payload): open_timed(s.candidate.payload) for s in subjects}
+    evidence.feed(subjects[0], image)
+    (array,) = subjects[0].reference.binding.inputs.values()
+    for running in runs.values():
+        (target,) = running.binding.inputs.values()
+        target[...] = array
+    order = np.random.default_rng(0)
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    progress("time the variants", 0, 1)
+    for turn in range(COMPARE_ROUNDS + 3):
+        for name in order.permutation(list(runs)):
+            start = time.perf_counter()
+            for _ in range(COMPARE_RUNS):
+                runs[name].binding.run()
+            if turn >= 3:
+                taken[name].append(1e3 * (time.perf_counter() - start) / COMPARE_RUNS)
+    quarters = {name: np.percentile(times, [25, 50, 75]) for name, times in taken.items()}
+    for running in runs.values():
+        running.binding.close()
+    return {
+        name: {
+            "ms": round(float(q[1]), 4),
+            "quartiles": [round(float(q[0]), 4), round(float(q[2]), 4)],
+            "ratio": round(float(quarters["float"][1] / q[1]), 3),
+        }
+        for name, q in quarters.items()
+    }
+
+
+def open_timed(payload: Payload) -> Running:
+    return run_here(payload, threads=1)

@@ -157,8 +157,10 @@ def check_accept(
     return {**limits, "passed": None if unknown else True, "reason": unknown or "within limits"}
 
 
-def require(verdict: dict[str, Any], model: str, target: str, allow_drop: bool) -> dict[str, Any]:
-    """The verdict, marked when a failure is to be kept all the same.
+def require(
+    verdict: dict[str, Any], model: str, target: str, allow_drop: bool, blame: str = ""
+) -> dict[str, Any]:
+    """The verdict, marked when a failure is to be kept all the same; `blame` follows the reason in the error.
 
     Raises: EvidenceError when it is a failure and `allow_drop` is not given.
     """
@@ -166,32 +168,75 @@ def require(verdict: dict[str, Any], model: str, target: str, allow_drop: bool) 
         return verdict
     if not allow_drop:
         raise EvidenceError(
-            f"model {model} for {target}: {verdict['reason']}. "
+            f"model {model} for {target}: {verdict['reason']}{blame}. "
             "Use a higher precision, or keep it all the same with --allow-drop"
         )
     return {**verdict, "allowed": True, "reason": f"{verdict['reason']} (kept with --allow-drop)"}
 
 
-def golden(subject: Subject, image: np.ndarray) -> tuple[Golden, dict[str, bytes]]:
-    """Golden input (a real picture through the bundle's preprocessing) and float outputs, with tolerances."""
-    reference, candidate = subject.reference.binding, subject.candidate.binding
+def golden(subjects: Sequence[Subject], image: np.ndarray) -> tuple[Golden, dict[str, bytes]]:
+    """Golden input (a real picture through the bundle's preprocessing) and float outputs, with tolerances that
+    hold every one of the payloads."""
+    reference = subjects[0].reference.binding
     (name,) = reference.inputs
-    feed(subject, image)
+    for subject in subjects:
+        feed(subject, image)
     source = GoldenTensor(name, golden_path("input", 0))
     files = {source.path: golden_bytes(reference.inputs[name])}
     outputs = []
     for i, (tensor, want) in enumerate(reference.outputs.items()):
         path = golden_path("output", i)
         span = float(np.abs(want).max())
-        if subject.candidate.payload.precision == "float32":
+        reduced = [s.candidate for s in subjects if s.candidate.payload.precision != "float32"]
+        if not reduced:
             rule = GoldenTensor(tensor, path, atol=FLOAT_TOLERANCE * span, rtol=FLOAT_TOLERANCE)
         else:
-            got = candidate.outputs[tensor].astype(np.float64)
-            atol = HALF_MARGIN * float(np.abs(got - want).max()) + FLOAT_TOLERANCE * span
+            errors = [np.abs(r.binding.outputs[tensor].astype(np.float64) - want).max() for r in reduced]
+            atol = HALF_MARGIN * float(max(errors)) + FLOAT_TOLERANCE * span
             rule = GoldenTensor(tensor, path, atol=atol, allow=GOLDEN_ALLOW)
         outputs.append(rule)
         files[path] = golden_bytes(want)
     return Golden((source,), tuple(outputs)), files
+
+
+KEEP_WITHIN = 1.25
+"""A variant this much slower than the fastest, measured on the very target, is not shipped."""
+
+Judged = tuple[Subject, list[dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]
+
+
+def keep_fast(judged: Sequence[Judged], speed: Mapping[str, Any]) -> tuple[list[Judged], dict[str, str]]:
+    """(the variants worth shipping, the fastest first; backend -> why it was left out)."""
+
+    def ms(item: Judged) -> float:
+        payload = item[0].candidate.payload
+        return float(speed[f"{payload.backend}-{payload.precision}"]["ms"])
+
+    order = sorted(judged, key=ms)
+    kept = [item for item in order if ms(item) <= KEEP_WITHIN * ms(order[0])]
+    slow = {
+        item[0].candidate.payload.backend: f"{ms(item) / ms(order[0]):.2f} times as slow as the fastest"
+        for item in order[len(kept) :]
+    }
+    return kept, slow
+
+
+def variant_facts(
+    subject: Subject, found: Mapping[str, Any], made: Any, speed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is known of one variant beside its outputs: metric, speed, integers, the library's own account."""
+    payload = subject.candidate.payload
+    facts: dict[str, Any] = {}
+    if "name" in found:
+        facts["metric"] = {found["name"]: found["payload"][found["name"]], "drop": found["drop"]}
+    timed = speed.get(f"{payload.backend}-{payload.precision}")
+    if timed is not None:
+        facts["speed"] = {**timed, "float_ms": speed["float"]["ms"], "threads": 1}
+    if made is not None:
+        facts["integer"] = made.record["integer"].get(payload.backend)
+        facts["engine"] = subject.candidate.facts
+        facts["layers"] = made.record["layers"]
+    return facts
 
 
 def samples(subject: Subject, images: Sequence[np.ndarray]) -> tuple[list[dict[str, str]], dict[str, bytes]]:

@@ -21,21 +21,23 @@ class Running:
     """What the engine says of itself (Executable.describe)."""
 
 
-def run_here(payload: Payload) -> Running:
-    """Open a payload here: an ONNX file on ONNX Runtime, whatever backend it is for, any other on its own library.
+OWN = ("onnxruntime", "litert", "openvino")
+"""Libraries that run on any machine: their payloads are proven on them."""
+
+
+def run_here(payload: Payload, threads: int = 0) -> Running:
+    """Open a payload on its own library where that runs here, else on ONNX Runtime (TensorRT's ONNX file).
 
     Raises: BundleError when the library refuses it.
     """
-    size = len(payload.data)
-    if payload.format != "onnx":
-        given = dict(payload.options)
-        variant = Variant("build", payload.backend, payload.precision, payload.format, "", size, "", given)
-        own = half(payload.backend, "engine").load(memoryview(payload.data), variant, LoadOptions())
-        return Running(payload, own.bind(), own.describe())
+    own = payload.backend in OWN
+    backend = payload.backend if own else "onnxruntime"
     # the Q/DQ of other libraries (float16 scales) has no kernels here, and stands for what theirs compute
-    options = {"keep_qdq": payload.backend != "onnxruntime"}
-    variant = Variant("build", "onnxruntime", payload.precision, payload.format, "", size, "", options)
-    executable = half("onnxruntime", "engine").load(memoryview(payload.data), variant, LoadOptions())
+    options = dict(payload.options) if own else {"keep_qdq": True}
+    size = len(payload.data)
+    variant = Variant("build", backend, payload.precision, payload.format, "", size, "", options)
+    given = LoadOptions(threads=threads)
+    executable = half(backend, "engine").load(memoryview(payload.data), variant, given)
     return Running(payload, executable.bind(), executable.describe())
 
 
@@ -50,19 +52,14 @@ class Subject:
     @property
     def simulated(self) -> bool:
         """The candidate did not run on the library it is for."""
-        payload = self.candidate.payload
-        return payload.format == "onnx" and payload.backend != "onnxruntime"
+        return self.candidate.payload.backend not in OWN
 
     @property
     def run_by(self) -> str:
         """What the evidence was measured with, in words."""
-        import onnxruntime
-
         payload, facts = self.candidate.payload, self.candidate.facts
-        if payload.format != "onnx":
-            library = f"{facts.get('library', payload.backend)} {facts.get('version', '')}"
-            return f"{library} on the build machine's CPU ({platform.machine()})"
-        here = f"onnxruntime {onnxruntime.__version__} on the build machine's CPU ({platform.machine()})"
+        library = f"{facts.get('library', payload.backend)} {facts.get('version', '')}".strip()
+        here = f"{library} on the build machine's CPU ({platform.machine()})"
         if self.simulated:
             return (
                 f"{here}, running the {payload.precision} graph that {payload.backend} compiles on the board"

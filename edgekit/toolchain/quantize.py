@@ -1,0 +1,202 @@
+"""INT8 of one build: calibrate once, search per library, and say what was done.
+
+Libraries that want the same rules share one search (LiteRT for every board); the others of a target take over
+its result (ranges, repairs, float islands) and only place and lower anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.backends.base import Payload, half
+from edgekit.errors import LoweringError, UsageError
+from edgekit.project import ModelEntry
+from edgekit.quant import search, simulate
+from edgekit.quant.annotate import node_id, quant
+from edgekit.quant.calibrate import calibrate
+from edgekit.quant.likeness import COMPARED, warnings
+from edgekit.quant.lint import NodeReport, integer_share, lint
+from edgekit.quant.rules import WEIGHTED, Rules, rules_for
+from edgekit.quant.search import Look, Problem, Quantized
+from edgekit.quant.stats import Stats
+from edgekit.target import Target
+from edgekit.tasks import Spec
+from edgekit.toolchain.data import Feeds, calibration_feeds, evaluation_feeds
+from edgekit.toolchain.estimate import annotated, estimate
+
+Progress = Callable[[str, int, int], None]
+Gate = Callable[[Payload], Look]
+
+FIT, CHECK, RESTAT = 12, 6, 33
+"""Pictures that repairs learn from, that trials are measured on, and that changed values are calibrated on anew."""
+LAYER_PICTURES = 2
+PREFERENCE = ("tensorrt", "litert", "onnxruntime", "openvino")
+"""Whose rules the search of a target uses: the library expected to be fastest in INT8 there."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A prepared network and what its calibration pictures showed."""
+
+    model: ir.Model
+    stats: Stats
+    feeds: Feeds
+    warnings: tuple[str, ...]
+
+    def restat(self, model: ir.Model, names: Collection[str]) -> Stats:
+        """Statistics of some values of a changed float network, of fewer pictures."""
+        feeds = self.feeds.first(RESTAT)
+        return calibrate(model, lambda: iter(feeds), only=set(names), cache_key=feeds.digest)
+
+    def pictures(self, start: int, count: int) -> list[dict[str, np.ndarray]]:
+        """`count` pictures spread over the set, from `start` on: other starts give other pictures where there are enough."""
+        total = len(self.feeds)
+        wanted = {(start + i * max(total // count, 1)) % total for i in range(count)}
+        return [feed for i, feed in enumerate(self.feeds) if i in wanted]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What goes into a bundle: payloads, the preferred library's first, and the record for its evidence."""
+
+    payloads: tuple[Payload, ...]
+    record: dict[str, Any]
+    blame: str
+    """The values to blame if the budget is missed, for one line."""
+
+
+def calibrated(entry: ModelEntry, spec: Spec, model: ir.Model, progress: Progress) -> Calibrated:
+    """Calibrate `model` on the entry's pictures. Raises: CalibrationError, UsageError (see calibration_feeds)."""
+    name = str(model.graph.inputs[0].name)
+    feeds = calibration_feeds(entry, spec, input_name=name, progress=progress)
+    stats = calibrate(model, lambda: iter(feeds), progress=progress, cache_key=feeds.digest)
+    judged = evaluation_feeds(entry, spec, COMPARED, input_name=name, progress=progress)
+    return Calibrated(model, stats, feeds, tuple(warnings(model, stats, judged)))
+
+
+def quantize(
+    known: Calibrated,
+    target: Target,
+    backends: Sequence[str],
+    gate: Gate,
+    scheme: str,
+    shared: dict[Rules, Quantized],
+    progress: Progress,
+) -> Int8:
+    """Search by the rules of the preferred backend, and lower for all of them.
+
+    shared: results of this build so far, by rules; added to. scheme: one of project.QUANTIZATIONS.
+    Raises: LoweringError when no backend can take the network.
+    """
+    order = sorted(backends, key=PREFERENCE.index)
+    first = order[0]
+    rules = rules_for(first, target)
+    looks: list[int] = []
+
+    def judged(model: ir.Model) -> Look:
+        looks.append(1)
+        (payload,) = half(first, "lower").lower(model, target, "int8")
+        return gate(payload)
+
+    def seconds(model: ir.Model) -> float | None:
+        try:
+            return estimate(model, target, annotated(model), backend=first).total_s
+        except UsageError:  # a board whose facts do not allow it, such as the host: it is timed at the end
+            return None
+
+    found = shared.get(rules)
+    if found is None:
+        problem = Problem(
+            known.model,
+            known.stats,
+            rules,
+            known.pictures(1, FIT),
+            known.pictures(0, CHECK),
+            known.restat,
+            judged,
+            seconds,
+        )
+        found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
+        shared[rules] = found
+    payloads, reports, problems = [], {}, {}
+    for backend in order:
+        own = rules_for(backend, target)
+        model = found.model if own == rules else search.carry(found, own)
+        try:
+            payloads += half(backend, "lower").lower(model, target, "int8")
+        except LoweringError as error:
+            if backend == first:
+                raise
+            problems[backend] = str(error)
+            continue
+        reports[backend] = lint(model, own)
+    record = {
+        "scheme": scheme,
+        "calibration": known.feeds.provenance,
+        "warnings": list(known.warnings),
+        "searched_for": rules.name,
+        "steps": list(found.steps),
+        "trials": search.summary(found.trials),
+        "metric_looks": len(looks),
+        "output_error": found.error,
+        "layers": layers(known, found, rules),
+        "worst_values": [
+            {"value": search.describe(found.exact, n), "error": e} for n, e in found.ranked[:12] if e > 0
+        ],
+        "integer": {backend: _integer(rows) for backend, rows in reports.items()},
+        "not_lowered": problems,
+    }
+    return Int8(tuple(payloads), record, search.blame(found))
+
+
+def _integer(rows: Sequence[NodeReport]) -> dict[str, Any]:
+    """Integer share of MACs, and each node that stays float with the reason."""
+    floats = [{"id": r.id, "op": r.op, "reason": r.reason, "macs": r.macs} for r in rows if not r.integer]
+    return {
+        "mac_share": round(integer_share(rows), 6),
+        "nodes": len(rows),
+        "integer_nodes": len(rows) - len(floats),
+        "float": floats,
+    }
+
+
+def layers(known: Calibrated, found: Quantized, rules: Rules) -> list[dict[str, Any]]:
+    """Per weighted node: what it is, its precision, the SQNR of its result and its share of the error seen there.
+
+    share: of the noise power, relative to signal, that the node adds to what its input already carried;
+    an account of where error enters, not of how much of it reaches the outputs.
+    """
+    model = found.model
+    nodes = [n for n in model.graph if n.op_type in WEIGHTED]
+    names = [str(n.outputs[0].name) for n in nodes]
+    fake = simulate.fake_quantized(model, int32_bias=rules.int32_bias)
+    held = {str(o.name) for n in fake.graph for o in n.outputs}
+    names = [n for n in names if n in held]
+    sqnr = simulate.sqnr(found.exact, fake, known.pictures(0, LAYER_PICTURES), names)
+    integer = {r.id: r for r in lint(model, rules)}
+    ratio = {n: 10 ** (-min(db, 100.0) / 10) for n, db in sqnr.items()}
+    total = math.fsum(ratio.values()) or 1.0
+    rows = []
+    for node in nodes:
+        name = node_id(node)
+        report = integer[name]
+        params = quant(node.outputs[0])
+        rows.append(
+            {
+                "id": name,
+                "op": search.describe(model, name),
+                "precision": "int8" if report.integer else "float",
+                "reason": report.reason,
+                "macs": report.macs,
+                "sqnr_db": None if name not in sqnr else round(min(float(sqnr[name]), 100.0), 2),
+                "share": None if name not in ratio else round(ratio[name] / total, 5),
+                "scale": None if params is None else params.scale[0],
+            }
+        )
+    return rows
