@@ -20,7 +20,6 @@ from edgekit.manifest import SCHEMA_VERSION, Golden, Manifest, Segment
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.graph_facts import facts
 from edgekit.project import ModelEntry
-from edgekit.quant.rules import Rules
 from edgekit.quant.search import Look, Quantized
 from edgekit.schema import to_json
 from edgekit.signing import check_private_key
@@ -137,7 +136,7 @@ class Work:
     images: Sequence[np.ndarray]
     options: Options
     calibrated: quantize.Calibrated | None = None
-    searches: dict[Rules, Quantized] = field(default_factory=dict)
+    searches: dict[str, Quantized] = field(default_factory=dict)
 
     def spec(self, target: Target) -> Spec:
         return self.source.entry.on(target.name).thresholds.apply(self.source.spec)

@@ -86,12 +86,12 @@ def quantize(
     backends: Sequence[str],
     gate: Gate,
     scheme: str,
-    shared: dict[Rules, Quantized],
+    shared: dict[str, Quantized],
     progress: Progress,
 ) -> Int8:
     """Search by the rules of the preferred backend, and lower for all of them.
 
-    shared: results of this build so far, by rules; added to. scheme: one of project.QUANTIZATIONS.
+    shared: results of this build so far, by the rules' repr; added to. scheme: one of project.QUANTIZATIONS.
     Raises: LoweringError when no backend can take the network.
     """
     order = sorted(backends, key=PREFERENCE.index)
@@ -110,7 +110,7 @@ def quantize(
         except UsageError:  # a board whose facts do not allow it, such as the host: it is timed at the end
             return None
 
-    found = shared.get(rules)
+    found = shared.get(repr(rules))
     if found is None:
         problem = Problem(
             known.model,
@@ -123,7 +123,7 @@ def quantize(
             seconds,
         )
         found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
-        shared[rules] = found
+        shared[repr(rules)] = found
     payloads, reports, problems = [], {}, {}
     for backend in order:
         own = rules_for(backend, target)
