@@ -13,6 +13,7 @@ from onnx import helper
 
 from edgekit.backends.litert.lower import INTEGER_IO, lower
 from edgekit.backends.litert.plan import SIGMOID, make
+from edgekit.errors import LoweringError, UsageError
 from edgekit.passes import probe
 from edgekit.passes.graph import constant
 from edgekit.quant.annotate import quant, set_quant
@@ -229,8 +230,24 @@ def test_floats_between_integers() -> None:
     for name in ("w", "v"):
         set_quant(next(v for v in annotated.graph.initializers.values() if v.name == name), None)
     assert make(annotated, True).params == {}
-    got, _ = run(annotated, feeds(model, 1), "int8")
-    np.testing.assert_allclose(got["y"], probe.evaluate(model, feeds(model, 1))["y"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match="no quantization parameters"):
+        lower(annotated, HOST, "int8")
+
+
+def test_annotated_and_joined_constants() -> None:
+    weights = {"k": values(4, 1, 1), "c": values(1, 2, 5, 5)}
+    nodes = [node("Add", ["x", "k"], ["a"]), node("Concat", ["a", "c"], ["y"], axis=1)]
+    model = graph(nodes, {"x": (1, 4, 5, 5)}, weights)
+    annotated = annotate(model, [feeds(model, 1)])
+    constants = annotated.graph.initializers
+    set_quant(constants["k"], QuantParams(DType.int8, (0.5,), (3,)))
+    got, facts = run(annotated, feeds(model, 1), "int8")
+    assert (facts["partitions"], facts["operators"]) == (1, 4)
+    x, out = quant(annotated.graph.inputs[0]), quant(annotated.graph.outputs[0])
+    assert x is not None and out is not None
+    total = fake(feeds(model, 1)["x"], x) + fake(weights["k"], QuantParams(DType.int8, (0.5,), (3,)))
+    want = np.concatenate([total, weights["c"]], axis=1)
+    assert np.abs(codes(got["y"], out) - codes(want, out)).max() <= 1
 
 
 def test_a_value_of_floats_read_by_integers_is_read_as_codes_by_all() -> None:
@@ -275,8 +292,6 @@ def test_first_layer_reads_pairs_of_columns() -> None:
 
 
 def test_weights_with_a_zero_point_are_refused() -> None:
-    from edgekit.errors import LoweringError
-
     model = graph([node("Conv", ["x", "w"], ["y"])], {"x": (1, 4, 5, 5)}, {"w": values(4, 4, 1, 1)})
     annotated = annotate(model, [feeds(model, 1)])
     weight = next(iter(annotated.graph.initializers.values()))

@@ -174,11 +174,7 @@ def hard_sigmoid(e: Emitter, unit: Unit) -> None:
     order = order_of(e, unit)
     shape = stored(full_shape(x), order)
     if unit.integer:
-        held = e.plan.params[unit.outputs[0]]
-        gate, params = integer_gate(e, unit, x, order, alpha, beta)
-        if params == held:  # cannot be: the gate has a tensor of its own
-            raise AssertionError
-        e.quantize(gate, e.out(unit, order), 2)
+        e.quantize(integer_gate(e, unit, x, order, alpha, beta), e.out(unit, order), 2)
         return
     source = e.read(x, order)
     scaled, shifted = e.temp(shape, None), e.temp(shape, None)
@@ -191,9 +187,7 @@ GATE = QuantParams(DType.int8, (1 / 255,), (-128,))
 """Codes of [0, 1] to both ends: what lies outside saturates, which is the clipping of a hard sigmoid."""
 
 
-def integer_gate(
-    e: Emitter, unit: Unit, x: ir.Value, order: Order, alpha: float, beta: float
-) -> tuple[int, QuantParams]:
+def integer_gate(e: Emitter, unit: Unit, x: ir.Value, order: Order, alpha: float, beta: float) -> int:
     """clip(alpha * x + beta, 0, 1) in integers: a product that only renames the scale, and a sum."""
     params = e.plan.params[x]
     shape = stored(full_shape(x), order)
@@ -204,7 +198,7 @@ def integer_gate(
     e.op("MUL", [source, e.writer.constant(factor_codes, "", factor)], [product], "MulOptions", None, 2)
     shift, shift_codes = quantize_constant(np.full((1,) * len(shape), beta, np.float32))
     e.op("ADD", [product, e.writer.constant(shift_codes, "", shift)], [gate], "AddOptions", None, 2)
-    return gate, GATE
+    return gate
 
 
 def hard_swish(e: Emitter, unit: Unit) -> None:
@@ -214,7 +208,7 @@ def hard_swish(e: Emitter, unit: Unit) -> None:
     x = unit.node.inputs[0]
     assert x is not None
     order = order_of(e, unit)
-    gate, _ = integer_gate(e, unit, x, order, 1 / 6, 0.5)
+    gate = integer_gate(e, unit, x, order, 1 / 6, 0.5)
     source = e.read(x, order, e.plan.params[x])
     e.op("MUL", [source, gate], [e.out(unit, order)], "MulOptions", None, 2)
 

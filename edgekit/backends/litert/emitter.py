@@ -14,6 +14,7 @@ from edgekit.backends.litert.layout import Order
 from edgekit.backends.litert.plan import Plan, Unit, full_shape
 from edgekit.backends.litert.writer import Writer
 from edgekit.passes.graph import constant
+from edgekit.quant.annotate import quant
 from edgekit.spec import DType, QuantParams
 
 MIN_HALF_ELEMENTS = 64
@@ -205,7 +206,7 @@ class Emitter:
             full = data.reshape((1,) * (rank - data.ndim) + data.shape)
             full = layout.arrange(full, order)
             if unit.integer:
-                own_params, codes = quantize_constant(full)
+                own_params, codes = quantize_constant(full, quant(value))
                 return self.writer.constant(codes, str(value.name), own_params)
             return self.floats(full, str(value.name))
         params = self.params(unit, value)
@@ -248,8 +249,10 @@ def _dtype(value: ir.Value) -> np.dtype:
     return np.dtype(np.float32) if dtype is None else np.dtype(dtype.numpy())
 
 
-def quantize_constant(data: np.ndarray) -> tuple[QuantParams, np.ndarray]:
-    """int8 codes of a constant over its own range, which is made to hold 0."""
+def quantize_constant(data: np.ndarray, params: QuantParams | None = None) -> tuple[QuantParams, np.ndarray]:
+    """int8 codes of a constant, in `params` or over its own range, which is made to hold 0."""
+    if params is not None and len(params.scale) == 1:
+        return params, _codes(data, params)
     low, high = min(float(data.min()), 0.0), max(float(data.max()), 0.0)
     if low == high:
         low, high = 0.0, 1.0
@@ -261,5 +264,9 @@ def quantize_constant(data: np.ndarray) -> tuple[QuantParams, np.ndarray]:
         zero = round(-128 - low / scale)
     scale = float(np.float32(scale))
     params = QuantParams(DType.int8, (scale,), (int(np.clip(zero, -128, 127)),))
-    codes = np.clip(np.rint(data / scale) + params.zero_point[0], -128, 127).astype(np.int8)
-    return params, codes
+    return params, _codes(data, params)
+
+
+def _codes(data: np.ndarray, params: QuantParams) -> np.ndarray:
+    codes: np.ndarray = np.clip(np.rint(data / params.scale[0]) + params.zero_point[0], -128, 127)
+    return codes.astype(np.int8)

@@ -56,6 +56,11 @@ def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...
     infer(model)
     _join_gelu(model)
     plan = make(model, precision == "int8")
+    if precision == "int8" and not any(unit.integer for unit in plan.units):
+        raise UsageError(
+            f"precision int8 for {target.name}: the network has no quantization parameters, expected some from a "
+            "calibration. Quantize it before lowering"
+        )
     e = Emitter(plan, half=precision == "float16", dynamic=precision == "dynamic")
     integer_io = set(filter(None, model.metadata_props.get(INTEGER_IO, "").split(",")))
     inputs = [_input(e, value, integer_io) for value in model.graph.inputs]

@@ -154,11 +154,7 @@ def _has_integer_kernel(unit: Unit, annotated: dict[ir.Value, QuantParams]) -> b
     if op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         weight = node.inputs[1]
         return len(unit.data()) == 1 and constant(weight) is not None and quant(weight) is not None
-    if op in ("Add", "Sub", "Mul"):
-        return True
-    if op == "Concat":
-        return len(unit.data()) == len(node.inputs)
-    if op in ("Sigmoid", "Tanh", "HardSwish", "HardSigmoid"):
+    if op in ("Concat", "Add", "Sub", "Mul", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid"):
         return True
     if op in ("Relu", "Clip"):  # by saturation: what lies outside the codes of the output
         low, high = (0.0, None) if op == "Relu" else bounds(node)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgekit.backends.litert import layout
 from edgekit.backends.litert.elementwise import rename, unary_copy
-from edgekit.backends.litert.emitter import Emitter, Unsupported
+from edgekit.backends.litert.emitter import Emitter, Unsupported, quantize_constant
 from edgekit.backends.litert.layout import NHWC, plain, stored
 from edgekit.backends.litert.plan import Unit, full_shape
 from edgekit.passes.graph import constant, integer, ints, scalar
@@ -84,9 +84,14 @@ def concat(e: Emitter, unit: Unit) -> None:
     tensors = []
     for value in inputs:
         data = constant(value)
-        tensors.append(
-            e.read(value, order, params) if data is None else e.floats(layout.arrange(data, order))
-        )
+        if data is None:
+            tensors.append(e.read(value, order, params))
+        elif params is None:
+            tensors.append(e.floats(layout.arrange(data, order)))
+        else:
+            tensors.append(
+                e.writer.constant(quantize_constant(layout.arrange(data, order), params)[1], "", params)
+            )
     join(e, tensors, [stored(full_shape(v), order) for v in inputs], axis, params, lambda: e.out(unit, order))
 
 
