@@ -309,12 +309,7 @@ def _seen(
         )
     # pictures have 256 levels: the whole range keeps them exact
     scheme = schemes.get(name, "minmax" if value.is_graph_input() else choices.scheme)
-    low, high = activation_range(stats[name], scheme, rules.symmetric)
-    producer = value.producer()
-    bounds = _bounds(producer) if producer is not None and producer.op_type in ("Relu", "Clip") else None
-    if bounds is not None and not rules.symmetric:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-    return low, high
+    return activation_range(stats[name], scheme, rules.symmetric)
 
 
 def _params(bounds: Range, rules: Rules) -> QuantParams:
