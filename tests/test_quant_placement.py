@@ -123,6 +123,12 @@ def test_an_activation_is_absorbed_in_the_range(name: str) -> None:
         assert found["b"].scale[0] * 255 <= 2 * (1 + 1e-6)
 
 
+def test_a_given_range_ends_where_the_activation_does() -> None:
+    found = params(annotated(between("Clip"), ORT, ranges=(("b", (-3.0, 5.0)),)))["b"]
+    assert found.zero_point == (-128,)
+    assert found.scale[0] * 255 == pytest.approx(2)
+
+
 def test_an_activation_that_others_look_behind_stands_alone() -> None:
     model = network(
         f"a = {CONV} (x, w1, b1) \n r = Relu(a) \n b = {CONV} (r, w2, b2) \n c = {CONV} (a, w3, b3) \n y = Add(b, c)"
@@ -172,12 +178,12 @@ HEAD = "a = Conv <pads=[1,1,1,1]> (x, w1, b1) \n g = GlobalAveragePool(a) \n f =
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("y = Gemm(f, m, b2)", ""),
-        ("y = Gemm <transB=1> (f, m)", ""),
-        ("y = MatMul(f, m)", ""),
-        ("y = Gemm <alpha=0.5> (f, m, b2)", "it scales its product by alpha or beta"),
-        ("y = Gemm <beta=0.5> (f, m, b2)", "it scales its product by alpha or beta"),
-        ("t = Transpose(f) \n y = Gemm <transA=1> (t, m, b2)", "it transposes its input"),
+        ("y = Gemm(f, wm, b2)", ""),
+        ("y = Gemm <transB=1> (f, wm)", ""),
+        ("y = MatMul(f, wm)", ""),
+        ("y = Gemm <alpha=0.5> (f, wm, b2)", "it scales its product by alpha or beta"),
+        ("y = Gemm <beta=0.5> (f, wm, b2)", "it scales its product by alpha or beta"),
+        ("t = Transpose(f) \n y = Gemm <transA=1> (t, wm, b2)", "it transposes its input"),
         ("t = Transpose(f) \n y = MatMul(f, t)", "its weight is computed, not constant"),
     ],
 )
