@@ -76,6 +76,7 @@ def network(body: str, seed: int = 0, outputs: Mapping[str, tuple[int, ...]] | N
         weights[f"w{i}"] = (rng.standard_normal((16, 16, 3, 3)) * spread / 12).astype(np.float32)
         weights[f"d{i}"] = (rng.standard_normal((16, 1, 3, 3)) / 3).astype(np.float32)
         weights[f"b{i}"] = rng.standard_normal(16).astype(np.float32)
+    weights["wm"] = rng.standard_normal((16, 16)).astype(np.float32)
     used = {
         word.strip(" )\n") for line in body.splitlines() for word in line[line.rindex("(") + 1 :].split(",")
     }

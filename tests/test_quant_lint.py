@@ -16,13 +16,14 @@ from edgekit.backends.onnxruntime.lower import lower
 from edgekit.backends.tensorrt.lower import lower as tensorrt_lower
 from edgekit.passes import prepare
 from edgekit.passes.graph import constant, input_size
-from edgekit.quant.annotate import node_id
+from edgekit.quant.annotate import node_id, set_quant
 from edgekit.quant.calibrate import calibrate
 from edgekit.quant.lint import NodeReport, integer_share, lint
 from edgekit.quant.placement import Choices, place
 from edgekit.quant.stats import Stats
+from edgekit.spec import DType, QuantParams
 from tests.helpers import shared_data
-from tests.quant_graphs import annotated, between, executed, network
+from tests.quant_graphs import annotated, between, executed, network, produced
 from tests.test_quant_placement import ARM, CONV, ORIN, ORT, ORT_ARM, TRT, X86
 
 
@@ -79,6 +80,14 @@ def test_a_plan_for_another_target() -> None:
     """TensorRT's annotations lack the outputs that ONNX Runtime needs, and zero points break TensorRT's."""
     assert why(annotated(between("SiLU"), TRT))["a"] == "its output a is not quantized"
     assert why(annotated(between("SiLU"), ORT), TRT)["a"] == "its input has a zero point other than 0"
+
+
+def test_two_scales_around_a_move(tmp_path: Path) -> None:
+    model = annotated(between("MaxPool"), ORT)
+    set_quant(produced(model, "b").outputs[0], QuantParams(DType.int8, (0.1,), (3,)))
+    assert why(model)["b"] == "the scales of its input and output differ"
+    ran = executed(lower(model, X86, "int8")[0].data, tmp_path)
+    assert (ran["NhwcMaxPool"], ran["QuantizeLinear"]) == (0, 2)
 
 
 # --- the real detectors ---------------------------------------------------------------------------

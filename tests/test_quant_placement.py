@@ -123,6 +123,12 @@ def test_an_activation_is_absorbed_in_the_range(name: str) -> None:
         assert found["b"].scale[0] * 255 <= 2 * (1 + 1e-6)
 
 
+def test_a_given_range_ends_where_the_activation_does() -> None:
+    found = params(annotated(between("Clip"), ORT, ranges=(("b", (-3.0, 5.0)),)))["b"]
+    assert found.zero_point == (-128,)
+    assert found.scale[0] * 255 == pytest.approx(2)
+
+
 def test_an_activation_that_others_look_behind_stands_alone() -> None:
     model = network(
         f"a = {CONV} (x, w1, b1) \n r = Relu(a) \n b = {CONV} (r, w2, b2) \n c = {CONV} (a, w3, b3) \n y = Add(b, c)"
@@ -164,6 +170,29 @@ def test_a_scheme_of_its_own() -> None:
     one = params(place(model, stats, ORT, replace(base, schemes=(("y", "percentile:90"),))))
     rest = params(place(model, stats, ORT, base))
     assert {n for n in one if one[n] != rest[n]} == {"y"}
+
+
+HEAD = "a = Conv <pads=[1,1,1,1]> (x, w1, b1) \n g = GlobalAveragePool(a) \n f = Flatten(g) \n "
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("y = Gemm(f, wm, b2)", ""),
+        ("y = Gemm <transB=1> (f, wm)", ""),
+        ("y = MatMul(f, wm)", ""),
+        ("y = Gemm <alpha=0.5> (f, wm, b2)", "it scales its product by alpha or beta"),
+        ("y = Gemm <beta=0.5> (f, wm, b2)", "it scales its product by alpha or beta"),
+        ("t = Transpose(f) \n y = Gemm <transA=1> (t, wm, b2)", "it transposes its input"),
+        ("t = Transpose(f) \n y = MatMul(f, t)", "its weight is computed, not constant"),
+    ],
+)
+def test_products(line: str, reason: str, tmp_path: Path) -> None:
+    model = annotated(network(HEAD + line), ORT)
+    (report,) = (r for r in lint(model, ORT) if r.id == "y")
+    assert report.reason == reason
+    ran = executed(lower(model, X86, "int8")[0].data, tmp_path)
+    assert (ran["QGemm"] + ran["QLinearMatMul"] == 1) == (not reason)
 
 
 # --- float islands ---------------------------------------------------------------------------------
@@ -252,6 +281,14 @@ def test_a_fixed_scale_goes_on_through_what_moves_codes() -> None:
     found = params(annotated(network(body), LITERT))
     assert found["p"] == found["g"]
     assert found["p"].scale == (1 / 256,)
+
+
+def test_a_moved_fixed_scale_stands_aside_too() -> None:
+    body = f"a = {CONV} (x, w1, b1) \n g = Sigmoid(a) \n p = Transpose <perm=[0,1,3,2]> (g) \n "
+    body += f"n = Concat <axis=1> (a, p) \n s = Slice(n, s0, s16, s1) \n y = {CONV} (s, w2, b2)"
+    found = params(annotated(network(body), LITERT))
+    assert found["p"].scale == (1 / 256,)
+    assert found["a"] == found["n"] != found["p"]
 
 
 def test_litert_absorbs_what_its_operators_take_and_runs_the_rest_alone() -> None:

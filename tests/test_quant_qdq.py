@@ -19,10 +19,22 @@ from edgekit.errors import UsageError
 from edgekit.manifest import Variant
 from edgekit.passes.graph import infer
 from edgekit.quant import qdq
-from edgekit.quant.annotate import quant
+from edgekit.quant.annotate import quant, set_quant
+from edgekit.quant.lint import lint
 from edgekit.quant.simulate import fake_quantized, run
+from edgekit.spec import DType, QuantParams
 from edgekit.toolchain.running import run_here
-from tests.quant_graphs import BETWEEN, annotated, between, executed, network, params, pictures, session
+from tests.quant_graphs import (
+    BETWEEN,
+    annotated,
+    between,
+    executed,
+    network,
+    params,
+    pictures,
+    produced,
+    session,
+)
 from tests.test_quant_placement import ARM, CONV, ORIN, ORT, ORT_ARM, TRT, X86
 
 ISLAND = f"a = {CONV} (x, w1, b1) \n r = Relu(a) \n b = {CONV} (r, w2, b2) \n s = Relu(b) \n y = {CONV} (s, w3, b3)"
@@ -124,6 +136,22 @@ def _old() -> ir.Model:
     return model
 
 
+@pytest.mark.parametrize("name", ["Relu", "Clip"])
+def test_an_activation_inside_its_range_stays(name: str) -> None:
+    """Codes that reach beyond its bounds do not do its work."""
+    model = annotated(between(name), ORT)
+    set_quant(produced(model, "b").outputs[0], QuantParams(DType.int8, (0.03,), (-30,)))
+    assert not any(r.integer for r in lint(model, ORT) if r.id in "ab")
+    file = read(lower(model, X86, "int8")[0].data)
+    assert name in {n.op_type for n in file.graph.node}
+    absorbed = read(lower(annotated(between(name), ORT), X86, "int8")[0].data)
+    assert name not in {n.op_type for n in absorbed.graph.node}
+    (feed,) = pictures(1)
+    expected = next(run(fake_quantized(model), [feed]))["y"]
+    (step,) = quant(model.graph.outputs[0]).scale
+    assert np.abs(session(file.SerializeToString()).run(None, feed)[0] - expected).max() <= 1.01 * step
+
+
 # --- float islands on ONNX Runtime ----------------------------------------------------------------
 
 
@@ -172,8 +200,10 @@ def test_tensorrt_payloads(name: str) -> None:
             assert node.inputs[0].dtype == node.inputs[1].dtype == ir.DataType.FLOAT16
 
 
-def test_tensorrt_payload_runs_here_as_its_graph_says() -> None:
-    model = annotated(between("SiLU"), TRT)
+@pytest.mark.parametrize("name", ["SiLU", "Concat"])
+def test_tensorrt_payload_runs_here_as_its_graph_says(name: str) -> None:
+    """Concat: of float16 scales ONNX Runtime would make a QLinearConcat that it then refuses."""
+    model = annotated(between(name), TRT)
     running = run_here(tensorrt_lower(model, ORIN, "int8")[0])
     (feed,) = pictures(1)
     running.binding.inputs["x"][:] = feed["x"]

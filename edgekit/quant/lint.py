@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgekit.passes.graph_facts import macs
 from edgekit.quant.annotate import node_id, quant
-from edgekit.quant.placement import absorber, prepared
+from edgekit.quant.placement import absorber, prepared, saturates
 from edgekit.quant.rules import WEIGHTED, Rules, data_inputs, refusal, weight
 
 
@@ -37,9 +37,7 @@ def lint(model: ir.Model, rules: Rules) -> list[NodeReport]:
             reason = "" if taken[node] else "what feeds it runs in float"
         else:
             activation = absorber(node, rules)
-            if activation is not None and quant(activation.outputs[0]) is None:
-                activation = None
-            if activation is not None and quant(node.outputs[0]) is not None:
+            if activation is not None and not _takes_in(node, activation):
                 activation = None
             reason = refusal(node, rules) or _missing(node, activation, rules)
             if activation is not None:
@@ -48,6 +46,11 @@ def lint(model: ir.Model, rules: Rules) -> list[NodeReport]:
             reason = f"it stands alone: {rules.name} runs {node.op_type} in integers only behind an integer operator"
         reports.append(NodeReport(node_id(node), node.op_type, not reason, reason, cost))
     return reports
+
+
+def _takes_in(node: ir.Node, activation: ir.Node) -> bool:
+    params = quant(activation.outputs[0])
+    return params is not None and quant(node.outputs[0]) is None and saturates(activation, params)
 
 
 def integer_share(reports: Iterable[NodeReport]) -> float:

@@ -110,6 +110,15 @@ def absorber(node: ir.Node, rules: Rules) -> ir.Node | None:
     return user
 
 
+def saturates(node: ir.Node, params: QuantParams) -> bool:
+    """Whether the codes of `params` end where the activation `node` does, so that rounding does its work."""
+    limits = _bounds(node)
+    if limits is None:
+        return False
+    ends = [np.clip(np.rint(limit / params.scale[0]) + params.zero_point[0], -128, 127) for limit in limits]
+    return ends == [-128, 127]
+
+
 def _bounds(node: ir.Node) -> Range | None:
     """(low, high) of a Relu or a Clip with constant bounds around 0."""
     if node.op_type == "Relu":
@@ -288,7 +297,12 @@ def _range(group: list[ir.Value], stats: Mapping[str, TensorStats], rules: Rules
     if not found:
         schemes = dict(choices.schemes)
         found = [_seen(v, stats, rules, choices, schemes) for v in group]
-    return min(low for low, _ in found), max(high for _, high in found)
+    low, high = min(low for low, _ in found), max(high for _, high in found)
+    for value in group:
+        producer = value.producer()
+        if producer is not None and producer.op_type in rules.absorbed and (limits := _bounds(producer)):
+            low, high = max(low, limits[0]), min(high, limits[1])  # or the codes could not do its work
+    return low, high
 
 
 def _seen(
@@ -309,12 +323,7 @@ def _seen(
         )
     # pictures have 256 levels: the whole range keeps them exact
     scheme = schemes.get(name, "minmax" if value.is_graph_input() else choices.scheme)
-    low, high = activation_range(stats[name], scheme, rules.symmetric)
-    producer = value.producer()
-    bounds = _bounds(producer) if producer is not None and producer.op_type in ("Relu", "Clip") else None
-    if bounds is not None and not rules.symmetric:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-    return low, high
+    return activation_range(stats[name], scheme, rules.symmetric)
 
 
 def _params(bounds: Range, rules: Rules) -> QuantParams:

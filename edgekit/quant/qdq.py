@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import LoweringError, UsageError
-from edgekit.passes.graph import clean, constant, new_weight, only_user, scalar
+from edgekit.passes.graph import clean, constant, new_weight, only_user
 from edgekit.quant.annotate import quant, set_quant
-from edgekit.quant.placement import prepared
+from edgekit.quant.placement import prepared, saturates
 from edgekit.quant.rules import WEIGHTED, Rules, bias, weight
 from edgekit.quant.weights import bias_codes, bias_scale, codes
 from edgekit.spec import QuantParams
@@ -231,17 +231,8 @@ def _drop_absorbed(graph: ir.Graph, node: ir.Node) -> None:
         return
     if len(source.uses()) != 1 or source.is_graph_output():
         return
-    bounds: list[float | None] = [0.0, None]
-    if node.op_type == "Clip":
-        bounds = [scalar(v) for v in (*node.inputs[1:3], None, None)[:2]]
-    for bound, end in zip(bounds, (-128, 127), strict=True):
-        code = (
-            None
-            if bound is None
-            else np.clip(np.rint(bound / params.scale[0]) + params.zero_point[0], -128, 127)
-        )
-        if code is not None and code != end:
-            return
+    if not saturates(node, params):
+        return
     output = node.outputs[0]
     set_quant(source, params)
     if output.is_graph_output():

@@ -114,7 +114,7 @@ def rules_for(backend: str, target: Target) -> Rules:
             weighted=weighted | {"ConvTranspose"},
             pointwise=pointwise - {"Softmax"}
             | {"Sub", "Tanh", "HardSwish", "HardSigmoid", "ReduceMean", "Relu", "Clip"},
-            copies=frozenset(COPIES) - {"Tile"} | {"ReduceMax", "GlobalMaxPool"},
+            copies=frozenset(COPIES) - {"Tile", "Expand"} | {"ReduceMax", "GlobalMaxPool"},
             interpolates=True,
             # what an operator of TensorFlow Lite takes as its fused activation
             absorbing=weighted | {"ConvTranspose", "Add", "Sub", "Mul"},
