@@ -20,6 +20,7 @@ from edgekit.spec import DType, QuantParams
 from edgekit.target import Target
 from edgekit.toolchain import cost
 from edgekit.toolchain.estimate import (
+    FLOAT,
     PRECISIONS,
     RUNTIMES,
     Estimate,
@@ -203,12 +204,13 @@ def test_annotated_graphs_tell_their_precisions() -> None:
     model = silu_block()
     params = QuantParams(DType.int8, (0.1,), (0,))
     conv = next(iter(model.graph))
-    assert set(annotated(model).values()) == {"float32"}
+    assert set(annotated(model).values()) == {FLOAT}
     set_quant(model.graph.inputs[0], params)
-    assert annotated(model)[conv.outputs[0].name] == "float32"  # weights are float yet
+    assert annotated(model)[conv.outputs[0].name] == FLOAT  # weights are float yet
     set_quant(conv.inputs[1], params)
     assert annotated(model)[conv.outputs[0].name] == "int8"
-    estimate(model, Target.load("rpi5"), annotated(model))
+    found = estimate(model, Target.load("jetson-orin"), annotated(model))
+    assert [c.precision for c in found.layers][:2] == ["int8", "float16"]
 
 
 @pytest.mark.parametrize("name", BOARDS)

@@ -130,7 +130,7 @@ def test_pairs_are_of_one_board_library_and_source() -> None:
 
 @pytest.mark.shared
 def test_published_latencies_are_met(rows: list[Row]) -> None:
-    """Median error of 30 % at most, in each group too; two of three pairs the right way round."""
+    """Median error of 30 % at most in each group, and as the fit had it in all; nine of ten pairs the right way round."""
     errors, kept = [], []
     for unit in ("gpu", "cpu"):
         mine = [r for r in rows if (r.backend == "tensorrt") == (unit == "gpu")]
@@ -140,9 +140,12 @@ def test_published_latencies_are_met(rows: list[Row]) -> None:
     assert len(kept) > 400
     for group in ("gpu", "gpu-plain", "cpu-float", "cpu-int8"):
         assert np.median(size_of(found[[r.group == group for r in kept]])) <= 0.30, group
+    assert np.median(size_of(found)) <= 0.15, (
+        "the fit that ships has 13 %: cost model and coefficients part ways"
+    )
     right, total = pairs(kept, np.array([r.seconds for r in kept]) * np.exp(found))
     assert total > 500
-    assert right / total >= 2 / 3
+    assert right / total >= 0.9
 
 
 @pytest.mark.shared

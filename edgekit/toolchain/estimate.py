@@ -196,7 +196,7 @@ class Estimator:
 
 
 def annotated(model: ir.Model) -> dict[str, str]:
-    """node_id -> "int8" for nodes whose activations (and weights) carry quantization params, else "float32"."""
+    """node_id -> "int8" for nodes whose activations (and weights) carry quantization params, else FLOAT."""
     found = {}
     for node in model.graph:
         activations = [v for v in node.inputs if v is not None and v.const_value is None]
@@ -207,7 +207,7 @@ def annotated(model: ir.Model) -> dict[str, str]:
         inside = all(quant(v) is not None for v in (*activations, *weights))
         if node.op_type not in WEIGHTED:
             inside = inside and quant(node.outputs[0]) is not None
-        found[node_id(node)] = "int8" if inside else "float32"
+        found[node_id(node)] = "int8" if inside else FLOAT
     return found
 
 
