@@ -19,7 +19,7 @@ from edgekit import host
 from edgekit.backends.base import LoadOptions
 from edgekit.backends.openvino import engine
 from edgekit.backends.openvino.engine import OpenVinoExecutable
-from edgekit.backends.openvino.lower import free_activations, lower
+from edgekit.backends.openvino.lower import _FUSED, free_activations, lower
 from edgekit.errors import BundleError, MissingExtraError, StreamError, UsageError
 from edgekit.manifest import Variant
 from edgekit.quant.annotate import quant, set_quant
@@ -295,3 +295,52 @@ def test_a_bundle_of_it_runs_and_finds_what_onnxruntime_finds(tmp_path: Path, ho
         np.testing.assert_allclose(a.scores, b.scores, rtol=0, atol=1e-4)
         np.testing.assert_allclose(a.boxes, b.boxes, rtol=0, atol=0.05)
     bundle.close()
+
+
+def activated_codes(kind: str) -> bytes:
+    """x -> Q/DQ -> Conv (int8 weights) -> activation -> Q/DQ -> Conv -> Q/DQ -> y."""
+    rng = np.random.default_rng(0)
+    values: dict[str, np.generic | np.ndarray] = {"s": np.float32(0.05), "z": np.uint8(120)}
+    nodes = []
+    for i in "01":
+        values[f"b{i}"] = rng.normal(size=32).astype(np.float32)
+        values[f"w{i}"] = rng.integers(-127, 128, (32, 32, 3, 3)).astype(np.int8)
+        values[f"ws{i}"], values[f"wz{i}"] = np.full(32, 1e-3, np.float32), np.zeros(32, np.int8)
+        nodes.append(helper.make_node("DequantizeLinear", [f"w{i}", f"ws{i}", f"wz{i}"], [f"wd{i}"], axis=0))
+
+    def codes(x: str, name: str) -> None:
+        nodes.append(helper.make_node("QuantizeLinear", [x, "s", "z"], [f"{name}_q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}_q", "s", "z"], [name]))
+
+    codes("x", "x1")
+    nodes.append(helper.make_node("Conv", ["x1", "wd0", "b0"], ["c"], pads=[1, 1, 1, 1]))
+    if kind == "silu":
+        nodes += [helper.make_node("Sigmoid", ["c"], ["g"]), helper.make_node("Mul", ["c", "g"], ["a"])]
+    else:
+        nodes.append(helper.make_node(kind, ["c"], ["a"]))
+    codes("a", "a1")
+    nodes.append(helper.make_node("Conv", ["a1", "wd1", "b1"], ["d"], pads=[1, 1, 1, 1]))
+    codes("d", "y")
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 16, 16])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()],
+    )
+    opset = helper.make_opsetid("", 20)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString())
+
+
+@pytest.mark.skipif(
+    not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(host.detect().cpus[0].isa),
+    reason="its integer convolutions were looked at on CPUs with VNNI",
+)
+@pytest.mark.parametrize("kind", ["silu", *_FUSED, "Softplus"])
+def test_openvino_computes_these_activations_inside_the_convolution(kind: str) -> None:
+    executable = open_bytes(activated_codes(kind))
+    ops = executable._compiled.get_runtime_model().get_ordered_ops()
+    kinds = [str(op.get_rt_info()["layerType"].astype(str)) for op in ops]
+    first, second = (i for i, name in enumerate(kinds) if name == "Convolution")
+    alone = {"Subgraph", "Eltwise", "Math"} & set(kinds[first:second])
+    assert bool(alone) == (kind == "Softplus")  # which is therefore none of them

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import torch_networks
-from benchmarks.peers import cases, integers, run, runners
+from benchmarks.peers import cases, integers, placements, run, runners
 from benchmarks.peers.timing import interleave
 from tests.helpers import ROOT
 
@@ -237,3 +237,20 @@ def test_setup_builds_every_environment_that_a_peer_names() -> None:
     for peer in run.PEERS.values():
         assert not peer.venv or f"setup_{peer.venv}()" in text
         assert peer.maker is None or (ROOT / "benchmarks" / "peers" / peer.maker[0]).is_file()
+
+
+def test_codes_are_taken_out_between_the_operators_named_and_nowhere_else(peers_home: Path) -> None:
+    data = (make("ort-minmax") / "model.onnx").read_bytes()
+    pool, taken = placements.take(data, lambda made, user: user.op_type == "GlobalAveragePool")
+    assert taken == 1
+    onnx.checker.check_model(onnx.load_from_string(pool), full_check=True)
+    before, after = (
+        [n.op_type for n in onnx.load_from_string(d).graph.node].count("QuantizeLinear") for d in (data, pool)
+    )
+    assert after == before - 1
+    assert placements.take(data, lambda made, user: False) == (data, 0)
+    x = pictures().inputs[:1]
+    want, coarse, fine = (
+        runners.outputs_of(runners.onnxruntime(d), [x])[0]["y"] for d in (float_network(), data, pool)
+    )
+    assert np.abs(coarse - want).max() < 0.05 and np.abs(fine - want).max() < 0.05
