@@ -100,7 +100,7 @@ def measure(
 ) -> Gain:
     """Compare the outputs of two annotated models with those of `float_model`."""
     first, second = (output_sqnr(m, float_model, feeds) for m in (before, after))
-    outputs = tuple((n, first[n], second[n]) for n in first)
+    outputs = tuple((n, float(first[n]), float(second[n])) for n in first)
     mean_before, mean_after = (float(np.mean([row[i] for row in outputs])) for i in (1, 2))
     return Gain(name, paper, mean_before, mean_after, outputs, _changed(before, after), seconds)
 

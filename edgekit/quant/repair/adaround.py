@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.graph import constant
+from edgekit.passes.graph import constant, shape
 from edgekit.quant.annotate import quant
 from edgekit.quant.repair import Feed, Progress, checked, chosen
 from edgekit.quant.repair.layers import (
@@ -45,10 +45,16 @@ their nearest rounding."""
 RIDGE = 3.0
 """The same for `compensate`, towards the original weights. Far more: with 0.1 a ResNet8 lost on new pictures
 three quarters of what rounding gains."""
+STEPS = 24
+"""Of conjugate gradients, for `compensate`."""
 SWEEPS = 12
 ROWS = (4096, 16384)
 """Least and most positions that H is measured on, in between four per product."""
 BLOCK = 64
+LONG = 2304
+"""Longer rows start from nearest rounding: a second matrix of their size would take memory for little."""
+PAIRED = 256
+"""Rows up to this length also try two flips at once, which costs the square of it per channel."""
 
 
 def run(
@@ -149,7 +155,7 @@ def _measure(rounded: Walk, exact: Walk | None, layer: _Layer) -> Moments:
     reads = [rounded.read(v) for v in sources]
     outputs = [str(n.outputs[0].name) for n in layer.nodes]
     targets: Iterator[dict[str, np.ndarray]] = iter([{}] * rounded.pictures)
-    if exact is not None and all(exact.has(n) for n in outputs):
+    if exact is not None and all(exact.has(str(v.name), shape(v)) for n in layer.nodes for v in n.outputs):
         exact.advance(outputs[0])
         targets = exact.values(outputs)
     total = min(max(4 * found.length, ROWS[0]), ROWS[1])
@@ -207,10 +213,31 @@ def _target(
         cross -= moments.target[:, :, None] / n * mean[:, None, :]
     found = np.array(w)
     for i in range(len(h)):
-        damped = h[i].astype(h.dtype, copy=True)
-        damped[np.diag_indices_from(damped)] += RIDGE * float(level[i, 0]) or 1.0
-        found[i] += np.linalg.solve(damped, (cross[i] - w[i] @ h[i]).T).T.astype(np.float32)
+        ridge = RIDGE * float(level[i, 0]) or 1.0
+        found[i] += _conjugate_gradients(h[i], ridge, cross[i] - w[i] @ h[i]).astype(np.float32)
     return found
+
+
+def _conjugate_gradients(h: np.ndarray, ridge: float, right: np.ndarray) -> np.ndarray:
+    """x [n, K] with x (h + ridge I) = right, every row by itself, without another matrix of the size of h."""
+    x = np.zeros_like(right)
+    rest = right.copy()
+    way = rest.copy()
+    square = (rest**2).sum(axis=1, keepdims=True)
+    enough = 1e-8 * square
+    for _ in range(STEPS):
+        if (square <= enough).all():
+            break
+        through = way @ h + ridge * way
+        curve = (way * through).sum(axis=1, keepdims=True)
+        step = np.divide(square, curve, out=np.zeros_like(square), where=curve > 0)
+        x += step * way
+        rest -= step * through
+        new = (rest**2).sum(axis=1, keepdims=True)
+        way *= np.divide(new, square, out=np.zeros_like(square), where=square > 0)
+        way += rest
+        square = new
+    return x
 
 
 # --- the binary problem --------------------------------------------------------------------------
@@ -228,9 +255,11 @@ def solve(w: np.ndarray, scale: np.ndarray, h: np.ndarray, limit: int = 127) -> 
     high = np.clip(np.ceil(ratio), -limit, limit)
     nearest = np.clip(np.rint(ratio), -limit, limit)
     step = scale[..., 0].astype(kind)
-    start = _passed_on(ratio, low, high, h)
-    worse = _error(start - ratio, step, h) > _error(nearest - ratio, step, h)
-    start[worse] = nearest[worse]
+    start = nearest
+    if h.shape[1] <= LONG:
+        start = _passed_on(ratio, low, high, h)
+        worse = _error(start - ratio, step, h) > _error(nearest - ratio, step, h)
+        start[worse] = nearest[worse]
     return _descend(start, ratio, low, high, h).astype(np.int8)
 
 
@@ -299,25 +328,61 @@ def _cholesky(h: np.ndarray) -> np.ndarray:
 def _descend(
     codes: np.ndarray, ratio: np.ndarray, low: np.ndarray, high: np.ndarray, h: np.ndarray
 ) -> np.ndarray:
-    """Flip one weight of every row where that lowers its error, over and over, until none does."""
-    e = codes - ratio
-    gradient = e @ h
-    diagonal = np.einsum("gii->gi", h)
-    least = -1e-9 if h.dtype == np.float64 else -1e-5
-    single = len(h) == 1
-    for _ in range(SWEEPS):
-        flipped = 0
-        for j in range(h.shape[1]):
-            d = np.where(codes[:, :, j] == low[:, :, j], high[:, :, j], low[:, :, j]) - codes[:, :, j]
-            curve = diagonal[:, j, None]
-            change = d * (2 * gradient[:, :, j] + d * curve)
-            g, n = np.nonzero(change < least * curve)
-            if not g.size:
-                continue
-            move = d[g, n]
-            codes[g, n, j] += move
-            gradient[g, n] += move[:, None] * (h[0, j] if single else h[g, j])
-            flipped += g.size
-        if not flipped:
-            break
+    """Flip one weight of every row where that lowers its error, over and over, until none does; with few
+    products also two weights at once."""
+    state = _State(codes, low + high, codes - ratio, h)
+    state.flip_all()
+    if h.shape[1] <= PAIRED:
+        while state.flip_pairs() and state.sweeps < SWEEPS:
+            state.flip_all()
     return codes
+
+
+class _State:
+    """Codes on the way down. `both`: the sum of the two codes that each may have."""
+
+    def __init__(self, codes: np.ndarray, both: np.ndarray, e: np.ndarray, h: np.ndarray) -> None:
+        self.codes, self.both, self.h = codes, both, h
+        self.gradient = e @ h
+        self.diagonal = np.einsum("gii->gi", h)
+        self.sweeps = 0
+        # rounding errors of the gradient must not send a weight to and fro
+        self.least = -1e-9 if h.dtype == np.float64 else -1e-5
+
+    def flip_all(self) -> None:
+        flipped = True
+        while flipped and self.sweeps < SWEEPS:
+            flipped = False
+            self.sweeps += 1
+            for j in range(self.h.shape[1]):
+                d = self.both[:, :, j] - 2 * self.codes[:, :, j]
+                curve = self.diagonal[:, j, None]
+                change = d * (2 * self.gradient[:, :, j] + d * curve)
+                g, n = np.nonzero(change < self.least * curve)
+                flipped |= self._move(g, n, j)
+
+    def flip_pairs(self) -> bool:
+        """For each weight j of a row, with the best other one: whether any row gained."""
+        flipped = False
+        for j in range(self.h.shape[1]):
+            d = self.both - 2 * self.codes
+            change = d * (2 * self.gradient + d * self.diagonal[:, None])
+            pair = change + change[:, :, j, None] + 2 * d[:, :, j, None] * d * self.h[:, None, j]
+            pair[:, :, j] = np.inf
+            partner = pair.argmin(axis=2)
+            least = np.take_along_axis(pair, partner[:, :, None], 2)[:, :, 0]
+            g, n = np.nonzero(least < self.least * self.diagonal[:, j, None])
+            k = partner[g, n]
+            flipped |= self._move(g, n, j)
+            self._move(g, n, k)
+        return flipped
+
+    def _move(self, g: np.ndarray, n: np.ndarray, j: int | np.ndarray) -> bool:
+        if not g.size:
+            return False
+        move = self.both[g, n, j] - 2 * self.codes[g, n, j]
+        self.codes[g, n, j] += move
+        # with one group and one j no row of h is copied
+        rows = self.h[0, j] if len(self.h) == 1 and not isinstance(j, np.ndarray) else self.h[g, j]
+        self.gradient[g, n] += move[:, None] * rows
+        return bool(move.any())

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.graph import number
+from edgekit.passes.graph import number, shape
 from edgekit.quant.repair import Feed, Progress, checked, chosen
 from edgekit.quant.repair.layers import add_bias
 from edgekit.quant.repair.walk import Walk
@@ -37,7 +37,9 @@ def run(
 
     Layer by layer, each measured behind the corrected ones, so that no shift is taken out twice; quantized
     nodes and the float ones behind them alike. The mean is shrunk by its uncertainty over pictures
-    (James-Stein, positive part): few pictures cannot do harm. Raises: CalibrationError without pictures,
+    (James-Stein, positive part): few pictures do little harm. Nodes that
+    the float network does not have in this shape are left alone. share: a channel is corrected where its mean
+    makes up this much of its squared error, or more; less would not pay for the uncertainty. Raises: CalibrationError without pictures,
     UsageError for an unknown node.
     """
     checked(feeds)
@@ -46,7 +48,7 @@ def run(
         layers = [
             n
             for n in chosen(result, nodes)
-            if _correctable(n) and exact.has(name := str(n.outputs[0].name)) and rounded.has(name)
+            if _correctable(n) and exact.has(str(n.outputs[0].name), shape(n.outputs[0]))
         ]
         for done, node in enumerate(layers):
             if progress:

@@ -28,6 +28,8 @@ PAPER = (
     "Loss Aware Post-training Quantization, 2019"
 )
 SCHEMES = ("minmax", "percentile:99.999", "percentile:99.99", "percentile:99.9", "percentile:99.5", "mse")
+SHARES = (0.75, 0.5, 0.25, 0.125)
+"""Of the whole range, where most numbers lie beyond what a reader tells apart."""
 BETTER = 0.99
 """Another range must bring the error to this share of the present one."""
 Range = tuple[float, float]
@@ -74,8 +76,9 @@ def _candidates(value: ir.Value, stats: Stats, symmetric: bool) -> dict[QuantPar
     old = quant(value)
     assert old is not None
     found = {old: covered(old)}
-    for scheme in SCHEMES:
-        low, high = activation_range(stats[str(value.name)], scheme, symmetric)
+    ranges = [activation_range(stats[str(value.name)], scheme, symmetric) for scheme in SCHEMES]
+    ranges += [(share * ranges[0][0], share * ranges[0][1]) for share in SHARES]
+    for low, high in ranges:
         found.setdefault(params(low, high, symmetric), (low, high))
     return found
 

@@ -153,7 +153,9 @@ class Moments:
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
         """x: float32 [groups, n, products]; y: float32 [groups, n, output channels of a group]."""
         for square, rows in zip(self.square, x, strict=True):
-            square += rows.T @ rows
+            for start in range(0, self.length, WIDE):  # a product at a time, not a second matrix
+                part = slice(start, start + WIDE)
+                square[part] += rows[:, part].T @ rows
         self.mean += x.sum(axis=1, dtype=np.float64)
         self.count += x.shape[1]
         if y is None:

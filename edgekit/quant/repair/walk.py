@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import CalibrationError, ModelError
-from edgekit.passes.graph import constant
+from edgekit.passes.graph import constant, shape
 from edgekit.quant.annotate import quant
 from edgekit.quant.placement import prepared
 from edgekit.quant.repair import Feed
@@ -89,9 +89,9 @@ class Walk:
         name = str(value.name)
         return f"{name}.exact" if name in self._marks else name
 
-    def has(self, name: str) -> bool:
-        """Whether some node computes `name`."""
-        return name in self._index
+    def has(self, name: str, sizes: tuple[int, ...] | None) -> bool:
+        """Whether some node computes `name`, of shape `sizes` (a split one has other channels)."""
+        return name in self._index and shape(self._values[name]) == sizes
 
     def position(self, name: str) -> int:
         """The number of the node that computes `name`, in the order of the walk."""
