@@ -75,6 +75,7 @@ def test_resnet8() -> None:
     assert gains["split_channels"].decibels > -0.2
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_fastestdet() -> None:
     data = shared_data()
