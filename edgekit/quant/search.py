@@ -24,6 +24,7 @@ from edgekit.quant.annotate import node_id, quant, set_quant
 from edgekit.quant.equalize import GATE, Candidate, candidates, equalize, factors_of, gated_range
 from edgekit.quant.lint import integer_share, lint
 from edgekit.quant.placement import Choices, place
+from edgekit.quant.repair import clip_search, split_channels
 from edgekit.quant.rules import Rules
 from edgekit.quant.sensitivity import Probe, output_error
 from edgekit.quant.silu_range import silu_ranges
@@ -45,6 +46,8 @@ HARMFUL = 0.03
 """Share of the whole error that a tensor must cause to be worth equalizing."""
 PROBED = 48
 """Values whose own error is measured before some go back to float."""
+CLIPPED = 8
+"""Values whose ranges are chosen anew by what their readers make of them, where the budget was missed."""
 ISLANDS = (1, 2, 4, 8, 16, 32, 64)
 REPAIRS = ("adaround", "bias_correction")
 
@@ -131,6 +134,8 @@ def search(problem: Problem, progress: Progress) -> Quantized:
     progress("accuracy of the payload", 0, 1)
     best = replace(best, look=problem.gate(best.model))
     bench.note("in integers, all that can be", best, True)
+    if best.look.passed is False:
+        best = _costlier(bench, best, progress)
     if best.look.passed is False:
         best = _islands(bench, best, progress)
     if not best.ranked:
@@ -261,6 +266,47 @@ def _repaired(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
         model = repair.module(name).run(best.model, best.exact, bench.problem.fit, progress=progress)
         found = bench.measured(model, best.exact, best.stats, best.choices, (*best.steps, name))
         best = bench.better(best, found, name)
+    return best
+
+
+def _costlier(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
+    """Repairs that take longer or seldom help, tried where the budget was missed; the gate is asked once more."""
+    p = bench.problem
+    start = best
+    ranked = bench.rank(best, progress)
+
+    def reader_ranges() -> Quantized:
+        worst = [name for name, _ in ranked if name in best.stats][:CLIPPED]
+        found = clip_search.search(best.model, best.exact, p.check, best.stats, worst, progress=progress)
+        choices = replace(best.choices, ranges=tuple(sorted({**dict(best.choices.ranges), **found}.items())))
+        model = place(_unplaced(best.model), best.stats, p.rules, choices)
+        return bench.measured(
+            model, best.exact, best.stats, choices, (*best.steps, "ranges by their readers")
+        )
+
+    def compensated() -> Quantized:
+        model = repair.module("adaround").run(
+            best.model, best.exact, p.fit, progress=progress, compensate=True
+        )
+        return bench.measured(
+            model, best.exact, best.stats, best.choices, (*best.steps, "adaround, compensating")
+        )
+
+    def channels_split() -> Quantized:
+        splits = split_channels.plan(best.model, best.exact, p.fit)
+        model, exact = (split_channels.split(m, splits) for m in (best.model, best.exact))
+        return bench.measured(model, exact, best.stats, best.choices, (*best.steps, "split channels"))
+
+    progress("repair: ranges by their readers", 0, 1)
+    best = bench.better(best, reader_ranges(), "ranges by their readers")
+    progress("repair: adaround, compensating", 0, 1)
+    best = bench.better(best, compensated(), "adaround, compensating")
+    progress("repair: split channels", 0, 1)
+    best = bench.better(best, channels_split(), "split channels")
+    if best is start:
+        return replace(best, ranked=tuple(ranked))
+    best = replace(best, look=p.gate(best.model), ranked=())
+    bench.note("in integers, after more repairs", best, best.look.passed is not False)
     return best
 
 
