@@ -146,11 +146,14 @@ class Accept:
     min_metric: smallest metric of the built model itself.
     max_score_shift: largest difference of a score against the float model: of a matched box, or of the
         best class.
+    max_confidence_loss: by how much the scores of what both networks find may fall on average. A quantized
+        detector may keep its AP and still have every score pressed down below the threshold of its user.
     """
 
     max_drop: float = 0.01
     min_metric: float | None = None
     max_score_shift: float | None = None
+    max_confidence_loss: float = 0.05
 
     def __post_init__(self) -> None:
         for name, value in _given(self).items():

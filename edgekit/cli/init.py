@@ -67,6 +67,7 @@ family = "auto"
 max_drop = 0.01                  # largest drop of AP (classifier: top1) against the float model, absolute
 # min_metric = 0.30              # smallest AP or top1 of the build itself
 # max_score_shift = 0.05         # largest change of a score
+# max_confidence_loss = 0.05     # largest mean fall of the scores of what both networks find
 
 # What one target does differently.
 # [model.target.host]

@@ -26,6 +26,8 @@ from edgekit.toolchain.running import Subject
 Progress = Callable[[str, int, int], None]
 
 MIN_AGREEMENT = 0.5
+MIN_MATCHED = 10
+"""A mean shift of fewer scores says little."""
 LOST_MARGIN = 0.1
 """Without labels, a payload is another network when it loses more than half of the float network's
 boxes (answers) and not only such as lay within this of the score threshold."""
@@ -147,10 +149,16 @@ def check_accept(
         shift = max(agreed["score_shift_max"] or 0.0, 0.0 if lost is None else lost - score_threshold)
         if shift > accept.max_score_shift:
             problems.append(f"scores shift by up to {shift:.4f}, at most {accept.max_score_shift} accepted")
+    loss = -(agreed.get("score_shift_mean") or 0.0)
+    if loss > accept.max_confidence_loss and matched >= MIN_MATCHED:
+        problems.append(
+            f"confidence compressed: scores fall by {loss:.4f} on average, at most {accept.max_confidence_loss} accepted"
+        )
     clearly = (agreed["lost_score_max"] or 0.0) > score_threshold + LOST_MARGIN
     if unknown and clearly and matched < MIN_AGREEMENT * wanted:
         problems.append(f"only {matched} of the float network's {wanted} {unit} are found again")
     limits = {"max_drop": accept.max_drop, "min_metric": accept.min_metric}
+    limits["max_confidence_loss"] = accept.max_confidence_loss
     limits = {k: v for k, v in {**limits, "max_score_shift": accept.max_score_shift}.items() if v is not None}
     if problems:
         return {**limits, "passed": False, "reason": "; ".join(problems)}
