@@ -64,7 +64,10 @@ def search_path(steps: Sequence[Step]) -> Markup:
             last = i
     for i, step in enumerate(steps):
         dot = el("circle", class_=f"step {step.fate}", cx=x(i), cy=y(step.error), r=5)
-        shapes += [el("g", el("title", step.title), dot), el("text", str(i + 1), x=x(i), y=PATH_HEIGHT + 28, text_anchor="middle")]
+        shapes += [
+            el("g", el("title", step.title), dot),
+            el("text", str(i + 1), x=x(i), y=PATH_HEIGHT + 28, text_anchor="middle"),
+        ]
     return _axes(PATH_HEIGHT + 34, "Error of the outputs at each step of the search", shapes)
 
 
@@ -104,13 +107,21 @@ def layers(rows: Sequence[Layer]) -> Markup:
             tall = max(1.5, SQNR_HEIGHT * min(1.0, max(0.0, row.sqnr / top)))
             tone = "fill" if row.integer else "float"
             parts.append(el("rect", class_=tone, y=base - tall, height=tall, **place))
-        if row.share and most > 0:
+        if row.share is not None and row.share > 0:
             parts.append(
-                el("rect", class_="share", y=base + 1, height=SHARE_HEIGHT * min(1.0, row.share / most), **place)
+                el(
+                    "rect",
+                    class_="share",
+                    y=base + 1,
+                    height=SHARE_HEIGHT * min(1.0, row.share / most),
+                    **place,
+                )
             )
         shapes.append(el("g", *parts))
     shapes.append(el("line", class_="axis", x1="0", x2="100%", y1=base, y2=base))
-    return _axes(base + SHARE_HEIGHT + 10, "Signal to noise of each layer, and its share of the error", shapes)
+    return _axes(
+        base + SHARE_HEIGHT + 10, "Signal to noise of each layer, and its share of the error", shapes
+    )
 
 
 def _axes(height: float, label: str, shapes: Sequence[Markup]) -> Markup:

@@ -61,7 +61,10 @@ def facts(s: Subject, q: Facts) -> Markup:
             ("Calibrated on", _calibration(q.at("calibration"))),
             ("Accuracy", _accuracy(s)),
             ("Drop", _drop(s)),
-            ("Metric asked", f"{times} by the search, on the pictures that it is reported on" if times else ""),
+            (
+                "Metric asked",
+                f"{times} by the search, on the pictures that it is reported on" if times else "",
+            ),
             ("Error of the outputs", f"{number(error)} of their variance" if error is not None else ""),
         ]
     )
@@ -71,7 +74,11 @@ def facts(s: Subject, q: Facts) -> Markup:
 
 
 def _calibration(known: Facts) -> Markup:
-    name, digest, pictures = known.text("calibration", 120), known.text("digest", 80), known.number("pictures")
+    name, digest, pictures = (
+        known.text("calibration", 120),
+        known.text("digest", 80),
+        known.number("pictures"),
+    )
     parts = [f"{count(pictures)} pictures" if pictures is not None else "", name]
     code = [el("code", digest[:16] + "…", title=digest)] if digest else []
     return join([*filter(None, parts), *code], ", ")
@@ -127,17 +134,21 @@ def variants(s: Subject, q: Facts) -> Markup:
         on = ", ".join(f"{count(t)} thread" + ("" if t == 1 else "s") for t in threads)
         legend += f" ms: network and conversions alone{', ' + on if on else ''}, median with quartiles, interleaved."
     return join(
-        [el("h3", "Variants"), cards(head, [r for r in rows if r], "lnnnwnn"), el("p", legend, class_="legend")]
+        [
+            el("h3", "Variants"),
+            cards(head, [r for r in rows if r], "mnnnwnn"),
+            el("p", legend, class_="legend"),
+        ]
     )
 
 
 def cards(head: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> Markup:
-    """A table whose rows become cards on a phone. kinds: a character a column, 'n' right, 'l' long words, 'w' a plot."""
-    classes = {"n": "n", "l": "long", "w": "wideplot"}
+    """A table whose rows become cards on a phone. kinds: a character a column, 'n' right, 'l' and 'm' words (long, less so), 'w' a plot."""
+    classes = {"n": "n", "l": "long", "m": "long less", "w": "wideplot"}
 
     def row(cells: Sequence[str]) -> Markup:
         return el("tr", join(
-            el("td", cell, class_=classes.get(kind), data_label=name or None)
+            el("td", cell, class_="empty" if cell == "–" and kind not in "lm" else classes.get(kind), data_label=name or None)
             for cell, name, kind in zip(cells, head, kinds, strict=True)
         ))  # fmt: skip
 
@@ -194,7 +205,7 @@ def _time(ms: float | None, quartiles: tuple[float, float] | None, slowest: floa
         return "–"
     low, high = (v / slowest for v in quartiles) if quartiles else (None, None)
     spread = f" [{number(quartiles[0])} … {number(quartiles[1])}]" if quartiles else ""
-    text = el("span", el("b", number(ms)), el("span", spread, class_="soft"))
+    text = el("span", el("b", number(ms)), el("span", spread, class_="soft"), class_="line")
     return join([text, plots.bar_interval(ms / slowest, low, high, tone)])
 
 
@@ -230,7 +241,15 @@ def path(s: Subject, q: Facts) -> Markup:
     ]  # fmt: skip
     seconds = any(t.number("seconds") is not None for t in trials)
     metric = any(t.number("metric") is not None for t in trials)
-    head = ["", "Trial", "Error", "Integer MACs", *["ms on target"] * seconds, *[key, "Drop"] * metric, "Verdict"]
+    head = [
+        "",
+        "Trial",
+        "Error",
+        "Integer MACs",
+        *["ms on target"] * seconds,
+        *[key, "Drop"] * metric,
+        "Verdict",
+    ]
     rows = []
     for i, t in enumerate(trials, 1):
         s_ = t.number("seconds")
@@ -294,7 +313,7 @@ def layers(q: Facts) -> Markup:
     ]
     if floats_:
         legend.append(el("span", el("i", class_="key float"), f"stays float ({floats_})"))
-    head = ["Layer", "Precision", "SQNR", "Share of error", "", "MACs"]
+    head = ["Layer", "Precision", "SQNR", "", "Share of error", "MACs"]
     rows = [_layer_row(known[i], most) for i in order]
     parts = [
         el("h3", f"{len(known)} layers with weights, first to last"),
@@ -305,13 +324,19 @@ def layers(q: Facts) -> Markup:
     ]
     if len(rows) > WORST:
         whole = [_layer_row(row, most) for row in known]
-        parts.append(el("details", el("summary", f"All {len(rows)} layers, in order"), cards(head, whole, "l nwnn")))
+        parts.append(
+            el("details", el("summary", f"All {len(rows)} layers, in order"), cards(head, whole, "l nwnn"))
+        )
     return join(parts)
 
 
 def _title(row: Facts) -> str:
     reason = row.text("reason")
-    shown = [row.text("op") or row.text("id"), f"SQNR {number(row.number('sqnr_db'))} dB", percent(row.number("share"))]
+    shown = [
+        row.text("op") or row.text("id"),
+        f"SQNR {number(row.number('sqnr_db'))} dB",
+        percent(row.number("share")),
+    ]
     return ", ".join([*shown, *([f"float: {reason}"] if row.text("precision") == "float" else [])])
 
 
@@ -340,7 +365,11 @@ def floats(q: Facts) -> Markup:
         if not rows:
             continue
         total, whole = known.number("nodes"), known.number("integer_nodes")
-        left = f"{count(total - whole)} of {count(total)} nodes" if total is not None and whole is not None else ""
+        left = (
+            f"{count(total - whole)} of {count(total)} nodes"
+            if total is not None and whole is not None
+            else ""
+        )
         parts.append(el("h3", f"In float on {as_text(backend, 60)}: {left or 'some nodes'}"))
         lines = [
             [
@@ -349,7 +378,9 @@ def floats(q: Facts) -> Markup:
                 count(len(nodes)),
                 scaled(sum(r.number("macs") or 0.0 for r in nodes), ""),
             ]
-            for reason, nodes in sorted(rows.items(), key=lambda kv: -sum(r.number("macs") or 0.0 for r in kv[1]))
+            for reason, nodes in sorted(
+                rows.items(), key=lambda kv: -sum(r.number("macs") or 0.0 for r in kv[1])
+            )
         ]
         parts.append(cards(["Why", "Which", "Nodes", "MACs"], lines, "l nn"))
     if not parts and q.at("integer"):
@@ -359,14 +390,21 @@ def floats(q: Facts) -> Markup:
 
 
 def _names(nodes: Sequence[Facts], limit: int = 8) -> Markup:
-    shown = [join([el("code", r.text("id", 80)), " ", el("span", r.text("op", 40), class_="soft")]) for r in nodes[:limit]]
+    shown = [
+        join([el("code", r.text("id", 80)), " ", el("span", r.text("op", 40), class_="soft")])
+        for r in nodes[:limit]
+    ]
     more = f" and {len(nodes) - limit} more" if len(nodes) > limit else ""
     return join([join(shown, ", "), more])
 
 
 def worst(q: Facts) -> Markup:
     """Values whose rounding alone does most damage."""
-    known = [(w.text("value", 160), e) for w in q.tables("worst_values", 40) if (e := w.number("error")) is not None]
+    known = [
+        (w.text("value", 160), e)
+        for w in q.tables("worst_values", 40)
+        if (e := w.number("error")) is not None
+    ]
     if not known:
         return Markup("")
     most = max(e for _, e in known) or 1.0
@@ -406,6 +444,10 @@ def shift(s: Subject) -> Markup:
     for low, high in BANDS:
         inside = [got - ref for ref, got in points if low <= ref < high]
         if inside:
-            rows.append([f"{low:g} to {min(high, 1):g}", count(len(inside)), signed(sum(inside) / len(inside), 4)])
-    bands = table(["Score in float", s.unit.capitalize(), "Mean shift"], rows, "", " nn") if len(rows) > 1 else ""
+            rows.append(
+                [f"{low:g} to {min(high, 1):g}", count(len(inside)), signed(sum(inside) / len(inside), 4)]
+            )
+    bands = (
+        table(["Score in float", s.unit.capitalize(), "Mean shift"], rows, "", " nn") if len(rows) > 1 else ""
+    )
     return join([el("h3", "Scores against the float network"), el("p", said), bands, scores(s)])
