@@ -92,6 +92,142 @@ def full_evidence() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def quantized_evidence() -> dict[str, Any]:
+    """`full_evidence` of an INT8 build for a board with two libraries: float islands, a refusal, warnings."""
+    rng = np.random.default_rng(6)
+    layers: list[dict[str, Any]] = []
+    for i in range(48):
+        db = float(np.clip(26 - i / 4 + rng.normal(0, 4), -2, 45))
+        layers.append({"id": f"/body/{i}/conv", "op": f"/body/{i}/conv (node {3 * i + 1} of 150, Conv 3x3 32>64)",
+                       "precision": "int8", "reason": "", "macs": 1_000_000 * (1 + i % 7), "sqnr_db": round(db, 2),
+                       "share": round(10 ** (-db / 10) / 3, 5), "scale": 0.04})  # fmt: skip
+    layers[20] |= {
+        "precision": "float",
+        "reason": "the search left it in float",
+        "sqnr_db": 100.0,
+        "share": 0.0,
+    }
+    layers[21] |= {
+        "precision": "float",
+        "reason": "the search left it in float",
+        "sqnr_db": None,
+        "share": None,
+    }
+    floating = [
+        {"id": f"/body/{i}/conv", "op": "Conv", "reason": "the search left it in float", "macs": 7_000_000}
+        for i in (20, 21)
+    ]
+    tail = [
+        {"id": f"/head/{i}/exp", "op": "Exp", "reason": "it stands alone: no integer form of Exp", "macs": 0}
+        for i in range(11)
+    ]
+    trials = [
+        {"label": "mse ranges", "error": 0.674, "kept": True, "seconds": 0.0131, "integer_share": 1.0},
+        {"label": "percentile:99.99 ranges", "error": 0.802, "kept": False},
+        {"label": "minmax ranges", "error": 1.198, "kept": False},
+        {
+            "label": "equalize /body/1/mul (node 5 of 150, SiLU)",
+            "error": 0.2495,
+            "kept": True,
+            "seconds": 0.0132,
+            "integer_share": 1.0,
+        },
+        {"label": "adaround", "error": 0.1980, "kept": True, "seconds": 0.0132, "integer_share": 1.0},
+        {
+            "label": "in integers, all that can be",
+            "error": 0.198,
+            "kept": True,
+            "seconds": 0.0132,
+            "integer_share": 1.0,
+            "metric": 0.2713,
+            "drop": 0.0238,
+            "passed": False,
+        },
+        {
+            "label": "2 nodes in float around the worst 1 values",
+            "error": 0.09,
+            "kept": True,
+            "seconds": 0.0141,
+            "integer_share": 0.93212,
+            "metric": 0.2944,
+            "drop": 0.0007,
+            "passed": True,
+        },
+    ]
+    calibration = {"calibration": "street_64", "digest": "9e6b" * 16, "pictures": 64}
+    integer = {
+        "litert": {"mac_share": 0.93212, "nodes": 150, "integer_nodes": 148, "float": floating},
+        "onnxruntime": {
+            "mac_share": 0.93212,
+            "nodes": 150,
+            "integer_nodes": 137,
+            "float": [*floating, *tail],
+        },
+        "openvino": {"mac_share": 0.93212, "nodes": 150, "integer_nodes": 150, "float": []},
+    }
+    found = full_evidence()
+    outputs = found["payloads"].pop("tensorrt-float16")["outputs"]
+    for name, ms, engine in (
+        (
+            "litert",
+            5.18,
+            {
+                "library": "ai-edge-litert",
+                "version": "2.3.0",
+                "operators": 369,
+                "delegated": 361,
+                "partitions": 3,
+            },
+        ),
+        ("onnxruntime", 6.02, {"library": "onnxruntime", "version": "1.31.1"}),
+    ):
+        found["payloads"][f"{name}-int8"] = {
+            "backend": name,
+            "precision": "int8",
+            "bytes": 1_193_000,
+            "weight_bytes": 928_420,
+            "images": 16,
+            "outputs": outputs,
+            "metric": {"AP": 0.2944, "drop": 0.0007},
+            "integer": integer[name],
+            "engine": engine,
+            "speed": {
+                "ms": ms,
+                "quartiles": [ms - 0.2, ms + 0.3],
+                "ratio": round(10.96 / ms, 3),
+                "float_ms": 10.96,
+                "threads": 1,
+            },
+        }
+    found["agreement"] |= {"unit": "boxes", "score_shift_mean": -0.0318, "lost_score_max": 0.31}
+    found["quantization"] = {
+        "scheme": "search",
+        "calibration": calibration,
+        "searched_for": "LiteRT",
+        "warnings": ["64 calibration pictures are few, expected 100 or more"],
+        "steps": [
+            "mse ranges",
+            "equalize /body/1/mul (node 5 of 150, SiLU)",
+            "adaround",
+            trials[-1]["label"],
+        ],
+        "trials": trials,
+        "metric_looks": 2,
+        "output_error": 0.09,
+        "layers": layers,
+        "integer": integer,
+        "worst_values": [
+            {"value": f"/body/{i}/mul (node {i} of 150, SiLU)", "error": 0.1 / i} for i in range(1, 9)
+        ],
+        "not_lowered": {"tensorrt": "operator NonZero: not known there"},
+        "left_out": {
+            "tensorrt": "operator NonZero: not known there",
+            "openvino": "1.81 times as slow as the fastest",
+        },
+    }
+    return found  # fmt: skip
+
+
 def write(
     path: Path,
     evidence: dict[str, Any],

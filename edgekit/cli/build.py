@@ -7,18 +7,22 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.archive import check_writable
+from edgekit.cli import quantization
 from edgekit.cli.common import MAX_COUNT, filled, integer, one_of, print_json, say
 from edgekit.errors import UsageError, printable
 from edgekit.project import HEADS, PRECISIONS, QUANTIZATIONS, RESIZES
 from edgekit.signing import check_private_key
 from edgekit.target import Target
 from edgekit.tasks import TASKS
+
+if TYPE_CHECKING:
+    from edgekit.toolchain.build import Built
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=one_of("--precision", PRECISIONS),
         default="auto",
         metavar="P",
-        help="auto (each board's default), float32, float16 or int8 (not in this version)",
+        help="auto (each board's default), float32, float16 or int8",
     )
     parser.add_argument("--out", type=filled("--out"), default="dist", metavar="DIR", help="default: dist")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign with this Ed25519 private key (PEM)")
@@ -176,11 +180,33 @@ def main(args: argparse.Namespace) -> int:
         print_json({"bundles": rows})
         return 0
     # what was assumed or could not be checked about the network, once for all its targets
+    warned = {w for b in built for w in b.evidence.get("quantization", {}).get("warnings", ())}
     for note in dict.fromkeys(note for b in built for note in b.evidence["graph"]["notes"]):
-        print(f"edgekit: note: {printable(note)}", file=sys.stderr)
+        say(f"edgekit: {'warning' if note in warned else 'note'}: {note}")
+    tell_quantization(built)
     for b in built:
         print(f"{printable(b.path)}  {b.bytes / 2**20:.2f} MiB  {summary(b.evidence)}")
     return 0
+
+
+def tell_quantization(built: Sequence[Built]) -> None:
+    """On stderr: what the search of each bundle saw (once where targets share it), and a line per variant."""
+    searches: dict[tuple[str, ...], list[str]] = {}
+    for b in built:
+        lines = tuple(quantization.trials(b.evidence))
+        if lines:
+            searches.setdefault((b.model, *lines), []).append(b.target)
+    for (model, *shown), targets in searches.items():
+        say(f"{model} for {', '.join(targets)}: what the search saw, * kept")
+        for line in shown:
+            say(f"  {line}")
+    for b in built:
+        if "quantization" in b.evidence:
+            say(f"{b.model} for {b.target}: variants")
+            for line in quantization.aligned(quantization.variants(b.evidence)):
+                say(f"  {line}")
+            for name, why in quantization.left_out(b.evidence):
+                say(f"  {name}: left out, {why}")
 
 
 def read_targets(text: str) -> list[Target]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edgekit.bundle import Bundle
+from edgekit.cli import quantization
 from edgekit.manifest import KernelStep, Segment
 from edgekit.schema import printable, to_json
 from edgekit.spec import StateSpec, TensorSpec
@@ -178,12 +179,24 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
         ],
     )
     section("On this machine", _here(bundle))
+    if "quantization" in bundle.evidence:
+        e = bundle.evidence
+        section("Variants", _clean(quantization.variants(e)))
+        section("Left out", _clean(quantization.left_out(e)))
+        section("Quantization", _clean(quantization.summary(e)))
+        section("What the search saw, * kept", _clean([(line,) for line in quantization.trials(e)]))
+        section("In float", _clean(quantization.floats(e)) or [("no node",)])
     labels = _labels(manifest.pipeline)
     if labels:
         more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
         section("Labels", [(str(len(labels)), ", ".join(printable(name, 40) for name in labels[:8]) + more)])
-    section("Evidence", _flat(bundle.evidence))
+    shown = {k: v for k, v in bundle.evidence.items() if k != "quantization"}
+    section("Evidence", _flat(shown))
     section("Provenance", _flat(manifest.provenance))
+
+
+def _clean(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [tuple(printable(cell, 200) for cell in row) for row in rows]
 
 
 def _step(number: int, name: str, step: Any) -> tuple[str, ...]:

@@ -108,6 +108,8 @@ def _print(result: dict[str, Any]) -> None:
     print(f"  payload    {result['payload_digest']}")
     print(f"  signature  {result['signature']}")
     print(f"  self-test  {printable(result['self_test'])}")
+    for segment, runs in result.get("runs", {}).items():
+        print(f"  runs       {printable(segment)}: {printable(runs['variant'])}, {printable(runs['why'])}")
     if result["metric"]:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in result["metric"].items() if isinstance(v, float))
         print(f"  metric     {shown} on {result['images']} pictures")

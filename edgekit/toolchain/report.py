@@ -2,7 +2,7 @@
 
 Nothing is loaded from anywhere: styles, plots (SVG) and pictures (data URIs) are inside, and a
 content security policy forbids the rest. The page shows what the bundle's evidence says and, as
-plainly, what was not measured; it computes no figure of its own beyond differences and shares.
+plainly, what was not measured; it computes no figure of its own beyond differences, their means and shares.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from edgekit.toolchain.page import (
     signed,
     table,
 )
+from edgekit.toolchain.report_quant import concerns, quantization
 from edgekit.toolchain.report_sections import (
     Subject,
     agreement,
@@ -157,6 +158,8 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
     """All about one bundle."""
     m = s.bundle.manifest
     word, tone, reason = verdict(s)
+    note = "What runs in integers, how the build got there, and what it cost."
+    quantized = [section("Quantization", note, quantization(s))] if concerns(s) else []
     mark = {"good": "✓", "warn": "!", "bad": "✕"}[tone]
     parts = [
         el("p", "edgekit report" if level == "h1" else s.bundle.path.name, class_="eyebrow"),
@@ -169,9 +172,12 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
         section(
             "Graph", "What the build changed before lowering, each step checked on real input.", graph(s)
         ),
+        *quantized,
         section("Outputs", "Raw outputs of the payload against the float network, same input.", outputs(s)),
         section(
-            s.unit.capitalize(), "What comes out after decoding, against the float network.", agreement(s)
+            s.unit.capitalize(),
+            "What comes out after decoding, against the float network.",
+            agreement(s, plotted_elsewhere=bool(quantized)),
         ),
         section("Accuracy", "The task's own metric on labelled pictures.", metric(s)),
         section("Time", "One picture at a time, stage by stage.", timing(s)),

@@ -299,7 +299,7 @@ def outputs(s: Subject) -> Markup:
     return join([*parts, el("p", legend, class_="legend")])
 
 
-def agreement(s: Subject) -> Markup:
+def agreement(s: Subject, plotted_elsewhere: bool = False) -> Markup:
     reason = s.why_not("agreement")
     if reason:
         return absent(reason)
@@ -319,24 +319,23 @@ def agreement(s: Subject) -> Markup:
     )  # fmt: skip
     if not points:
         return join([facts, el("p", f"No matched {unit} to plot.", class_="legend")])
-    shifts = [b - a_ for a_, b in points]
+    return join([facts, Markup("") if plotted_elsewhere else scores(s)])
+
+
+def scores(s: Subject) -> Markup:
+    """Scores of the payload over those of the float network, and how far they moved."""
+    points = s.evidence.at("agreement").points("pairs")
+    if not points:
+        return Markup("")
+    shifts = [b - a for a, b in points]
     right = (
         plots.histogram(shifts)
         if any(shifts)
         else el("p", f"All {len(shifts)} plotted scores are equal to four decimals.", class_="absent")
     )
-    title = f"Scores of {len(points)} " + ("matched boxes" if unit == "boxes" else "pictures")
+    title = f"Scores of {len(points)} " + ("matched boxes" if s.unit == "boxes" else "pictures")
     figures = el("div", el("figure", plots.scatter(points)), el("figure", right), class_="split")
-    return join(
-        [
-            facts,
-            el(
-                "h3",
-                title,
-            ),
-            figures,
-        ]
-    )
+    return join([el("h3", title), figures])
 
 
 def _number_signed(value: float | None) -> str:
