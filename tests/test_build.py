@@ -19,7 +19,14 @@ from edgekit import archive
 from edgekit.backends.base import Payload
 from edgekit.bundle import Bundle
 from edgekit.cli.main import main
-from edgekit.errors import CalibrationError, EvidenceError, MissingExtraError, ModelError, OutputError, UsageError
+from edgekit.errors import (
+    CalibrationError,
+    EvidenceError,
+    MissingExtraError,
+    ModelError,
+    OutputError,
+    UsageError,
+)
 from edgekit.target import Target
 from edgekit.toolchain import api, cache
 from edgekit.toolchain import build as main_path

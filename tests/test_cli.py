@@ -112,7 +112,9 @@ def test_int8_without_calibration_is_refused_in_one_line_before_any_work(
 
     monkeypatch.setattr(build, "read", lambda *_: pytest.fail("worked first"))
     words = ["build", work / "net.onnx", "--target", "rpi5", "--precision", "int8", "--out", tmp_path / "o"]
-    refusal(cli(*words, *more), 2, "model net: int8 needs pictures to calibrate on, got none", "--calibration")
+    refusal(
+        cli(*words, *more), 2, "model net: int8 needs pictures to calibrate on, got none", "--calibration"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

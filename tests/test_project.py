@@ -286,7 +286,7 @@ def test_named_sets_share_no_seed():
 def test_faulty_named_set(tmp_path, monkeypatch):
     (tmp_path / "calibration").mkdir()
     good = (ROOT / "calibration" / "street.toml").read_text()
-    faulty = re.sub('^sha256 = .*$', 'sha256 = "abc"', good, flags=re.MULTILINE)
+    faulty = re.sub("^sha256 = .*$", 'sha256 = "abc"', good, flags=re.MULTILINE)
     assert faulty != good
     (tmp_path / "calibration" / "mine.toml").write_text(faulty)
     monkeypatch.setenv("EDGEKIT_PATH", str(tmp_path))
