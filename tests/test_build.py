@@ -19,7 +19,14 @@ from edgekit import archive
 from edgekit.backends.base import Payload
 from edgekit.bundle import Bundle
 from edgekit.cli.main import main
-from edgekit.errors import EvidenceError, MissingExtraError, ModelError, OutputError, UsageError
+from edgekit.errors import (
+    CalibrationError,
+    EvidenceError,
+    MissingExtraError,
+    ModelError,
+    OutputError,
+    UsageError,
+)
 from edgekit.target import Target
 from edgekit.toolchain import api, cache
 from edgekit.toolchain import build as main_path
@@ -60,13 +67,15 @@ def damaged(edit: Callable[[np.ndarray], np.ndarray]) -> Callable[..., main_path
     """`main_path.prove` of a payload with one altered layer, beside the float network as it is."""
     original = main_path.prove
 
-    def prove(source: Any, target: Target, payload: Payload, *rest: Any) -> main_path.Proof:
+    def prove(work: Any, target: Target, payloads: tuple[Payload], *rest: Any) -> main_path.Proof:
+        (payload,) = payloads
         model = onnx.load_from_string(payload.data)
         tensors = [t for t in model.graph.initializer if len(t.dims) == 4]
         tensor = tensors[len(tensors) // 2]
         changed = edit(numpy_helper.to_array(tensor).copy())
         tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
-        return original(source, target, dataclasses.replace(payload, data=model.SerializeToString()), *rest)
+        changed_payload = dataclasses.replace(payload, data=model.SerializeToString())
+        return original(work, target, (changed_payload,), *rest)
 
     return prove
 
@@ -130,8 +139,13 @@ def test_precision_that_a_board_cannot_run_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main_path, "read", lambda *_: pytest.fail("worked first"))
-    with pytest.raises(UsageError, match="precision int8 for rpi5"):
-        build(APP, tmp_path, "rpi5", precision="int8")
+    small = dataclasses.replace(Target.load("rpi5"), backends=("onnxruntime",))
+    small = dataclasses.replace(small, precisions={"onnxruntime": ("float32",)})
+    for precision in ("int8", "float16"):
+        with pytest.raises(UsageError, match=f"precision {precision} for rpi5: .* float32 or auto"):
+            build(APP, tmp_path, small, precision=precision)  # type: ignore[arg-type]
+    with pytest.raises(CalibrationError, match="int8 needs pictures to calibrate on"):
+        build(APP / "yolo_lite.onnx", tmp_path, "rpi5", precision="int8")
     with pytest.raises(UsageError, match="key"):
         build(APP, tmp_path, sign_key=tmp_path / "absent.pem")
 

@@ -104,10 +104,18 @@ def test_precision(work: Path, tmp_path: Path, target: str, precision: str, expe
     assert [p["precision"] for p in shown["payloads"]] == [expected]
 
 
-def test_int8_is_refused_in_one_line(work: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--json",), ("--quantization", "minmax")])
+def test_int8_without_calibration_is_refused_in_one_line_before_any_work(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    from edgekit.toolchain import build
+
+    monkeypatch.setattr(build, "read", lambda *_: pytest.fail("worked first"))
     words = ["build", work / "net.onnx", "--target", "rpi5", "--precision", "int8", "--out", tmp_path / "o"]
-    refusal(cli(*words), 2, "int8", "not available in this version", "float16")
-    assert not (tmp_path / "o").exists()
+    refusal(
+        cli(*words, *more), 2, "model net: int8 needs pictures to calibrate on, got none", "--calibration"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_build_measures_accuracy_on_given_labels(work: Path, tmp_path: Path) -> None:
@@ -133,10 +141,18 @@ def test_dry_run_prints_the_plan_and_writes_nothing(work: Path, tmp_path: Path) 
     words = ["build", work / "net.onnx", "--target", "host,jetson-orin", "--out", tmp_path / "o", "--dry-run"]
     ran = cli(*words, "--json")
     plan = json.loads(ran.out)["plan"]
-    assert [(p["target"], p["backend"], p["precision"]) for p in plan] == [
-        ("host", "onnxruntime", "float32"),
-        ("jetson-orin", "tensorrt", "float16"),
+    assert [(p["target"], p["backend"], p["backends"], p["precision"]) for p in plan] == [
+        ("host", "onnxruntime", ["onnxruntime"], "float32"),
+        ("jetson-orin", "tensorrt", ["tensorrt"], "float16"),
     ]
+    words[words.index("host,jetson-orin")] = "rpi5,jetson-orin"
+    given = ["--precision", "int8", "--calibration", work / "pictures", "--json"]
+    plan = json.loads(cli(*words, *given).out)["plan"]
+    assert [(p["backends"], p["precision"]) for p in plan] == [
+        (["onnxruntime", "litert"], "int8"),
+        (["tensorrt"], "int8"),
+    ]
+    words[words.index("rpi5,jetson-orin")] = "host,jetson-orin"
     people = cli(*words)
     assert people.code == ran.code == 0
     assert "net.jetson-orin.edge: tensorrt, float16" in people.out

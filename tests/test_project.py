@@ -286,7 +286,9 @@ def test_named_sets_share_no_seed():
 def test_faulty_named_set(tmp_path, monkeypatch):
     (tmp_path / "calibration").mkdir()
     good = (ROOT / "calibration" / "street.toml").read_text()
-    (tmp_path / "calibration" / "mine.toml").write_text(good + 'sha256 = "abc"\n')
+    faulty = re.sub("^sha256 = .*$", 'sha256 = "abc"', good, flags=re.MULTILINE)
+    assert faulty != good
+    (tmp_path / "calibration" / "mine.toml").write_text(faulty)
     monkeypatch.setenv("EDGEKIT_PATH", str(tmp_path))
     assert {"mine", "street"} <= set(named_sets())
     refuse(lambda: named_set("mine"), "mine.toml", "64 hexadecimal digits")

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=one_of("--precision", PRECISIONS),
         default="auto",
         metavar="P",
-        help="auto (each board's default), float32, float16 or int8",
+        help="auto (each board's default), float32, float16 or int8, which needs pictures to calibrate on",
     )
     parser.add_argument("--out", type=filled("--out"), default="dist", metavar="DIR", help="default: dist")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign with this Ed25519 private key (PEM)")
@@ -120,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=filled("--calibration"),
         metavar="FOLDER|SET",
-        help="pictures to prove on where no labels are needed: a folder or a named set",
+        help="pictures to calibrate int8 on, and to prove on where no labels are needed: a folder or a named set",
     )
     proof.add_argument(
         "--quantization",
@@ -278,6 +278,7 @@ def dry_run(project: Any, targets: list[Target], args: argparse.Namespace) -> in
                     "model": entry.name,
                     "source": str(entry.source),
                     "target": target.name,
+                    "backend": backends[0],
                     "backends": list(backends),
                     "precision": precision,
                     "out": str(out),

@@ -27,7 +27,7 @@ from edgekit.target import Target
 from edgekit.tasks import Spec
 from edgekit.toolchain import cache, evidence, quantize, tasks
 from edgekit.toolchain.accuracy import metric
-from edgekit.toolchain.data import Pictures, pictures
+from edgekit.toolchain.data import Pictures, calibration_set, pictures
 from edgekit.toolchain.running import Running, Subject, run_here
 
 Progress = Callable[[str, int, int], None]
@@ -96,7 +96,7 @@ class Built:
 def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progress: Progress) -> list[Built]:
     """Build one bundle per target; a bundle that fails leaves those before it in place, and nothing of its own.
 
-    Raises: ModelError, LoweringError, UsageError, EvidenceError, OutputError.
+    Raises: ModelError, CalibrationError, LoweringError, UsageError, EvidenceError, OutputError.
     """
     names = [target.name for target in targets]
     if len(set(names)) != len(names) or not names:  # they would write the same file
@@ -185,7 +185,8 @@ def plan(entry: ModelEntry, target: Target, precision: str) -> tuple[tuple[str, 
 
     One backend, except for int8: there every CPU library that can run it here competes; a GPU's goes alone.
 
-    Raises: UsageError for a precision that the board's backends cannot run.
+    Raises: UsageError for a precision that the board's backends cannot run, CalibrationError for int8 without
+    pictures to calibrate on.
     """
     override = entry.on(target.name)
     backends = override.backends or target.backends
@@ -194,6 +195,7 @@ def plan(entry: ModelEntry, target: Target, precision: str) -> tuple[tuple[str, 
     if wanted == "int8":
         capable = tuple(b for b in backends if "int8" in able[b])
         if capable:
+            calibration_set(entry)
             return (("tensorrt",) if "tensorrt" in capable else capable), "int8"
     for backend in backends:
         if wanted == "auto" and able[backend]:
@@ -241,6 +243,9 @@ def prove(
 ) -> Proof:
     """Run the payloads beside the float network and judge them; those that fail are left out if others pass.
 
+    All that pass are kept, in the order given: which of them is fastest depends on the machine and the moment,
+    so the device finds out (runtime.tuning), and two builds give the same bundle. Speeds are evidence only.
+
     Raises: EvidenceError when none is within the limits, unless options.allow_drop.
     """
 
@@ -261,16 +266,13 @@ def prove(
             left_out[subject.candidate.payload.backend] = verdict["reason"]
     timed = is_here(target) and not passing[0][0].simulated
     speed = compare_here([j[0] for j in passing], work.images[0], report) if timed else {}
-    if speed:
-        passing, slow = evidence.keep_fast(passing, speed)
-        left_out |= slow
     subject, _, found, agreement, verdict = passing[0]
     blame = f" ({made.blame})" if made is not None and verdict["passed"] is False else ""
     verdict = evidence.require(verdict, entry.name, target.name, options.allow_drop, blame)
     report("golden values and samples", 0, 1)
     golden, files = evidence.golden([j[0] for j in passing], work.images[0])
     samples, pictures_ = evidence.samples(subject, work.images[:SAMPLE_IMAGES])
-    timing = time_here(subject, work.images[0], report) if timed else None
+    timing = time_here(fastest([j[0] for j in passing], speed), work.images[0], report) if timed else None
     record: dict[str, Any] = {
         "model": source.facts,
         "graph": {
@@ -415,6 +417,11 @@ def compare_here(subjects: Sequence[Subject], image: np.ndarray, progress: Progr
         }
         for name, q in quarters.items()
     }
+
+
+def fastest(subjects: Sequence[Subject], speed: Mapping[str, Any]) -> Subject:
+    """The one that the device would choose: the least median of `compare_here`."""
+    return min(subjects, key=lambda s: float(speed[variant_name(s.candidate.payload)]["ms"]))
 
 
 def open_timed(payload: Payload) -> Running:

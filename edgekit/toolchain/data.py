@@ -183,6 +183,16 @@ def fed(image: np.ndarray, rule: ImagePreprocess) -> np.ndarray:
     return array
 
 
+def calibration_set(entry: ModelEntry) -> DataSet:
+    """What int8 of `entry` is calibrated on. Raises: CalibrationError when the project gives nothing."""
+    if entry.calibration is None:
+        raise CalibrationError(
+            f"model {entry.name}: int8 needs pictures to calibrate on, got none. Give --calibration FOLDER with "
+            "about 100 pictures like those its camera will see, or [model.calibration] in edgekit.toml"
+        )
+    return entry.calibration
+
+
 def calibration_feeds(
     entry: ModelEntry,
     spec: HasPreprocess,
@@ -196,12 +206,7 @@ def calibration_feeds(
     Raises: CalibrationError when the project gives none, or pictures that it also evaluates on;
     UsageError for a folder without pictures.
     """
-    data = entry.calibration
-    if data is None:
-        raise CalibrationError(
-            f"model {entry.name}: int8 needs pictures to calibrate on, got none. Give --calibration FOLDER with "
-            "about 100 pictures like those its camera will see, or [model.calibration] in edgekit.toml"
-        )
+    data = calibration_set(entry)
     paths = calibration_files(data, limit, progress)
     if entry.evaluation is not None:
         check_files(paths, picture_files(entry.evaluation), f"model {entry.name}")

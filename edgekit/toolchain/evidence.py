@@ -207,28 +207,6 @@ def golden(subjects: Sequence[Subject], image: np.ndarray) -> tuple[Golden, dict
     return Golden((source,), tuple(outputs)), files
 
 
-KEEP_WITHIN = 1.25
-"""A variant this much slower than the fastest, measured on the very target, is not shipped."""
-
-Judged = tuple[Subject, list[dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]
-
-
-def keep_fast(judged: Sequence[Judged], speed: Mapping[str, Any]) -> tuple[list[Judged], dict[str, str]]:
-    """(the variants worth shipping, the fastest first; backend -> why it was left out)."""
-
-    def ms(item: Judged) -> float:
-        payload = item[0].candidate.payload
-        return float(speed[f"{payload.backend}-{payload.precision}"]["ms"])
-
-    order = sorted(judged, key=ms)
-    kept = [item for item in order if ms(item) <= KEEP_WITHIN * ms(order[0])]
-    slow = {
-        item[0].candidate.payload.backend: f"{ms(item) / ms(order[0]):.2f} times as slow as the fastest"
-        for item in order[len(kept) :]
-    }
-    return kept, slow
-
-
 def variant_facts(
     subject: Subject, found: Mapping[str, Any], made: Any, speed: Mapping[str, Any]
 ) -> dict[str, Any]:
