@@ -264,7 +264,9 @@ def bundle_entries(path: Path, case: cases.Case, seconds: float | None) -> list[
     return entries
 
 
-def built_bundle(case: cases.Case, calibration: Path | None) -> tuple[Path, float]:
+def built_bundle(
+    case: cases.Case, calibration: Path | None, target: str = "host"
+) -> tuple[Path, float]:
     """Build the network with `edgekit build --precision int8`, from the cache when nothing changed.
 
     Returns: the bundle and the seconds it took. Raises: Unavailable with the build's own words.
@@ -273,14 +275,14 @@ def built_bundle(case: cases.Case, calibration: Path | None) -> tuple[Path, floa
     key = cache.digest(
         case.source.read_bytes(), [p.name for p in pictures], cache.sources("."), cache.tools()
     )
-    out = home() / "bundles" / f"{case.name}-{key[:16]}"
+    out = home() / "bundles" / f"{case.name}-{target}-{key[:16]}"
     record = out / "built.json"
     if not record.is_file():
         words = [
             "build",
             str(case.source),
             "--target",
-            "host",
+            target,
             "--precision",
             "int8",
             "--out",

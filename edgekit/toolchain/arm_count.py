@@ -108,12 +108,9 @@ def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, 
         (stage / "edgekit").symlink_to(Path(edgekit.__file__).resolve().parent)
         command = [str(folder / "armpython"), "-c", GUEST, str(bundle.resolve()), variant, str(RUNS)]
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))},
-            "ARM_DEVICE": profile,
-            "ARM_COUNT": str(counts),
+            **emulated(profile, counts),
             "PYTHONPATH": str(stage),
             "EDGEKIT_CACHE": str(Path(work, "cache")),
-            "OMP_NUM_THREADS": "1",
         }
         try:
             ran = subprocess.run(
@@ -139,6 +136,12 @@ def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, 
             return _none(answer["problem"])
         text = counts.read_text(encoding="utf-8")
         return {"instructions": last_run(text), "problem": "", "libraries": answer["libraries"]}
+
+
+def emulated(profile: str, counts: Path) -> dict[str, str]:
+    """Environment of `armpython` as the board `profile`, one thread, its counts written to `counts`."""
+    host = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))}
+    return {**host, "ARM_DEVICE": profile, "ARM_COUNT": str(counts), "OMP_NUM_THREADS": "1"}
 
 
 def last_run(text: str) -> dict[str, int]:
