@@ -174,7 +174,7 @@ def test_log_ticks(low, ratio):
     assert all(low <= t <= low * ratio for t in ticks)
 
 
-@given(st.lists(st.tuples(st.none() | st.floats(-50, 200), st.none() | st.floats(0, 1), st.booleans()), max_size=30))  # fmt: skip
+@given(st.lists(st.tuples(st.none() | st.floats(-50, 200), st.none() | st.floats(-1, 1), st.booleans()), max_size=30))  # fmt: skip
 def test_layers_stay_inside(rows):
     text = plots_quant.layers([Layer(*row, "") for row in rows])
     room = plots_quant.SQNR_HEIGHT + plots_quant.SHARE_HEIGHT
