@@ -120,7 +120,9 @@ def variants(s: Subject, q: Facts) -> Markup:
     times = [p.at("speed").number(k) for _, p in found for k in ("ms", "float_ms")]
     slowest = max([t for t in times if t is not None], default=0.0)
     key = s.evidence.at("metric").text("name", 20) or "AP"
-    rows = [_float_row(s, found, key, slowest), *(_variant_row(n, p, key, slowest) for n, p in found)]
+    timed = [ms for _, p in found if (ms := p.at("speed").number("ms")) is not None]
+    best = min(timed) if len(timed) > 1 else None
+    rows = [_float_row(s, found, key, slowest), *(_variant_row(n, p, key, slowest, best) for n, p in found)]
     rows += [
         _left_row(as_text(backend, 60), as_text(reason), q, what)
         for what, where in (("left out", "left_out"), ("not lowered", "not_lowered"))
@@ -165,15 +167,16 @@ def _float_row(s: Subject, found: Sequence[tuple[str, Facts]], key: str, slowest
     return [name, "–", fixed(base, 4), "–", _time(ms, None, slowest, "base"), "1 ×" if ms else "–", "–"]
 
 
-def _variant_row(name: str, p: Facts, key: str, slowest: float) -> list[str]:
+def _variant_row(name: str, p: Facts, key: str, slowest: float, best: float | None) -> list[str]:
     measured, speed, share = p.at("metric"), p.at("speed"), p.at("integer").number("mac_share")
-    ratio = speed.number("ratio")
+    ratio, ms = speed.number("ratio"), speed.number("ms")
+    mark = [el("div", "fastest here", class_="pill good")] if best is not None and ms == best else []
     return [
-        join([el("b", name), *(el("div", line, class_="note") for line in engine_lines(p))]),
+        join([el("b", name), *mark, *(el("div", line, class_="note") for line in engine_lines(p))]),
         scaled(p.number("bytes"), "B"),
         fixed(measured.number(key), 4),
         signed(measured.number("drop"), 4),
-        _time(speed.number("ms"), speed.interval("quartiles"), slowest, "fill"),
+        _time(ms, speed.interval("quartiles"), slowest, "fill"),
         f"{ratio:.2f} ×" if ratio is not None else "–",
         percent(share),
     ]
@@ -432,14 +435,21 @@ def shift(s: Subject) -> Markup:
     points = a.points("pairs")
     if mean is None:
         return Markup("")
-    limit = s.evidence.at("accept").number("max_score_shift")
+    accept = s.evidence.at("accept")
+    fall, largest = accept.number("max_confidence_loss"), accept.number("max_score_shift")
     if abs(mean) < 5e-5:
         said = "Scores are as high as the float network's on average"
     else:
-        said = f"Scores are {number(abs(mean), 2)} {'lower' if mean < 0 else 'higher'} than the float network's on average"
+        side = "lower" if mean < 0 else "higher"
+        said = f"Scores are {number(abs(mean), 2)} {side} than the float network's on average"
         said += " (confidence compression)" if mean < 0 else ""
     said += f", by {number(worst_, 2)} at most" if worst_ is not None else ""
-    said += f"; up to {plain(limit)} is accepted." if limit is not None else "; no limit was set."
+    limits = [
+        f"a mean fall of {plain(fall)}" if fall is not None else "",
+        f"a shift of {plain(largest)}" if largest is not None else "",
+    ]
+    accepted = " and ".join(filter(None, limits))
+    said += f"; accepted up to {accepted}." if accepted else "; no limit was set."
     rows = []
     for low, high in BANDS:
         inside = [got - ref for ref, got in points if low <= ref < high]
