@@ -63,7 +63,7 @@ def facts(s: Subject, q: Facts) -> Markup:
             ("Drop", _drop(s)),
             (
                 "Metric asked",
-                f"{times} by the search, on the pictures that it is reported on" if times else "",
+                f"{times} on the way, on the pictures that it is reported on" if times else "",
             ),
             ("Error of the outputs", f"{number(error)} of their variance" if error is not None else ""),
         ]
@@ -145,14 +145,21 @@ def variants(s: Subject, q: Facts) -> Markup:
 
 
 def cards(head: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> Markup:
-    """A table whose rows become cards on a phone. kinds: a character a column, 'n' right, 'l' and 'm' words (long, less so), 'w' a plot."""
+    """A table whose rows become cards on a phone; the first cell of a row with fewer cells spans what is missing.
+
+    kinds: a character a column, 'n' right, 'l' and 'm' words (long, less so), 'w' a plot.
+    """
     classes = {"n": "n", "l": "long", "m": "long less", "w": "wideplot"}
 
     def row(cells: Sequence[str]) -> Markup:
-        return el("tr", join(
-            el("td", cell, class_="empty" if cell == "–" and kind not in "lm" else classes.get(kind), data_label=name or None)
-            for cell, name, kind in zip(cells, head, kinds, strict=True)
-        ))  # fmt: skip
+        span = len(head) - len(cells) + 1
+        places = [(head[0], kinds[0]), *zip(head[span:], kinds[span:], strict=True)]
+        parts = []
+        for i, (cell, (name, kind)) in enumerate(zip(cells, places, strict=True)):
+            tone = "empty" if cell == "–" and kind not in "lm" else classes.get(kind)
+            wide = span if i == 0 and span > 1 else None
+            parts.append(el("td", cell, class_=tone, data_label=name or None, colspan=wide))
+        return el("tr", *parts)
 
     top = el("tr", join(el("th", n, class_=classes.get(k)) for n, k in zip(head, kinds, strict=True)))
     return el("table", el("thead", top), el("tbody", join(map(row, rows))), class_="cards")
@@ -200,7 +207,7 @@ def _left_row(backend: str, reason: str, q: Facts, what: str) -> list[str]:
     share = q.at("integer", backend).number("mac_share")
     why = el("div", f"{what}: {reason}" if reason else what, class_="note")
     name = join([el("span", backend, class_="soft"), why])
-    return [name, "–", "–", "–", "–", "–", percent(share)]
+    return [name, percent(share)]
 
 
 def _time(ms: float | None, quartiles: tuple[float, float] | None, slowest: float, tone: str) -> str:
@@ -280,9 +287,9 @@ def path(s: Subject, q: Facts) -> Markup:
         note += " ms on target: by the cost model, not measured."
     return join(
         [
-            el("h3", "The path of the search"),
-            plots_quant.search_path(dots),
-            el("p", join(legend), class_="legend"),
+            el("h3", "The path of the search" if len(dots) > 1 else "What was tried"),
+            plots_quant.search_path(dots) if len(dots) > 1 else "",
+            el("p", join(legend), class_="legend") if len(dots) > 1 else "",
             cards(head, rows, kinds),
             el("p", note, class_="legend"),
         ]
