@@ -377,12 +377,14 @@ def test_the_boards_get_it_too(data: Path, tmp_path: Path) -> None:
 def test_a_damaged_payload_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = main_path.prove
 
-    def prove(source: Any, target: Any, payload: Any, *rest: Any) -> Any:
+    def prove(work: Any, target: Any, payloads: Any, *rest: Any) -> Any:
+        (payload,) = payloads
         model = onnx.load_from_string(payload.data)
         tensor = next(t for t in model.graph.initializer if list(t.dims) == [3, 3])
         rolled = np.roll(numpy_helper.to_array(tensor), 1, axis=0)
         tensor.CopyFrom(numpy_helper.from_array(rolled, tensor.name))
-        return original(source, target, dataclasses.replace(payload, data=model.SerializeToString()), *rest)
+        changed = dataclasses.replace(payload, data=model.SerializeToString())
+        return original(work, target, (changed,), *rest)
 
     monkeypatch.setattr(main_path, "prove", prove)
     options: dict[str, Any] = {"task": "classify", "preprocess": RULE, "out": tmp_path / "out"}

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.graph import constant, integer, new_weight, only_user, shape
-from edgekit.quant.annotate import set_quant
+from edgekit.quant.annotate import quant, set_quant
 from edgekit.quant.placement import prepared
 from edgekit.quant.ranges import channel_ranges
 from edgekit.quant.stats import Stats, TensorStats
@@ -57,7 +57,7 @@ def candidates(model: ir.Model, stats: Stats) -> list[Candidate]:
     found = []
     model = prepared(model)
     for node in model.graph:
-        if node.op_type != "Conv" or constant(node.inputs[1]) is None:
+        if node.op_type != "Conv" or any(v is not None and constant(v) is None for v in node.inputs[1:]):
             continue
         conv = node.outputs[0]
         value, gate = _activation(conv)
@@ -114,7 +114,8 @@ def equalize(model: ir.Model, chosen: Sequence[Candidate], stats: Stats) -> tupl
     which statistics have to be gathered again; "gate" is the input of a Sigmoid, useful within +-GATE only.
     """
     model = prepared(model)
-    by_name = {str(o.name): o for node in model.graph for o in node.outputs}
+    by_name = {str(v.name): v for v in model.graph.inputs}
+    by_name |= {str(o.name): o for node in model.graph for o in node.outputs}
     changed: dict[str, str] = {}
     for candidate in chosen:
         conv, value = by_name[candidate.conv], by_name[candidate.value]
@@ -130,14 +131,18 @@ def equalize(model: ir.Model, chosen: Sequence[Candidate], stats: Stats) -> tupl
         if candidate.gate is not None:
             sigmoid = by_name[candidate.gate].producer()
             assert sigmoid is not None
-            factor = new_weight(model.graph, f"{candidate.conv}_factor", scale.reshape(1, -1, 1, 1))
+            sizes = (1, -1, *(1,) * (len(shape(conv) or ()) - 2))
+            factor = new_weight(model.graph, f"{candidate.conv}_factor", scale.reshape(sizes))
             set_quant(factor, QuantParams(DType.int8, (float(scale.max()) / STEPS,), (0,)))
-            gate = ir.node("Mul", [conv, factor], name=f"{candidate.conv}_gate")
-            gate.outputs[0].name = f"{candidate.conv}_gate"
+            name = f"{candidate.conv}_gate"
+            while name in by_name or name in model.graph.initializers:
+                name += "_"
+            gate = ir.node("Mul", [conv, factor], name=name)
+            gate.outputs[0].name = name
             gate.outputs[0].shape, gate.outputs[0].type = conv.shape, conv.type
             model.graph.insert_before(sigmoid, gate)
             sigmoid.replace_input_with(0, gate.outputs[0])
-            changed[f"{candidate.conv}_gate"] = "gate"
+            changed[name] = "gate"
     return model, changed
 
 
@@ -147,6 +152,8 @@ def _activation(conv: ir.Value) -> tuple[ir.Value, ir.Node | None]:
     if user is not None and user.op_type in ("Relu", "LeakyRelu"):
         return user.outputs[0], None
     users = [node for node, _ in conv.uses()]
+    if conv.is_graph_output():
+        return conv, None
     if len(users) == 2 and {n.op_type for n in users} == {"Sigmoid", "Mul"}:
         sigmoid, mul = sorted(users, key=lambda n: n.op_type, reverse=True)
         if only_user(sigmoid.outputs[0]) is mul:
@@ -226,8 +233,9 @@ def factors_of(model: ir.Model) -> Mapping[str, np.ndarray]:
     """The constants in front of Sigmoids that `equalize` put into `model`, by the name of the value they scale."""
     found = {}
     for node in model.graph:
-        if node.op_type == "Mul" and str(node.outputs[0].name).endswith("_gate"):
+        user = only_user(node.outputs[0]) if node.op_type == "Mul" else None
+        if user is not None and user.op_type == "Sigmoid" and quant(node.inputs[1]) is not None:
             numbers = constant(node.inputs[1])
-            if numbers is not None:
-                found[str(node.inputs[0].name)] = numbers.reshape(-1)  # type: ignore[union-attr]
+            assert numbers is not None and node.inputs[0] is not None, "as `equalize` made it"
+            found[str(node.inputs[0].name)] = numbers.reshape(-1)
     return found

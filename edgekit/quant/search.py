@@ -30,6 +30,7 @@ from edgekit.quant.sensitivity import Probe, output_error
 from edgekit.quant.silu_range import silu_ranges
 from edgekit.quant.simulate import Feed
 from edgekit.quant.stats import Stats
+from edgekit.quant.weights import codes
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, of)"""
@@ -144,10 +145,19 @@ def search(problem: Problem, progress: Progress) -> Quantized:
 
 
 def carry(found: Quantized, rules: Rules) -> ir.Model:
-    """The network of `found` placed by other rules: the same ranges, weights, repairs and float islands."""
-    model = found.model.clone()
-    for value in [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]:
-        set_quant(value, None)
+    """The network of `found` placed by other rules: the same ranges, weights, repairs and float islands.
+
+    Weights whose codes reach beyond what the rules allow are rounded anew, from the float network.
+    """
+    model = _unplaced(found.model)
+    exact = found.exact.graph.initializers
+    for name, value in model.graph.initializers.items():
+        params, numbers = quant(value), constant(value)
+        if params is None or params.axis is None or numbers is None or name not in exact:
+            continue
+        if np.abs(codes(numbers, params)).max() > rules.weight_limit:
+            set_quant(value, None)
+            value.const_value = exact[name].const_value
     return place(model, found.stats, rules, found.choices)
 
 
@@ -311,9 +321,9 @@ def _costlier(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
 
 
 def _islands(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
-    """Give values back to float, the most damaging first, until the gate passes."""
+    """Give values back to float, the most damaging first, until the gate passes or no integers are left."""
     ranked = bench.rank(best, progress)
-    found = best
+    found = replace(best, ranked=tuple(ranked))
     for count in (n for n in ISLANDS if n // 2 < len(ranked)):
         names = {name for name, _ in ranked[:count]}
         nodes = frozenset(_around(best.model, names, bench.problem.rules))
@@ -321,6 +331,8 @@ def _islands(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
         choices = replace(best.choices, float_nodes=best.choices.float_nodes | nodes)
         model = place(_unplaced(best.model), best.stats, bench.problem.rules, choices)
         label = f"{len(nodes)} nodes in float around the worst {min(count, len(ranked))} values"
+        if integer_share(lint(model, bench.problem.rules)) == 0:
+            break  # nothing is left to be called INT8: the last look stands
         found = bench.measured(model, best.exact, best.stats, choices, (*best.steps, label))
         found = replace(found, look=bench.problem.gate(found.model), ranked=tuple(ranked))
         bench.note(label, found, found.look.passed is not False)

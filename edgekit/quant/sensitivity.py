@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.graph import new_weight
-from edgekit.quant.annotate import quant
 from edgekit.quant.simulate import Feed, fake_quantized
 
 Progress = Callable[[str, int, int], None]
@@ -34,8 +32,9 @@ def output_error(exact: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray])
 class Probe:
     """An annotated model whose roundings can be switched.
 
-    values: the annotated activations, in graph order. `error(names)` is the output error with just those
-    rounded; `error()` with all of them. Weights and biases are always rounded unless float_weights.
+    values: names of the annotated activations, and of constants with one scale. `error(names)` is the output
+    error with just those rounded; `error()` with all of them. Weights and biases are always rounded: the
+    errors are those of activations alone.
     """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
@@ -109,12 +108,3 @@ def _add_switches(model: ir.Model) -> tuple[str, ...]:
         where.replace_input_with(1, rounded)
         found.append(name)
     return tuple(found)
-
-
-def annotated(model: ir.Model) -> list[str]:
-    """Names of the annotated activations of `model`, in graph order."""
-    values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
-    return [str(v.name) for v in values if quant(v) is not None]
-
-
-__all__ = ["Probe", "annotated", "new_weight", "output_error"]

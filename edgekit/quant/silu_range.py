@@ -13,14 +13,14 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.quant.ranges import params
+from edgekit.quant.ranges import activation_range, params
 from edgekit.quant.stats import Stats, TensorStats
 
 PAPER = "Nagel et al. 2021 (white paper), section 3.1"
 LOWS = -np.geomspace(1.0, 16.0, 17)
-"""Candidate low ends; the seen one joins them. silu(-16) = -2e-6."""
+"""Candidate low ends; the seen one and that of scheme "mse" join them. silu(-16) = -2e-6."""
 HIGHS = np.linspace(0.3, 1.0, 15)
-"""Candidate high ends, as shares of the largest value seen."""
+"""Candidate high ends, as shares of the largest value seen; that of scheme "mse" joins them."""
 GAIN = 0.01
 """Clip the high end only where that lowers the error by more than this share: unseen data is larger."""
 
@@ -55,7 +55,9 @@ def silu_range(stats: TensorStats) -> tuple[float, float]:
     counts = stats.counts[used].astype(np.float64)
     exact = _silu(centres)
     seen = min(stats.low, 0.0), max(stats.high, 0.0)
-    lows = sorted({seen[0], *(float(x) for x in LOWS if x > seen[0])})
+    mse = activation_range(stats, "mse")  # among the candidates: the result is no worse
+    lows = sorted({seen[0], mse[0], *(float(x) for x in LOWS if x > seen[0])})
+    highs = sorted({mse[1], *(seen[1] * float(share) for share in HIGHS)} - {seen[1]})
 
     def error(low: float, high: float) -> float:
         found = params(low, high)
@@ -66,11 +68,11 @@ def silu_range(stats: TensorStats) -> tuple[float, float]:
     best = min((error(low, seen[1]), low) for low in lows)
     low, high = best[1], seen[1]
     limit = best[0] * (1 - GAIN)
-    for share in HIGHS[:-1]:
+    for end in highs:
         for candidate in lows:
-            found = error(candidate, seen[1] * float(share))
+            found = error(candidate, end)
             if found < limit:
-                limit, low, high = found, candidate, seen[1] * float(share)
+                limit, low, high = found, candidate, end
     return low, high
 
 
