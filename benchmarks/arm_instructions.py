@@ -136,7 +136,13 @@ def on_board(file: File, x: np.ndarray, profile: str, work: Path) -> tuple[dict[
     words = [str(arm_dir() / "armpython"), "-c", GUEST, file.library]
     words += [str(work / "file"), str(work / "x.npy"), str(out)]
     ran = subprocess.run(
-        words, env=emulated(profile, counts), cwd=work, capture_output=True, text=True, errors="replace", check=False
+        words,
+        env=emulated(profile, counts),
+        cwd=work,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
@@ -147,7 +153,7 @@ def on_board(file: File, x: np.ndarray, profile: str, work: Path) -> tuple[dict[
 
 
 def compared(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> str:
-    """"bitwise", or the largest difference in parts of the largest value of its output."""
+    """ "bitwise", or the largest difference in parts of the largest value of its output."""
     if all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(want, got, strict=True)):
         return "bitwise"
     worst = 0.0
@@ -160,7 +166,9 @@ def compared(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> str:
 # --- files ------------------------------------------------------------------------------------------
 
 
-def peer_files(case: cases.Case, data: cases.Calibration, names: Sequence[str], say: Callable[[str], None]) -> list[File]:
+def peer_files(
+    case: cases.Case, data: cases.Calibration, names: Sequence[str], say: Callable[[str], None]
+) -> list[File]:
     """The peers' files, made or found by benchmarks/peers, with their SQNR."""
     found, inputs = [], [case.feed(image) for image in case.pictures[:SQNR_PICTURES]]
     reference = peers.peer_entry("ort-float", case, data).answer(inputs)
@@ -195,7 +203,9 @@ def edgekit_files(
     found = []
     with Bundle.open(path) as bundle:
         for _, variant in bundle.manifest.variants():
-            file = File(f"edgekit {variant.name}", f"edgekit, {variant.backend} {variant.precision}", variant.backend)
+            file = File(
+                f"edgekit {variant.name}", f"edgekit, {variant.backend} {variant.precision}", variant.backend
+            )
             file.data = bytes(bundle.read(variant.path))
             answer = entries[file.name].answer(inputs)
             file.sqnr_db = round(cases.sqnr(reference, answer), 1)
@@ -223,7 +233,9 @@ def count(files: Sequence[File], x: np.ndarray, profile: str, say: Callable[[str
 def table(files: Sequence[File], macs: int) -> list[str]:
     """Millions of instructions by class, the fewest first; those without figures at the end."""
     lines = [
-        f"  {'':44}" + "".join(f"{c:>11}" for c in CLASSES if c != "sve") + f"{'per MAC':>9}{'SQNR dB':>9}{'vs host':>10}"
+        f"  {'':44}"
+        + "".join(f"{c:>11}" for c in CLASSES if c != "sve")
+        + f"{'per MAC':>9}{'SQNR dB':>9}{'vs host':>10}"
     ]
     for file in sorted((f for f in files if not f.why), key=lambda f: f.counts["all"]):
         row = "".join(f"{file.counts[c] / 1e6:11.2f}" for c in CLASSES if c != "sve")
@@ -234,6 +246,7 @@ def table(files: Sequence[File], macs: int) -> list[str]:
 
 def verdict(files: Sequence[File]) -> str:
     """edgekit's fewest against the fewest of the INT8 peers."""
+
     def best(ours: bool) -> File | None:
         rows = [f for f in files if f.counts and f.name.startswith("edgekit") == ours]
         return min(rows, key=lambda f: f.counts["all"], default=None)
@@ -245,11 +258,15 @@ def verdict(files: Sequence[File]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", default=",".join(NETWORKS), help=f"of {', '.join(cases.NAMES)}")
     parser.add_argument("--board", default="rpi5", help="targets that can be emulated, by comma (rpi5)")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--calibration", type=Path, metavar="DIR", help="pictures (default: synthetic streets)")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="pictures (default: synthetic streets)"
+    )
     parser.add_argument("--count", type=int, default=100, help="how many of them (100)")
     parser.add_argument("--bundle", type=Path, help="count this edgekit bundle instead of building one")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "arm_instructions.jsonl")
@@ -272,13 +289,27 @@ def main() -> None:
             folder = args.calibration if case.data is not None else None
             rows = files + edgekit_files(case, data, args.bundle, folder, target.name)
             count(rows, x, known[board], say)
-            print(f"\n{name} on an emulated {known[board]}: {macs / 1e6:.0f} M MACs, millions of instructions per inference, one thread")
+            print(
+                f"\n{name} on an emulated {known[board]}: {macs / 1e6:.0f} M MACs, millions of instructions per inference, one thread"
+            )
             print("\n".join(table(rows, macs)) + f"\n{verdict(rows)}", flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             with args.out.open("a", encoding="utf-8") as log:
                 for row in rows:
                     line: Mapping[str, Any] = {k: v for k, v in asdict(row).items() if k != "data"}
-                    log.write(json.dumps({"benchmark": "arm_instructions", "network": name, "board": known[board], **line, "bytes": len(row.data), "commit": peers.commit()}) + "\n")
+                    log.write(
+                        json.dumps(
+                            {
+                                "benchmark": "arm_instructions",
+                                "network": name,
+                                "board": known[board],
+                                **line,
+                                "bytes": len(row.data),
+                                "commit": peers.commit(),
+                            }
+                        )
+                        + "\n"
+                    )
 
 
 if __name__ == "__main__":

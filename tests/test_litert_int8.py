@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from edgekit.backends.litert.emitter import whole_rows
 from edgekit.backends.litert.lower import INTEGER_IO, lower
 from edgekit.backends.litert.plan import SIGMOID, make
 from edgekit.errors import LoweringError, UsageError
@@ -164,6 +165,23 @@ def test_operator(name: str) -> None:
     off = 4 if name == "hard swish" else 2 if name in ("tanh", "sigmoid") else 1
     model = graph([node(op, ["x", *more], ["y"], **attributes)], {"x": (1, 4, 6, 6)}, weights)
     check(model, off=off, low=-4, high=4)
+
+
+@pytest.mark.parametrize(
+    ("codes_shape", "result", "want"),
+    [
+        ((1, 1, 1, 16), (1, 208, 208, 16), (1, 1, 208, 16)),
+        ((1, 1, 1, 256), (1, 8, 8, 256), (1, 1, 1, 256)),  # wide enough as it is
+        ((1, 1, 1, 100), (1, 8, 200, 100), (1, 1, 1, 100)),  # a row would take much of the file
+        ((1, 1, 1, 1), (1, 6, 6, 4), (1, 1, 1, 1)),
+        ((1, 6, 6, 1), (1, 6, 6, 1), (1, 6, 6, 1)),
+    ],
+)
+def test_narrow_constants_are_repeated_for_a_row(codes_shape: Any, result: Any, want: Any) -> None:
+    given = np.random.default_rng(1).integers(-127, 127, codes_shape).astype(np.int8)
+    rows = whole_rows(given, result)
+    assert rows.shape == want
+    assert (np.broadcast_to(rows, result) == np.broadcast_to(given, result)).all()
 
 
 def test_matrix_products() -> None:

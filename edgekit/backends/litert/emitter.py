@@ -207,6 +207,7 @@ class Emitter:
             full = layout.arrange(full, order)
             if unit.integer:
                 own_params, codes = quantize_constant(full, quant(value))
+                codes = whole_rows(codes, layout.stored(full_shape(unit.outputs[0]), order))
                 return self.writer.constant(codes, str(value.name), own_params)
             return self.floats(full, str(value.name))
         params = self.params(unit, value)
@@ -238,6 +239,21 @@ class Emitter:
         from edgekit.backends.litert.writer import schema
 
         return int(getattr(schema().ActivationFunctionType, unit.act))
+
+
+NARROW, ROW_BYTES = 128, 1 << 14
+
+
+def whole_rows(codes: np.ndarray, result: Sequence[int]) -> np.ndarray:
+    """Codes of one value per channel [1, 1, 1, C], repeated for a row of the picture [1, 1, W, C] if C is small.
+
+    XNNPACK starts its loop anew for every pixel otherwise, which costs more than the few codes it handles there.
+    """
+    if codes.ndim != 4 or codes.shape[:3] != (1, 1, 1) or codes.shape[3] != result[3]:
+        return codes
+    if codes.shape[3] > NARROW or codes.shape[3] * result[2] > ROW_BYTES:
+        return codes
+    return np.tile(codes, (1, 1, result[2], 1))
 
 
 def _version(params: QuantParams | None, integer: int = 2, real: int = 1) -> int:
