@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,14 @@ from benchmarks import torch_networks as networks
 from edgekit import frontends, host
 from edgekit.backends.onnxruntime.lower import lower
 from edgekit.kernels.letterbox import letterbox
+from edgekit.optional import load_cv2
 from edgekit.passes import prepare
 from edgekit.picture import read_picture
 from edgekit.synth.street import StreetWorld
 from edgekit.tasks.detect.coco import COCO_CLASSES
 from edgekit.tasks.detect.dataset import CocoSet, read_coco
 from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.toolchain.cache import sources
 
 TRAINED = {
     "yolox_nano": "yolox_nano/yolox_nano.onnx",
@@ -34,6 +37,7 @@ NAMES = (*TRAINED, *networks.NETWORKS)
 STREETS = (1_500_000, 500_000)
 """Seeds of the streets that networks are calibrated and judged on where no pictures are given."""
 SQNR_PICTURES = 16
+PICTURE = networks.PICTURE
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -133,7 +137,7 @@ def load(name: str) -> Case:
 
 def street(seed: int, count: int) -> tuple[np.ndarray, ...]:
     """Synthetic street pictures, uint8 [360, 640, 3] BGR."""
-    return tuple(StreetWorld(seed + i, 640, 360).frame(45).image for i in range(count))
+    return tuple(StreetWorld(seed + i, *PICTURE).frame(45).image for i in range(count))
 
 
 def calibration(case: Case, folder: Path | None, count: int) -> Calibration:
@@ -146,10 +150,7 @@ def calibration(case: Case, folder: Path | None, count: int) -> Calibration:
         images: Sequence[np.ndarray] = street(STREETS[0], count)
         what = f"{count} synthetic streets from seed {STREETS[0]}"
     else:
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not files:
-            raise ValueError(f"calibration {folder}: holds no pictures")
-        files = [files[i * len(files) // count] for i in range(count)] if count < len(files) else files
+        files = chosen_files(folder, count)
         judged = (
             {hashlib.sha256(p.path.read_bytes()).digest() for p in case.data.images} if case.data else set()
         )
@@ -158,6 +159,39 @@ def calibration(case: Case, folder: Path | None, count: int) -> Calibration:
             raise ValueError(f"calibration {folder}: {both[0]} is also judged on, expected other pictures")
         images, what = [read_picture(p) for p in files], f"{len(files)} pictures of {folder.name}"
     return Calibration(np.concatenate([case.feed(image) for image in images]), what)
+
+
+def chosen_files(folder: Path, count: int) -> list[Path]:
+    """`count` pictures of a folder, evenly spaced in name order. Raises: ValueError when there is none."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    if not files:
+        raise ValueError(f"calibration {folder}: holds no pictures")
+    return [files[i * len(files) // count] for i in range(count)] if count < len(files) else files
+
+
+def calibration_folder(folder: Path | None, count: int, cache: Path) -> Path:
+    """The very pictures of `calibration` as files in a folder of their own under `cache`, for a command line.
+
+    Raises: ValueError as `calibration`.
+    """
+    files = [] if folder is None else chosen_files(folder, count)
+    state = hashlib.sha256(f"{STREETS[0]} {count} {PICTURE}".encode() if folder is None else b"")
+    for file in files:
+        state.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    if folder is None:  # a new artist draws new pictures
+        state.update(sources("synth").encode())
+    made = cache / state.hexdigest()[:16]
+    if made.is_dir():
+        return made
+    work = made.with_suffix(f".{os.getpid()}.tmp")
+    work.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, work / file.name)
+    for i, image in enumerate(street(STREETS[0], count) if folder is None else ()):
+        ok = load_cv2("draw pictures").imwrite(str(work / f"{i:04}.png"), image)
+        assert ok, "a valid picture encodes"
+    work.rename(made)
+    return made
 
 
 def name_layers(data: bytes) -> tuple[bytes, tuple[Layer, ...]]:
