@@ -33,19 +33,21 @@ def build(
     limit: int | None = None,
     sign_key: str | Path | None = None,
     allow_drop: bool = False,
+    quantization: str = "search",
     progress: Progress | None = None,
 ) -> list[Bundle]:
     """Build a model for one or several targets.
 
     model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
     task: detect (the default of a bare network) or classify.
-    precision: float32, float16 or auto (each target's default).
+    precision: float32, float16, int8 (needs calibration) or auto (each target's default).
+    quantization: how int8 is found: search, or one plain range scheme (minmax, percentile, entropy, mse).
     head: detector family when it is not found by structure; columns: of the output, for head "rows".
     classes: file of their names, one a line. shapes: sizes of inputs that the file leaves open.
     preprocess: the input rule, or what differs from the one found: resize, shorter_side, color, mean, std,
         pad_value, layout, dtype (docs/projects.md). A classifier needs resize, color, mean and std.
-    calibration: folder of pictures or name of a set; without labelled pictures they stand in for them
-        wherever no labels are needed.
+    calibration: folder of pictures or name of a set: int8 is calibrated on them; without labelled pictures
+        they stand in for them wherever no labels are needed.
     instances, images: COCO annotations and their pictures, to prove the accuracy on; limit: only
         the first so many. data: the same for any task: for a classifier a folder per class, a table
         (.csv, .jsonl, with its pictures in images or beside it) or arrays (.npz).
@@ -53,7 +55,7 @@ def build(
     allow_drop: write a bundle that misses its limits all the same, marked as such.
     progress: called as progress(what, done, of).
     Returns: the bundles, open, in the order of models and targets.
-    Raises: ModelError, LoweringError, UsageError (bad input); EvidenceError (accuracy budget missed);
+    Raises: ModelError, CalibrationError, LoweringError, UsageError (bad input); EvidenceError (accuracy budget missed);
     OutputError (cannot write).
     """
     require_extras()
@@ -62,9 +64,13 @@ def build(
     if task is not None and task not in TASKS:
         raise UsageError(f"task {task!r}: unknown. {did_you_mean(task, TASKS)}")
     labels = data if data is not None else instances
-    from edgekit.project import open_project, with_options
+    from edgekit.project import QUANTIZATIONS, open_project, with_options
     from edgekit.toolchain import build as main_path
 
+    if quantization not in QUANTIZATIONS:
+        raise UsageError(
+            f"quantization {quantization!r}: unknown. {did_you_mean(quantization, QUANTIZATIONS)}"
+        )
     project = with_options(
         open_project(Path(model)),
         head=head,
@@ -80,8 +86,9 @@ def build(
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: expected at least 1")
+    key = Path(sign_key) if sign_key else None
     options = main_path.Options(
-        Path(out), precision, Path(sign_key) if sign_key else None, allow_drop, dict(shapes or {}), limit
+        Path(out), precision, key, allow_drop, dict(shapes or {}), limit, quantization
     )
     quiet: Progress = progress or (lambda what, done, of: None)
     built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]
