@@ -15,6 +15,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     import os
 
     os.environ["EDGEKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if "EDGEKIT_ARM_COUNT" not in os.environ:  # builds would count instructions where an emulator is set up
+        os.environ["EDGEKIT_ARM_DIR"] = str(tmp_path_factory.mktemp("arm"))
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,9 @@ def test_monitor_cancels_nvidias_build() -> None:
 def test_ctrl_c_ends_a_build_process() -> None:
     """A real SIGINT in a loop of builds: the process ends by KeyboardInterrupt, not by a crash."""
     code = (
-        "import sys, tensorrt_rtx as trt\n"
+        "import signal, sys, tensorrt_rtx as trt\n"
+        # a shell starts what runs in its background with Ctrl-C ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tests.test_tensorrt_nvidia import payload, compile_engine\n"
         "data, plan = payload()\n"
         "print('ready', flush=True)\n"
@@ -166,7 +168,10 @@ def test_ctrl_c_ends_a_build_process() -> None:
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == -signal.SIGINT, errors
     assert errors.rstrip().endswith("KeyboardInterrupt")
 

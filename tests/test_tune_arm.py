@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import UsageError
 from edgekit.manifest import GoldenTensor
+from edgekit.target import Target
 from edgekit.toolchain import arm_count
 from tests.cli_runs import cli, refusal
 from tests.helpers import ROOT
@@ -99,19 +100,61 @@ def test_boards_are_found_by_their_cores(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_process_that_dies_is_a_problem_of_its_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "devices" / "pi5" / "proc").mkdir(parents=True)
-    (tmp_path / "devices" / "pi5" / "qemu-cpu").touch()
-    (tmp_path / "devices" / "pi5" / "proc" / "cpuinfo").write_text(
-        "processor\t: 0\nCPU implementer\t: 0x41\n"
-    )
-    (tmp_path / "armpython").write_text("#!/bin/sh\necho 'Illegal instruction' >&2\nexit 132\n")
-    (tmp_path / "armpython").chmod(0o755)
+    emulator(tmp_path, "echo 'Illegal instruction' >&2\nexit 132")
     monkeypatch.setenv("EDGEKIT_ARM_DIR", str(tmp_path))
     found = arm_count.count(bundle(tmp_path / "b.edge"), "pi5")
     assert {name: row["instructions"] for name, row in found["variants"].items()} == dict.fromkeys(
         ("float32", "int8", "wrong")
     )
     assert "ended with 132: Illegal instruction" in found["variants"]["int8"]["problem"]
+
+
+def emulator(folder: Path, script: str) -> None:
+    """A folder that looks like the emulator of a Pi 5, whose `armpython` is `script`."""
+    (folder / "devices" / "pi5" / "proc").mkdir(parents=True)
+    (folder / "devices" / "pi5" / "qemu-cpu").touch()
+    cpuinfo = "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n"
+    (folder / "devices" / "pi5" / "proc" / "cpuinfo").write_text(cpuinfo)
+    (folder / "armpython").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "armpython").chmod(0o755)
+
+
+COUNTING = "\n".join(
+    [f"echo '{mark(i, all=i * 1234567, dot=i * 999)}' >> $ARM_COUNT" for i in range(3)]
+    + ["echo '{\"libraries\": {}}'"]
+)
+
+
+def test_a_build_records_counts_within_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, precisions = Target.load("rpi5"), {"float32": "float32", "int8": "int8"}
+    written: list[Path] = []
+
+    def write_into(folder: Path) -> Path:
+        written.append(bundle(folder / "b.edge"))
+        return written[-1]
+
+    monkeypatch.setenv("EDGEKIT_ARM_DIR", str(tmp_path))
+    absent = arm_count.record(target, 10**6, precisions, write_into)
+    assert all("edgekit tune BUNDLE --board rpi5" in row["not_measured"] for row in absent.values())
+    emulator(tmp_path, COUNTING)
+    found = arm_count.record(target, 10**6, precisions, write_into)
+    counts = {**dict.fromkeys(arm_count.CLASSES, 0), "all": 1230000, "dot": 999}
+    row = {"board": "pi5", "counts": counts, "note": arm_count.WHAT}
+    assert found == {"float32": row, "int8": row}
+    assert len(written) == 1 and not written[0].exists()
+    # floats of a network this large would take minutes, its integers would not
+    found = arm_count.record(target, 3 * 10**9, precisions, write_into)
+    assert "3000 M MACs in float32" in found["float32"]["not_measured"] and "counts" in found["int8"]
+    emulator(tmp_path / "broken", "echo gone >&2; exit 1")
+    monkeypatch.setenv("EDGEKIT_ARM_DIR", str(tmp_path / "broken"))
+    found = arm_count.record(target, 10**6, {"int8": "int8"}, write_into)
+    assert "gone" in found["int8"]["not_measured"]
+    assert arm_count.record(Target.load("jetson-orin"), 10**6, precisions, write_into) == {}
+
+
+@pytest.mark.parametrize(("number", "want"), [(0, 0), (7, 7), (999, 999), (1234, 1230), (90896939, 90900000)])
+def test_counts_are_recorded_to_three_digits(number: int, want: int) -> None:
+    assert arm_count.rounded(number) == want
 
 
 @emulated

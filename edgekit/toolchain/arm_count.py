@@ -12,6 +12,8 @@ import json
 import os
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,15 @@ RUNS = 2
 """The first fills caches and tables; the second is counted."""
 
 TIMEOUT_S = 1800.0
+
+BUILD_S = 60.0
+"""What a build may spend on counting all its variants."""
+START_S, INFERENCES = 6.0, 1 + RUNS
+"""Emulated start-up with imports; inferences of one count, the self-test's included."""
+SECONDS_PER_MAC = {"int8": 3e-9, "": 16e-9}
+"""Of the emulator on a common machine, rounded up twofold; floats are computed in software."""
+DIGITS = 3
+"""Significant digits of a recorded count: the rest differs between two runs of the same file."""
 
 WHAT = "emulated instructions per inference, one thread: a proxy, not a timing"
 
@@ -61,10 +72,62 @@ def boards(folder: Path | None = None) -> dict[str, str]:
     return known
 
 
-def count(bundle: Path, board: str, variants: tuple[str, ...] = ()) -> dict[str, Any]:
+def record(
+    target: Target, macs: int, payloads: Mapping[str, str], write: Callable[[Path], Path]
+) -> dict[str, dict[str, Any]]:
+    """What the evidence of a build says of instructions, per variant; {} for a target that is no ARM CPU.
+
+    payloads: variant -> precision. write: writes the bundle into a folder and returns its path; called only
+    if the emulator is set up here and the counting is expected to take less than BUILD_S in all.
+
+    Returns: variant -> {board, counts: {class: per inference, DIGITS significant digits}, note}, or
+    {not_measured: why and what to do}.
+    """
+    if target.arch != "aarch64" or target.gpu is not None:
+        return {}
+    later = f"Run: edgekit tune BUNDLE --board {target.name}"
+    try:
+        known = boards()
+    except UsageError:
+        return {name: {"not_measured": f"no ARM emulator on the build machine. {later}"} for name in payloads}
+    if target.name not in known:
+        return {name: {"not_measured": "no emulated board has its core"} for name in payloads}
+    found: dict[str, dict[str, Any]] = {}
+    left = BUILD_S
+    with tempfile.TemporaryDirectory(prefix="edgekit-count-") as folder:
+        path: Path | None = None
+        for name, precision in payloads.items():
+            expected = START_S + INFERENCES * macs * SECONDS_PER_MAC.get(precision, SECONDS_PER_MAC[""])
+            if expected > left:
+                why = f"{macs / 1e6:.0f} M MACs in {precision} take the emulator too long for a build"
+                found[name] = {"not_measured": f"{why}. {later}"}
+                continue
+            path = path or write(Path(folder))
+            start = time.monotonic()
+            try:
+                row = count(path, target.name, (name,), timeout_s=left)["variants"][name]
+            except EdgekitError as error:  # a proxy is no reason to lose a build
+                row = _none(str(error))
+            left -= time.monotonic() - start
+            if row["instructions"] is None:
+                found[name] = {"not_measured": row["problem"]}
+                continue
+            counts = {kind: rounded(number) for kind, number in row["instructions"].items()}
+            found[name] = {"board": known[target.name], "counts": counts, "note": WHAT}
+    return found
+
+
+def rounded(number: int) -> int:
+    """To DIGITS significant digits."""
+    return round(number, DIGITS - len(str(number))) if number > 0 else 0
+
+
+def count(
+    bundle: Path, board: str, variants: tuple[str, ...] = (), timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
     """Run every variant of the bundle at `bundle`, or those of `variants`, once each on the emulated `board`.
 
-    board: a target (`rpi5`) or a profile of tools/arm (`pi5`). The golden input is used, and every variant
+    board: a target (`rpi5`) or a profile of tools/arm (`pi5`). timeout_s: for each variant. The golden input is used, and every variant
     has to pass the bundle's self-test there, latency aside.
 
     Returns JSON values: bundle, payload_digest, board, what (a label to print beside the figures), libraries,
@@ -86,7 +149,7 @@ def count(bundle: Path, board: str, variants: tuple[str, ...] = ()) -> dict[str,
     found: dict[str, Any] = {}
     libraries: dict[str, str] = {}
     for name in variants or tuple(names):
-        answer = _guest(folder, known[board], bundle, name)
+        answer = _guest(folder, known[board], bundle, name, timeout_s)
         libraries.update(answer.pop("libraries", {}))
         found[name] = answer
     return {
@@ -99,7 +162,7 @@ def count(bundle: Path, board: str, variants: tuple[str, ...] = ()) -> dict[str,
     }
 
 
-def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, Any]:
+def _guest(folder: Path, profile: str, bundle: Path, variant: str, timeout_s: float) -> dict[str, Any]:
     """One variant in its own emulated process: a fault there ends that one only."""
     with tempfile.TemporaryDirectory(prefix="edgekit-arm-") as work:
         stage, counts = Path(work, "stage"), Path(work, "counts.jsonl")
@@ -120,13 +183,13 @@ def _guest(folder: Path, profile: str, bundle: Path, variant: str) -> dict[str, 
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=TIMEOUT_S,
+                timeout=timeout_s,
                 check=False,
             )
         except OSError as error:
             raise EdgekitError(f"ARM emulator {folder}: cannot be started: {error.strerror}") from None
         except subprocess.TimeoutExpired:
-            return _none(f"took longer than {TIMEOUT_S:.0f} s in the emulator")
+            return _none(f"took longer than {timeout_s:.0f} s in the emulator")
         lines = ran.stdout.splitlines()
         if ran.returncode != 0 or not lines:
             said = (ran.stderr.strip().splitlines() or ["no message"])[-1]

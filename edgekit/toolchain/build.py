@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from edgekit.schema import to_json
 from edgekit.signing import check_private_key
 from edgekit.target import Target
 from edgekit.tasks import Spec
-from edgekit.toolchain import cache, evidence, quantize, tasks
+from edgekit.toolchain import arm_count, cache, evidence, quantize, tasks
 from edgekit.toolchain.accuracy import metric
 from edgekit.toolchain.data import Pictures, calibration_set, pictures
 from edgekit.toolchain.running import Running, Subject, run_here
@@ -121,7 +121,8 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
         else:
             made = quantized(work, target, backends, progress)
             proof = prove(work, target, made.payloads, progress, made)
-        built.append(write(work, target, proof, progress))
+        count_instructions(work, target, proof, progress)
+        built.append(write(work, target, proof, work.options, progress))
     progress("done", len(targets), len(targets))
     return built
 
@@ -310,9 +311,23 @@ def prove(
     return Proof(tuple(j[0].candidate.payload for j in passing), record, golden, {**files, **pictures_})
 
 
-def write(work: Work, target: Target, proof: Proof, progress: Progress) -> Built:
+def count_instructions(work: Work, target: Target, proof: Proof, progress: Progress) -> None:
+    """For an ARM CPU: instructions per inference on the emulated board, into the evidence of each payload."""
+
+    def unsigned(folder: Path) -> Path:
+        progress(f"{target.name}: count instructions on the emulated board", 0, 1)
+        options = replace(work.options, out=folder, sign_key=None)
+        return write(work, target, proof, options, lambda *_: None).path
+
+    precisions = {variant_name(p): p.precision for p in proof.payloads}
+    found = arm_count.record(target, work.source.facts["macs"], precisions, unsigned)
+    for name, row in found.items():
+        proof.record["payloads"][name]["instructions"] = row
+
+
+def write(work: Work, target: Target, proof: Proof, options: Options, progress: Progress) -> Built:
     """Write the bundle, whole or not at all. Raises: OutputError."""
-    source, options = work.source, work.options
+    source = work.source
     entry, spec = source.entry, work.spec(target)
     segment, payload_files = pack(proof.payloads, tasks.half(entry.task).SEGMENT)
     accept = proof.record["accept"]

@@ -37,11 +37,19 @@ def frames(expected: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def bundles(expected: Path) -> dict[str, dict[str, Any]]:
-    """Target -> {"path": file name, "detections": one object per frame} as the workstation found them."""
+def records(expected: Path) -> list[dict[str, Any]]:
+    """One per variant of a bundle, as the workstation found it: path (file name), target, variant, backend,
+    precision, threshold, detections (one object per frame)."""
     found = json.loads((expected / "bundles.json").read_text())
     assert found, "expect.py wrote no bundle"
-    return dict(found)
+    return list(found)
+
+
+@pytest.fixture(scope="session")
+def outputs(expected: Path) -> dict[str, np.ndarray]:
+    """Raw outputs on the workstation by "<path> <variant> <frame> <output>"."""
+    with np.load(expected / "outputs.npz", allow_pickle=False) as data:
+        return {name: data[name] for name in data.files}
 
 
 @pytest.fixture(scope="session")

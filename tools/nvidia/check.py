@@ -3,8 +3,9 @@
 
 Parses and builds every TensorRT payload with NVIDIA's own builder (tensorrt_rtx, no GPU needed), by the
 code that runs on a Jetson, and lints it first. Default capabilities: 8.6 (nearest to Orin's 8.7, which the
-builder refuses without that GPU) and 12.0 (nearest to Thor's 11.0). Uses the documented API only; the
-engines are dropped unread. Exit code: 0 all accepted, 1 something refused, 2 usage.
+builder refuses without that GPU) and 12.0 (nearest to Thor's 11.0). In INT8 every convolution and matrix
+product must have both operands quantized, but those that the bundle's evidence says stay float. Uses the
+documented API only; the engines are dropped unread. Exit code: 0 all accepted, 1 something refused, 2 usage.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, MissingExtraError, UsageError
 
 DEFAULT = ("8.6", "12.0")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 HINT = "Run: pip install -r tools/nvidia/requirements.txt (x86-64 Linux), or: make test-nvidia"
 
 
@@ -36,6 +38,8 @@ class Candidate:
     name: str
     data: bytes
     plan: BuildPlan
+    floats: int | None = None
+    """Products of an int8 payload that its build left in float on purpose; None where nothing says so."""
 
 
 def candidates(path: Path) -> Iterator[Candidate]:
@@ -50,9 +54,15 @@ def candidates(path: Path) -> Iterator[Candidate]:
         for segment, variant in bundle.manifest.variants():
             if variant.backend == "tensorrt":
                 name = f"{path.name}:{segment.name}/{variant.name}"
-                yield Candidate(
-                    name, bytes(bundle.read(variant.path)), BuildPlan.from_options(variant.options)
-                )
+                plan = BuildPlan.from_options(variant.options)
+                floats = left_in_float(bundle.evidence) if variant.precision == "int8" else None
+                yield Candidate(name, bytes(bundle.read(variant.path)), plan, floats)
+
+
+def left_in_float(evidence: Any) -> int:
+    """Products that the evidence of an int8 build lists as float, each with its reason."""
+    nodes = evidence["quantization"]["integer"]["tensorrt"]["float"]
+    return sum(node["op"] in PRODUCTS for node in nodes)
 
 
 def plain_plan(path: Path, data: bytes) -> BuildPlan:
@@ -85,12 +95,25 @@ def load(data: bytes, where: object) -> Any:
     return model
 
 
-def quantized(model: Any) -> tuple[int, int]:
-    """(of them with both operands quantized, convolutions and matrix products)."""
-    nodes = [n for n in model.graph if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+def quantized(model: Any) -> tuple[int, int, int]:
+    """(with both operands quantized, with one only, all) of the convolutions and matrix products."""
+    nodes = [n for n in model.graph if n.op_type in PRODUCTS]
     sources = [[None if v is None else v.producer() for v in n.inputs[:2]] for n in nodes]
-    both = [all(p is not None and p.op_type == "DequantizeLinear" for p in pair) for pair in sources]
-    return sum(both), len(nodes)
+    operands = [sum(p is not None and p.op_type == "DequantizeLinear" for p in pair) for pair in sources]
+    return operands.count(2), operands.count(1), len(nodes)
+
+
+def problem(item: Candidate, int8: int, half: int, products: int) -> str:
+    """What is wrong with the operands of its products, "" for nothing."""
+    if half:
+        return f"{half} products have one quantized operand only, and would run in float"
+    if item.floats is not None and int8 != products - item.floats:
+        return (
+            f"{int8} of {products} products have both operands quantized, expected {products - item.floats}"
+        )
+    if item.floats is not None and int8 == 0:
+        return "an int8 payload without any product in INT8"
+    return ""
 
 
 def check(trt: Any, candidate: Candidate, capability: str) -> dict[str, Any]:
@@ -127,19 +150,24 @@ def main() -> int:
             raise UsageError(f"bundle {path}: holds no TensorRT payload")
         for item in found:
             model = load(item.data, item.name)
-            findings, (int8, products) = lint(model), quantized(model)
+            findings, (int8, half, products) = lint(model), quantized(model)
+            wrong = problem(item, int8, half, products)
             targets = {cc: check(trt, item, cc) for cc in args.cc}
             results[item.name] = {
                 "lint": [str(f) for f in findings],
                 "int8": int8,
+                "problem": wrong,
                 "products": products,
                 "targets": targets,
             }
             if not args.json:
-                show(
-                    item, summary(findings), f"{int8} of {products} products in INT8" if int8 else "", targets
-                )
-    good = all(not r["lint"] and all(t["accepted"] for t in r["targets"].values()) for r in results.values())
+                left = f", {item.floats} float as planned" if item.floats else ""
+                text = f"{int8} of {products} products in INT8{left}" if int8 else ""
+                show(item, "; ".join(filter(None, [summary(findings), wrong])), text, targets)
+    good = all(
+        not r["lint"] and not r["problem"] and all(t["accepted"] for t in r["targets"].values())
+        for r in results.values()
+    )
     if args.json:
         print(
             json.dumps({"builder": f"tensorrt_rtx {trt.__version__}", "accepted": good, "payloads": results})

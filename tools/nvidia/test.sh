@@ -66,6 +66,25 @@ for precision in float16 float32; do
     done
 done
 
+# int8: where Q/DQ is placed does not depend on how ranges are found, so a few pictures and plain ranges do for
+# the large ones; the app's detector goes through the search once, with its repairs
+INT8=()
+for app in apps/*/edgekit.toml; do INT8+=("$app" "" "--limit 8"); done
+if [ -d "$SHARED/data/models" ]; then
+    mkdir "$WORK/pictures"
+    find "$SHARED/data/coco_mini/train" -name '*.jpg' | sort | head -n 8 | xargs -I{} cp {} "$WORK/pictures/"
+    for name in yolox_nano/yolox_nano fastestdet/FastestDet; do
+        INT8+=("$SHARED/data/models/$name.onnx" "minmax" "--calibration $WORK/pictures")
+    done
+fi
+for ((i = 0; i < ${#INT8[@]}; i += 3)); do
+    model=${INT8[i]} scheme=${INT8[i + 1]} options=${INT8[i + 2]}
+    echo "== build $model at int8${scheme:+, ranges by $scheme,} for $TARGETS"
+    # shellcheck disable=SC2086
+    "$PYTHON" -m edgekit build "$model" --target "$TARGETS" --precision int8 ${scheme:+--quantization $scheme} \
+        $options --allow-drop --out "$WORK/int8" >"$WORK/build.log" 2>&1 || { cat "$WORK/build.log"; exit 1; }
+done
+
 echo "== check for 8.6 (Orin) and 12.0 (Thor)"
 mapfile -t BUNDLES < <(find "$WORK" -name '*.edge' | sort)
 [ ${#BUNDLES[@]} -gt 0 ] || { echo "test-nvidia: nothing was built"; exit 1; }
