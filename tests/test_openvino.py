@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,6 +105,35 @@ def test_q_dq_file_gives_the_codes_that_onnxruntime_gives() -> None:
     steps = np.round((binding.outputs["y"] - reference(data, picture())) / 0.06)
     assert np.abs(steps).max() <= 1 and (steps != 0).mean() < 0.01
     assert len(np.unique(binding.outputs["y"])) > 100
+
+
+def test_integer_pictures_lie_channels_last_and_say_the_same() -> None:
+    def opened(precision: str, data: bytes) -> engine.OpenVinoBinding:
+        variant = dataclasses.replace(VARIANT, precision=precision)
+        executable = engine.load(memoryview(data), variant, LoadOptions(threads=1))
+        assert executable.inputs[0].shape == (1, 3, 12, 12)
+        binding = executable.bind()
+        binding.inputs["x"][...] = picture()
+        binding.run()
+        return binding
+
+    first, turned = opened("float32", quantized()), opened("int8", quantized())
+    assert first.inputs["x"].flags.c_contiguous and turned.inputs["x"].shape == (1, 3, 12, 12)
+    assert turned.inputs["x"].transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_array_equal(turned.outputs["y"], first.outputs["y"])
+    wide = onnx.load_from_string(network((24,)).SerializeToString())
+    assert engine._turn(_read(wide.SerializeToString())) == {0}
+    wide.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 8  # features of another network, no picture
+    wide.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.zeros((24, 8, 3, 3), np.float32), wide.graph.initializer[0].name)
+    )
+    assert engine._turn(_read(wide.SerializeToString())) == frozenset()
+
+
+def _read(data: bytes) -> Any:
+    import openvino
+
+    return openvino.Core().read_model(io.BytesIO(data))
 
 
 def test_bindings_have_buffers_of_their_own_and_run_beside_each_other() -> None:

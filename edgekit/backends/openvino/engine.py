@@ -2,7 +2,8 @@
 
 What is not integer runs in float32: without being told, OpenVINO computes in bfloat16 wherever the CPU
 can, which a bundle proven in float32 must not. Inputs and outputs are preallocated and bound once.
-OpenVINO keeps its own copy of the weights, so the mapped bundle is not held.
+OpenVINO keeps its own copy of the weights, so the mapped bundle is not held. A picture that an int8
+payload takes lies channels last, as its integer kernels want it: the session's array is a view of that.
 """
 
 from __future__ import annotations
@@ -64,13 +65,15 @@ class OpenVinoExecutable:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
             core = openvino.Core()
-            compiled: Any = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", settings)
+            network = core.read_model(io.BytesIO(data))
+            self._turned = _turn(network) if variant.precision == "int8" else frozenset()
+            compiled: Any = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
             raise BundleError(
                 f"payload {variant.name}: openvino {openvino.__version__} refuses it: {_reason(error)}"
             ) from error
         self._compiled = compiled
-        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.inputs = tuple(_spec(port, i in self._turned) for i, port in enumerate(compiled.inputs))
         self.outputs = tuple(_spec(port) for port in compiled.outputs)
         self._facts = {
             "library": "openvino",
@@ -84,7 +87,7 @@ class OpenVinoExecutable:
         """Buffers for one session. Raises: StreamError when closed."""
         if self._compiled is None:
             raise StreamError("engine: closed. Load the bundle again")
-        return OpenVinoBinding(self._openvino, self._compiled, self.inputs, self.outputs)
+        return OpenVinoBinding(self._openvino, self._compiled, self.inputs, self.outputs, self._turned)
 
     def close(self) -> None:
         """Let go; bindings still open go on working. Closing twice is fine."""
@@ -102,12 +105,21 @@ class OpenVinoBinding:
     outputs: Mapping[str, np.ndarray]
 
     def __init__(
-        self, openvino: Any, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        openvino: Any,
+        compiled: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        turned: frozenset[int] = frozenset(),
     ) -> None:
-        self.inputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in inputs}
+        memory = [np.zeros(_stored(s.shape, i in turned), s.dtype.value) for i, s in enumerate(inputs)]
+        self.inputs = {
+            spec.name: array.transpose(_CHANNELS_FIRST) if i in turned else array
+            for i, (spec, array) in enumerate(zip(inputs, memory, strict=True))
+        }
         self.outputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in outputs}
         self._request: Any = compiled.create_infer_request()
-        for i, array in enumerate(self.inputs.values()):
+        for i, array in enumerate(memory):
             self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
         for i, array in enumerate(self.outputs.values()):
             self._request.set_output_tensor(i, openvino.Tensor(array, shared_memory=True))
@@ -127,14 +139,43 @@ class OpenVinoBinding:
         self._request = None
 
 
-def _spec(port: Any) -> TensorSpec:
+_CHANNELS_FIRST, _CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+_PICTURE_CHANNELS = 4
+"""Inputs of so many channels or fewer are pictures."""
+
+
+def _turn(network: Any) -> frozenset[int]:
+    """Let `network` take its pictures channels last, in place. Returns: the indices of these inputs."""
+    from openvino import Layout
+    from openvino.preprocess import PrePostProcessor
+
+    found = set()
+    for i, port in enumerate(network.inputs):
+        shape = port.get_partial_shape()
+        if len(shape) == 4 and shape.is_static and shape.to_shape()[1] <= _PICTURE_CHANNELS:
+            found.add(i)
+    if found:
+        processor = PrePostProcessor(network)
+        for i in found:
+            processor.input(i).tensor().set_layout(Layout("NHWC"))
+            processor.input(i).model().set_layout(Layout("NCHW"))
+        processor.build()
+    return frozenset(found)
+
+
+def _stored(shape: tuple[int, ...], turned: bool) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in _CHANNELS_LAST) if turned else shape
+
+
+def _spec(port: Any, turned: bool = False) -> TensorSpec:
     name, kind, shape = port.get_any_name(), port.get_element_type().get_type_name(), port.get_partial_shape()
     if kind not in _TYPES or shape.is_dynamic:
         raise BundleError(
             f"payload tensor {name}: expected a static tensor of a known type, got {kind} {shape}. "
             "Build the bundle again"
         )
-    return TensorSpec(name, _TYPES[kind], tuple(shape.to_shape()))
+    sizes = tuple(shape.to_shape())
+    return TensorSpec(name, _TYPES[kind], tuple(sizes[a] for a in _CHANNELS_FIRST) if turned else sizes)
 
 
 def _reason(error: Exception) -> str:
