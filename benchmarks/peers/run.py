@@ -264,9 +264,7 @@ def bundle_entries(path: Path, case: cases.Case, seconds: float | None) -> list[
     return entries
 
 
-def built_bundle(
-    case: cases.Case, calibration: Path | None, target: str = "host"
-) -> tuple[Path, float]:
+def built_bundle(case: cases.Case, calibration: Path | None, target: str = "host") -> tuple[Path, float]:
     """Build the network with `edgekit build --precision int8`, from the cache when nothing changed.
 
     Returns: the bundle and the seconds it took. Raises: Unavailable with the build's own words.
