@@ -5,12 +5,12 @@
 
 Every file is run by the same few lines on its own library (aarch64 builds under qemu with a counting plugin),
 one thread, the second invocation of a warm interpreter, and its outputs are compared with those of the same
-library on this machine. The invocation alone is counted: a file that takes and gives floats has its
-conversions counted, one that takes and gives codes leaves them to its caller. A proxy, not a timing: it knows
+library on this machine. `all` and the classes are the invocation alone. Some files take and give codes and leave
+the conversions to their caller, others hold them: `whole` is from floats to floats for every file, with
+LiteRT's own QUANTIZE and DEQUANTIZE, counted alone, added to those that hold none. A proxy, not a timing: it knows
 nothing of caches, memory and of how many instructions a core issues at once.
 
 Prints one table per network and board, and appends a JSON line per row to runs/arm_instructions.jsonl.
-`--operators N` also prints where the counts of each LiteRT file go, by counting each operator alone.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.peers import cases, runners  # noqa: E402
 from benchmarks.peers import run as peers  # noqa: E402
+from edgekit.backends.litert.writer import Writer  # noqa: E402
 from edgekit.bundle import Bundle  # noqa: E402
 from edgekit.errors import EdgekitError  # noqa: E402
+from edgekit.spec import DType, QuantParams  # noqa: E402
 from edgekit.target import Target  # noqa: E402
 from edgekit.toolchain.arm_count import CLASSES, arm_dir, boards, emulated, last_run  # noqa: E402
 
@@ -56,8 +58,15 @@ class File:
     why: str = ""
     sqnr_db: float | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    """Of the invocation alone, by class."""
+    conversions: int = 0
+    """Instructions from floats to its codes and back, where the file leaves them to its caller."""
     same: str = ""
     """How the board's outputs compare with this machine's."""
+
+    @property
+    def whole(self) -> int:
+        return self.counts["all"] + self.conversions
 
 
 RUN = '''
@@ -152,6 +161,42 @@ def on_board(file: File, x: np.ndarray, profile: str, work: Path) -> tuple[dict[
     return last_run(counts.read_text(encoding="utf-8")), values
 
 
+def codes_outside(file: File) -> tuple[int, int]:
+    """Elements of the inputs and of the outputs that the file takes and gives as codes."""
+    if file.library != "litert":
+        return 0, 0
+    from ai_edge_litert.interpreter import Interpreter
+
+    net = Interpreter(model_content=file.data, num_threads=1)
+    sides = net.get_input_details(), net.get_output_details()
+    sizes = [
+        sum(int(np.prod(d["shape"])) for d in side if np.dtype(d["dtype"]).kind in "iu") for side in sides
+    ]
+    return sizes[0], sizes[1]
+
+
+def conversion(name: str, size: int) -> File:
+    """A file of one QUANTIZE or DEQUANTIZE of `size` elements."""
+    writer, params = Writer(), QuantParams(DType.int8, (0.05,), (-3,))
+    codes, floats = writer.tensor("q", (1, size), np.int8, params), writer.tensor("f", (1, size), np.float32)
+    source, target = (floats, codes) if name == "QUANTIZE" else (codes, floats)
+    writer.op(name, [source], [target])
+    return File(name, name, "litert", writer.finish([source], [target]))
+
+
+def conversions(file: File, profile: str, work: Path) -> int:
+    """Instructions of the conversions that the file leaves to its caller, the cost of a call itself taken off."""
+    total = 0
+    for name, size in zip(("QUANTIZE", "DEQUANTIZE"), codes_outside(file), strict=True):
+        if size:
+            large, small = (
+                on_board(conversion(name, n), np.zeros((1, n), np.float32), profile, work)[0]["all"]
+                for n in (size, 1)
+            )
+            total += large - small
+    return total
+
+
 def compared(want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> str:
     """ "bitwise", or the largest difference in parts of the largest value of its output."""
     if all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(want, got, strict=True)):
@@ -225,6 +270,7 @@ def count(files: Sequence[File], x: np.ndarray, profile: str, say: Callable[[str
         with tempfile.TemporaryDirectory(prefix="edgekit-arm-") as folder:
             try:
                 file.counts, got = on_board(file, x, profile, Path(folder))
+                file.conversions = conversions(file, profile, Path(folder))
                 file.same = compared(here(file, x, Path(folder)), got)
             except peers.Unavailable as error:
                 file.why = str(error)
@@ -233,28 +279,28 @@ def count(files: Sequence[File], x: np.ndarray, profile: str, say: Callable[[str
 def table(files: Sequence[File], macs: int) -> list[str]:
     """Millions of instructions by class, the fewest first; those without figures at the end."""
     lines = [
-        f"  {'':44}"
+        f"  {'':44}{'whole':>11}"
         + "".join(f"{c:>11}" for c in CLASSES if c != "sve")
         + f"{'per MAC':>9}{'SQNR dB':>9}{'vs host':>10}"
     ]
-    for file in sorted((f for f in files if not f.why), key=lambda f: f.counts["all"]):
+    for file in sorted((f for f in files if not f.why), key=lambda f: f.whole):
         row = "".join(f"{file.counts[c] / 1e6:11.2f}" for c in CLASSES if c != "sve")
         sqnr = "" if file.sqnr_db is None else f"{file.sqnr_db:.1f}"
-        lines.append(f"  {file.title:44}{row}{file.counts['all'] / macs:9.3f}{sqnr:>9}{file.same:>10}")
+        lines.append(
+            f"  {file.title:44}{file.whole / 1e6:11.2f}{row}{file.counts['all'] / macs:9.3f}{sqnr:>9}{file.same:>10}"
+        )
     return lines + [f"  {f.title:44} {f.why}" for f in files if f.why]
 
 
 def verdict(files: Sequence[File]) -> str:
-    """edgekit's fewest against the fewest of the INT8 peers."""
-
-    def best(ours: bool) -> File | None:
-        rows = [f for f in files if f.counts and f.name.startswith("edgekit") == ours]
-        return min(rows, key=lambda f: f.counts["all"], default=None)
-
-    ours, theirs = best(True), best(False)
-    if ours is None or theirs is None:
+    """edgekit's fewest against the fewest of the peers, from floats to floats and of the invocation alone."""
+    rows = [f for f in files if f.counts]
+    ours, theirs = ([f for f in rows if f.name.startswith("edgekit") == own] for own in (True, False))
+    if not ours or not theirs:
         return ""
-    return f"  edgekit {ours.counts['all'] / theirs.counts['all']:.3f} of the best peer ({theirs.title})"
+    whole = min(f.whole for f in ours) / min(f.whole for f in theirs)
+    alone = min(f.counts["all"] for f in ours) / min(f.counts["all"] for f in theirs)
+    return f"  edgekit / best peer: {whole:.3f} from floats to floats, {alone:.3f} the invocation alone"
 
 
 def main() -> None:

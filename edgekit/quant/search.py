@@ -49,7 +49,9 @@ PROBED = 48
 """Values whose own error is measured before some go back to float."""
 CLIPPED = 8
 """Values whose ranges are chosen anew by what their readers make of them, where the budget was missed."""
-ISLANDS = (4, 16, 64)
+ISLANDS = (1, 2, 4, 8, 16, 32, 64)
+NEXT = 0.25
+"""Share of the error that a larger island must take before it is repaired and judged: both take time."""
 REPAIRS = ("adaround", "bias_correction")
 NOISY_REPAIRS = ("compensate", "bias_correction")
 """Where much noise comes in with the inputs of layers, weights are rounded against that too."""
@@ -356,7 +358,8 @@ def _islands(bench: _Bench, start: Quantized, best: Quantized, progress: Progres
     p = bench.problem
     ranked = bench.rank(best, progress)
     found = replace(best, ranked=tuple(ranked))
-    for count in (n for n in ISLANDS if n // 4 < len(ranked)):
+    last = best.error
+    for count in (n for n in ISLANDS if n // 2 < len(ranked)):
         names = {name for name, _ in ranked[:count]}
         nodes = best.choices.float_nodes | _around(start.model, names, p.rules)
         choices = replace(start.choices, float_nodes=frozenset(nodes))
@@ -364,6 +367,10 @@ def _islands(bench: _Bench, start: Quantized, best: Quantized, progress: Progres
         placed = bench.place(start.exact, start.stats, choices, (*start.steps, label))
         if integer_share(lint(placed.model, p.rules)) == 0:
             break  # nothing is left to be called INT8: the last look stands
+        if placed.error > last * (1 - NEXT) and count < len(ranked):
+            bench.note(label, placed, False)
+            continue
+        last = placed.error
         found = _repaired(bench, placed, REPAIRS, progress, "with these in float, ")
         progress(f"accuracy with {len(nodes)} nodes in float", 0, 1)
         found = replace(found, look=p.gate(found.model), ranked=tuple(ranked))

@@ -47,6 +47,7 @@ class Probe:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False
+        options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
             ir.to_proto(switched).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

@@ -16,7 +16,7 @@ from edgekit.toolchain.running import Running, Subject
 
 Progress = Callable[[str, int, int], None]
 
-CODE = ("kernels", "tasks", "backends/onnxruntime")
+CODE = ("kernels", "tasks", "backends/onnxruntime", "backends/litert", "backends/openvino")
 """Packages whose code decides what a metric comes to."""
 
 
@@ -55,6 +55,7 @@ def measure(
 ) -> dict[str, Any]:
     """`metric` and its bootstrap `rounds`; from the cache where this very payload was measured before."""
     key = cache.digest(
+        running.payload.backend,  # two libraries may run the same file
         running.payload.data,
         to_json(spec),
         data.digest,

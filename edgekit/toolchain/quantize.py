@@ -54,11 +54,16 @@ class Calibrated:
         feeds = self.feeds.first(RESTAT)
         return calibrate(model, lambda: iter(feeds), only=set(names), cache_key=feeds.digest)
 
-    def pictures(self, start: int, count: int) -> list[dict[str, np.ndarray]]:
-        """`count` pictures spread over the set, from `start` on: other starts give other pictures where there are enough."""
+    def split(self) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+        """(FIT pictures to repair with, CHECK others to measure on), each spread over the set; the same where
+        there are too few for both."""
         total = len(self.feeds)
-        wanted = {(start + i * max(total // count, 1)) % total for i in range(count)}
-        return [feed for i, feed in enumerate(self.feeds) if i in wanted]
+        check = {i * total // CHECK for i in range(CHECK)} if total > CHECK else set(range(total))
+        rest = [i for i in range(total) if i not in check] or sorted(check)
+        count = min(FIT, len(rest))
+        fit = {rest[i * len(rest) // count] for i in range(count)}
+        chosen = {i: feed for i, feed in enumerate(self.feeds) if i in fit | check}
+        return [chosen[i] for i in sorted(fit)], [chosen[i] for i in sorted(check)]
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,7 @@ def quantize(
             known.model,
             known.stats,
             rules,
-            known.pictures(1, FIT),
-            known.pictures(0, CHECK),
+            *known.split(),
             known.restat,
             judged,
             seconds,
@@ -178,7 +182,7 @@ def layers(known: Calibrated, found: Quantized, rules: Rules) -> list[dict[str, 
     fake = simulate.fake_quantized(model, int32_bias=rules.int32_bias)
     held = {str(o.name) for n in fake.graph for o in n.outputs}
     names = [n for n in names if n in held]
-    sqnr = simulate.sqnr(found.exact, fake, known.pictures(0, LAYER_PICTURES), names)
+    sqnr = simulate.sqnr(found.exact, fake, known.split()[1][:LAYER_PICTURES], names)
     integer = {r.id: r for r in lint(model, rules)}
     ratio = {n: 10 ** (-min(db, 100.0) / 10) for n, db in sqnr.items()}
     total = math.fsum(ratio.values()) or 1.0

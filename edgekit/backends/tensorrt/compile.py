@@ -7,6 +7,7 @@ builds ahead of time for `compute_capability`, so this code runs for real withou
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import threading
 import time
@@ -85,6 +86,8 @@ def compile_engine(
     memory runs out.
     """
     log = Log()
+    # what a refused network left in reference cycles is freed here: inside the library's constructors it deadlocks
+    gc.collect()
     # TensorRT keeps bare pointers to logger and monitor: both must live as long as the builder
     sink = logger(trt, log)
     started = time.monotonic()
