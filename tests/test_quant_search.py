@@ -174,7 +174,7 @@ def test_what_nothing_repairs_goes_back_to_float() -> None:
     marked = params(found.model)
     assert "a" not in marked, "the value that was loud is float"
     assert {"r", "y"} <= set(marked), "and not everything is"
-    assert found.steps[-1].endswith("values") and "nodes in float" in found.steps[-1]
+    assert any("nodes in float" in step for step in found.steps)
     assert found.ranked[0][0] in ("v", "a")
     last = found.trials[-1]
     assert last.passed is True and last.integer_share is not None and last.integer_share < 1

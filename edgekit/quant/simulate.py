@@ -135,7 +135,9 @@ def _session(model: ir.Model, names: Sequence[str]) -> tuple[Any, list[str]]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = 1  # sums split over threads round otherwise: the same bits on every machine
+    options.intra_op_num_threads = (
+        1  # sums split over threads round otherwise: the same bits on every machine
+    )
     data = ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return session, [o.name for o in session.get_outputs()]
