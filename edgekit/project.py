@@ -35,7 +35,7 @@ FILE_NAME = "edgekit.toml"
 
 TaskName = Literal["detect", "classify"]
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
-Precision = Literal["auto", "float32", "float16", "int8"]
+Precision = Literal["auto", "float32", "float16", "int8", "dynamic"]
 RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")
 HEADS: tuple[str, ...] = get_args(HeadFamily)
 PRECISIONS: tuple[str, ...] = get_args(Precision)

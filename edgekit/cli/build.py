@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=one_of("--precision", PRECISIONS),
         default="auto",
         metavar="P",
-        help="auto (each board's default), float32, float16 or int8, which needs pictures to calibrate on",
+        help="auto (each board's default), float32, float16, int8 (needs pictures to calibrate on) or dynamic "
+        "(LiteRT: int8 weights, float activations)",
     )
     parser.add_argument("--out", type=filled("--out"), default="dist", metavar="DIR", help="default: dist")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign with this Ed25519 private key (PEM)")

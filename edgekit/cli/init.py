@@ -71,7 +71,7 @@ max_drop = 0.01                  # largest drop of AP (classifier: top1) against
 
 # What one target does differently.
 # [model.target.host]
-# precision = "float32"          # auto, float32, float16, int8
+# precision = "float32"          # auto, float32, float16, int8, dynamic
 # backends = ["onnxruntime"]
 # thresholds = {{ score = 0.3 }}
 """
