@@ -382,6 +382,44 @@ def test_other_pads_stay(pads: list[int], extra: dict[str, object]) -> None:
     assert ops_after(model, "fuse_pad") == {"Conv": 1, "Pad": 1}
 
 
+# --- join_slices ------------------------------------------------------------------------------
+
+
+def halves(*, axis: int = 1, size: int = 4, start: int = 2, step: int = 1) -> tuple[list, dict]:
+    """a, b: the two parts of x along an axis, as exporters write torch.chunk."""
+    weights = {"o": [0], "k": [start], "e": [2**62], "a": [axis], "t": [step]}
+    nodes = [node("Slice", "x o k a t", "a_"), node("Slice", "x k e a t", "b_")]
+    return nodes, {k: np.array(v, np.int64) for k, v in weights.items()}
+
+
+def test_slices_that_are_joined_again_are_not_cut() -> None:
+    nodes, weights = halves()
+    block = [*nodes, node("Relu", "b_", "m"), node("Concat", "a_ b_ m", axis=1)]
+    assert ops_after(graph(block, weights), "join_slices") == {"Slice": 1, "Relu": 1, "Concat": 1}
+    split = [node("Split", "x", "a_ b_", axis=1, num_outputs=2), node("Relu", "a_", "m")]
+    left = ops_after(graph([*split, node("Concat", "m a_ b_", axis=-3)]), "join_slices")
+    assert left == {"Split": 1, "Relu": 1, "Concat": 1}
+    whole = [node("Relu", "x", "r"), node("Split", "r", "a_ b_", axis=1, num_outputs=2)]
+    assert ops_after(graph([*whole, node("Concat", "a_ b_", axis=1)]), "join_slices") == {"Relu": 1}
+
+
+@pytest.mark.parametrize(
+    ("made", "order", "axis"),
+    [
+        (halves(), "b_ a_", 1),  # a shuffle
+        (halves(), "a_ a_", 1),
+        (halves(), "a_ b_", 2),  # along another axis
+        (halves(step=2), "a_ b_", 1),
+        (halves(start=1), "b_ x", 1),  # not from the start
+    ],
+)
+def test_slices_joined_otherwise_stay(made: tuple[list, dict], order: str, axis: int) -> None:
+    nodes, weights = made
+    model = graph([*nodes, node("Concat", order, axis=axis)], weights)
+    result, (record,) = passes.run_passes(model, ["join_slices"])
+    assert record.changed == 0 and [n.op_type for n in result.graph].count("Concat") == 1
+
+
 # --- normalize_silu ---------------------------------------------------------------------------
 
 C = {k: np.float32(v) for k, v in {"one": 1, "three": 3, "six": 6, "zero": 0, "sixth": 1 / 6}.items()}

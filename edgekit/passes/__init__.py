@@ -33,6 +33,7 @@ AFTER_SPLIT = (
     "fuse_pad",
     "fold_focus",
     "fold_shuffle",
+    "join_slices",
     "normalize_silu",
     "compact",
 )

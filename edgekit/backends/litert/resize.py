@@ -143,18 +143,17 @@ def _repeat(e: Emitter, unit: Unit, source: int, before: tuple[int, ...], factor
     down, across = factors
     params = e.plan.params[unit.outputs[0]] if unit.integer else None
     version = 2 if unit.integer else 1
-    rows = (n, h, w * across * c)
     if across > 1:
         wide = e.temp((n, h, w, across * c), params)
         options = {"axis": 3, "fusedActivationFunction": 0}
         e.op("CONCATENATION", [source] * across, [wide], "ConcatenationOptions", options, version)
         source = wide
     if down > 1:
-        flat = e.temp(rows, params)
-        e.reshape(source, flat, rows)
-        tall = e.temp((n, h, rows[2] * down), params)
+        tall = e.temp(
+            (n, h, down * w, across * c), params
+        )  # a row lies behind its copy: no reshape, which copies
         options = {"axis": 2, "fusedActivationFunction": 0}
-        e.op("CONCATENATION", [flat] * down, [tall], "ConcatenationOptions", options, version)
+        e.op("CONCATENATION", [source] * down, [tall], "ConcatenationOptions", options, version)
         source = tall
     e.reshape(source, e.out(unit, NHWC), stored(full_shape(unit.outputs[0]), NHWC))
 

@@ -122,7 +122,8 @@ def split(e: Emitter, unit: Unit) -> None:
     axis = integer(unit.node, "axis", 0) % len(shape)
     sizes = [full_shape(v)[axis] for v in unit.outputs]
     source = e.read(x, order, e.params(unit, x))
-    if len(sizes) <= MAX_SPLIT and len(set(sizes)) == 1:
+    used = [bool(tuple(v.uses())) or v.is_graph_output() for v in unit.outputs]
+    if len(sizes) <= MAX_SPLIT and len(set(sizes)) == 1 and all(used):
         targets = [e.out(unit, order, i) for i in range(len(sizes))]
         where = e.writer.constant(np.array(order.index(axis), np.int32))
         e.op("SPLIT", [where, source], targets, "SplitOptions", {"numSplits": len(sizes)}, version(unit))
@@ -133,7 +134,7 @@ def split(e: Emitter, unit: Unit) -> None:
         begin[order.index(axis)] = start
         start += size
         extent = stored(full_shape(unit.outputs[i]), order)
-        if tuple(unit.outputs[i].uses()) or unit.outputs[i].is_graph_output():
+        if used[i]:
             e.op(
                 "SLICE", [source, e.ints(begin), e.ints(extent)], [e.out(unit, order, i)], "SliceOptions",
                 version=version(unit),
