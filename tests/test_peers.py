@@ -210,6 +210,54 @@ def test_calibration_refuses_pictures_that_are_judged(tmp_path: Path) -> None:
         cases.calibration(case, ROOT / "docs", 4)
 
 
+def test_calibration_folders_hold_the_very_pictures(tmp_path: Path) -> None:
+    import cv2
+
+    given, made = tmp_path / "given", tmp_path / "made"
+    given.mkdir()
+    for i in range(6):
+        cv2.imwrite(str(given / f"{i}.png"), np.full((12, 12, 3), 40 * i, np.uint8))
+    case = case_of(float_network())
+    folder = cases.calibration_folder(given, 3, made)
+    assert [p.name for p in sorted(folder.iterdir())] == ["0.png", "2.png", "4.png"]
+    again, whole = (cases.calibration(case, f, 3).inputs for f in (given, folder))
+    np.testing.assert_array_equal(again, whole)
+    assert cases.calibration_folder(given, 3, made) == folder
+    cv2.imwrite(str(given / "2.png"), np.zeros((12, 12, 3), np.uint8))
+    assert cases.calibration_folder(given, 3, made) != folder
+    streets = cases.calibration_folder(None, 2, made)
+    drawn, read = (cases.calibration(case, f, 2).inputs for f in (None, streets))
+    np.testing.assert_array_equal(drawn, read)  # PNG keeps every pixel
+    assert len(list(made.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_edgekit_is_built_and_measured_as_the_peers_are(
+    tmp_path: Path, peers_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    source = tmp_path / "net.onnx"
+    source.write_bytes(float_network())
+    rule = torch_networks.Definition(torch_networks.mobilenet_v2, 12, (128.0,) * 3, (128.0,) * 3)
+    monkeypatch.setitem(torch_networks.NETWORKS, "net", rule)
+    case = dataclasses.replace(case_of(float_network()), name="net", source=source)
+    path, seconds, cpu = run.built_bundle(case, None, count=8)
+    assert seconds > 0 and cpu.endswith("s of CPU to build")
+    assert run.built_bundle(case, None, count=8) == (path, seconds, cpu)
+    entries = run.bundle_entries(path, case, seconds, cpu)
+    assert {e.row.name for e in entries} >= {"edgekit onnxruntime-int8"}
+    assert sum(e.row.chosen for e in entries) == 1 and all(e.row.integer_macs == 1.0 for e in entries)
+    x = torch_networks.network_input(rule, cases.street(500_000, 1)[0])
+    reference = run.peer_entry("ort-float", case, pictures()).answer([x])
+    for entry in entries:
+        assert 20 < cases.sqnr(reference, entry.answer([x])) < 80
+    other = onnx.load_from_string(float_network())
+    other.graph.node[-1].output[0] = other.graph.output[0].name = "z"
+    with pytest.raises(run.Unavailable, match="bundle outputs"):
+        run.bundle_entries(path, case_of(other.SerializeToString()), None)
+
+
 def test_torch_networks_are_the_same_file_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_networks, "SETTLE", torch_networks.SETTLE[:1])
     one, other = (torch_networks.export("mobilenetv2", tmp_path / name) for name in ("a", "b"))
