@@ -19,10 +19,13 @@ from edgekit.backends.tensorrt.lint import lint, summary
 from edgekit.backends.tensorrt.lower import lower
 from edgekit.backends.tensorrt.plan import BuildPlan, parse_version
 from edgekit.errors import LoweringError
+from edgekit.passes.graph import constant, new_weight
 from edgekit.quant.annotate import set_quant
+from edgekit.quant.rules import rules_for
 from edgekit.spec import DType, QuantParams
 from edgekit.target import Target
 from tests.helpers import shared_data
+from tests.quant_graphs import network, produced, unmeasured
 from tests.tensorrt_graphs import BAD, build, graph, random_network
 
 ORIN = Target.load("jetson-orin")
@@ -330,3 +333,24 @@ def test_real_model_in_float16_agrees_on_a_photo() -> None:
     assert error.mean() < 3e-4
     assert error.max() < 0.1
     assert half.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_products_given_back_to_float_are_wholly_float() -> None:
+    """One reads what another reads as codes, one has weights that carry a repair's codes."""
+    rules = rules_for("tensorrt", ORIN)
+    body = """a = Conv <pads=[1,1,1,1]> (x, w3, b3)
+        b = Conv <pads=[1,1,1,1]> (x, w3, b3)
+        s = Add (a, b)
+        y = Conv <pads=[1,1,1,1]> (s, w2, b2)"""
+    model = network(body)
+    model = unmeasured(model, rules)
+    second, last = produced(model, "b"), produced(model, "y")
+    own = new_weight(model.graph, "own", constant(second.inputs[1]))
+    second.replace_input_with(1, own)
+    set_quant(last.inputs[0], None)
+    (made,) = lower(model, ORIN, "int8")
+    graph = ir.from_proto(onnx.load_from_string(made.data)).graph
+    convs = [n for n in graph if n.op_type == "Conv"]
+    sources = [[v.producer() for v in n.inputs[:2]] for n in convs]
+    quantized = [[p is not None and p.op_type == "DequantizeLinear" for p in pair] for pair in sources]
+    assert quantized == [[True, True], [False, False], [False, False]]

@@ -14,9 +14,10 @@ from edgekit.backends.tensorrt.float16 import to_float16
 from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
 from edgekit.backends.tensorrt.plan import MIN_TENSORRT, BuildPlan, Hardware, Io, parse_version
 from edgekit.errors import LoweringError
+from edgekit.passes.graph import constant, new_weight
 from edgekit.quant import qdq
 from edgekit.quant.annotate import quant
-from edgekit.quant.rules import rules_for
+from edgekit.quant.rules import WEIGHTED, rules_for, weight
 from edgekit.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def lower(
 
     if precision == "int8":
         ranges = {**magnitudes(model), **(ranges or {})}
-        model = qdq.lowered(model, rules_for("tensorrt", target), target.name)
+        model = qdq.lowered(_without_half(model), rules_for("tensorrt", target), target.name)
+        _read_exact(model)
     else:
         model = model.clone()
     for step in (
@@ -94,6 +96,35 @@ def lower(
             options=plan.to_options(),
         ),
     )
+
+
+def _without_half(model: ir.Model) -> ir.Model:
+    """A copy in which products that read floats have float weights: a search gave them back, their weights
+    still carry what a repair chose."""
+    model = model.clone()
+    for node in model.graph:
+        value = weight(node) if node.op_type in WEIGHTED else None
+        if value is None or quant(value) is None or quant(node.inputs[0]) is not None:
+            continue
+        numbers = constant(value)
+        assert numbers is not None, "weights are constants"
+        own = new_weight(model.graph, f"{value.name}.of.{node.outputs[0].name}", numbers)
+        node.replace_input_with(list(node.inputs).index(value), own)
+    return model
+
+
+def _read_exact(model: ir.Model) -> None:
+    """Products in float read a value before its Q/DQ, which is there for other readers."""
+    for node in model.graph:
+        if node.op_type not in WEIGHTED:
+            continue
+        sources = [None if v is None else v.producer() for v in node.inputs[:2]]
+        first, second = (s is not None and s.op_type == "DequantizeLinear" for s in sources)
+        if first and not second:
+            codes = sources[0].inputs[0] if sources[0] is not None else None
+            quantize = codes.producer() if codes is not None else None
+            if quantize is not None and quantize.op_type == "QuantizeLinear":
+                node.replace_input_with(0, quantize.inputs[0])
 
 
 def magnitudes(model: ir.Model) -> dict[str, float]:
