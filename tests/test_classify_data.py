@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgekit.errors import UsageError
 from edgekit.kernels.letterbox import LetterboxPlan, letterbox
 from edgekit.kernels.letterbox import reference as kernel
+from edgekit.pixels import PixelLayout
 from edgekit.tasks.classify.dataset import ClassSet, class_names, read_set
 from edgekit.tasks.preprocess import ImagePreprocess, place
 from tests.classifiers import COLORS, folder_per_class, pictures
@@ -230,7 +231,7 @@ def test_crop_is_resize_and_centre_crop(
     letterbox(image, spec, out)
     want = by_hand(image, size, side)
     assert np.abs(out[0].transpose(1, 2, 0) - want).max() <= 1
-    plan = LetterboxPlan(spec, height, width)
+    plan = LetterboxPlan(spec, PixelLayout("bgr", width, height))
     again = np.full_like(out, np.nan)
     kernel.letterbox(image, plan._tables, plan.placement, again, False)
     np.testing.assert_array_equal(again, out)

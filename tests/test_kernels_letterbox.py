@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UsageError
-from edgekit.kernels.letterbox import LetterboxPlan, letterbox, reference
+from edgekit.kernels.letterbox import LetterboxPlan, _array, letterbox, reference
+from edgekit.pixels import PixelLayout, Pixels
 from edgekit.spec import DType
 from edgekit.tasks.preprocess import ImagePreprocess, place
 from tests.test_kernels import PATHS, using
@@ -68,7 +69,8 @@ def test_native_is_the_reference_bit_for_bit(isa: str, case: tuple[np.ndarray, I
     picture = image[:, :, None] if image.ndim == 2 else image
     with using("native"):
         out = empty_input(spec)
-        LetterboxPlan(spec, *picture.shape, color=color, isa=isa).run(picture, out)
+        pixels = _array(picture, color)
+        LetterboxPlan(spec, pixels.layout, isa).run(pixels, out)
     assert out.tobytes() == expected.tobytes()
 
 
@@ -184,7 +186,8 @@ def test_float16_rounds_to_nearest_even(path: str) -> None:
             letterbox(image, spec, out)
             if path == "native":
                 portable = empty_input(spec)
-                LetterboxPlan(spec, 16, 16, 1, isa="portable").run(image[:, :, None], portable)
+                pixels = _array(image, "bgr")
+                LetterboxPlan(spec, pixels.layout, "portable").run(pixels, portable)
                 assert portable.tobytes() == out.tobytes()
         with np.errstate(over="ignore"):
             expected = (image.astype(np.float32) / np.float32(std)).astype(np.float16)
@@ -195,14 +198,14 @@ def test_plan_is_shared_by_threads() -> None:
     with using("native"):
         rng = np.random.default_rng(3)
         spec = ImagePreprocess(64, 64)
-        plan = LetterboxPlan(spec, 90, 120)
+        plan = LetterboxPlan(spec, PixelLayout("bgr", 120, 90))
         images = [rng.integers(0, 256, (90, 120, 3), np.uint8) for _ in range(4)]
         wrong: list[int] = []
 
         def work(k: int) -> None:
             expected, out = by_reference(images[k], spec, "bgr"), empty_input(spec)
             for _ in range(100):
-                plan.run(images[k], out)
+                plan.run(Pixels.bgr(images[k]), out)
                 if not np.array_equal(out, expected):
                     wrong.append(k)
 

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from edgekit.errors import OutputError, StreamError, UsageError
+from edgekit.pixels import Pixels
 from edgekit.runtime.frames import Frame
+from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sinks.video import fit
 from edgekit.runtime.sources import open_source
@@ -32,7 +34,7 @@ NONE = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zero
 
 def frame(seq: int = 0, width: int = 96, height: int = 80, source: str = "cam.mp4") -> Frame:
     image = np.full((height, width, 3), 40 + 10 * seq, np.uint8)
-    return Frame(image, seq, 40_000_000 * seq, 0, source)
+    return Frame(Pixels.bgr(image), seq, 40_000_000 * seq, 0, source)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -42,7 +44,7 @@ def left_in(folder: Path) -> list[str]:
 def write_and_close(sink: Sink, error: BaseException | None = None) -> None:
     """One frame, then the end or `error`."""
     with sink:
-        sink.write(frame(), FOUND, 0)
+        sink.write(StreamResult(frame(), FOUND, 0))
         if error is not None:
             raise error
 
@@ -53,9 +55,9 @@ def write_and_close(sink: Sink, error: BaseException | None = None) -> None:
 def test_json_lines_hold_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with open_sink(path) as sink:
-        sink.write(frame(0), FOUND, 12.34567)
+        sink.write(StreamResult(frame(0), FOUND, 12345670))
         assert len(path.read_text().splitlines()) == 1, "a line can be read as soon as it is written"
-        sink.write(frame(7), NONE, 0)
+        sink.write(StreamResult(frame(7), NONE, 0))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [
         {
@@ -87,7 +89,7 @@ def test_json_lines_of_an_earlier_run_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("old\n" * 100)
     with open_sink(path) as sink:
-        sink.write(frame(), NONE, 0)
+        sink.write(StreamResult(frame(), NONE, 0))
     assert len(path.read_text().splitlines()) == 1
     with open_sink(path):
         pass
@@ -98,19 +100,19 @@ def test_scores_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     bad = Detections(FOUND.boxes, np.array([np.nan, 1], np.float32), FOUND.classes)
     sink = open_sink(tmp_path / "o.jsonl")
     with pytest.raises(StreamError, match="not a finite number"):
-        sink.write(frame(), bad, 0)
+        sink.write(StreamResult(frame(), bad, 0))
 
 
 def test_odd_file_names_are_valid_json(tmp_path: Path) -> None:
     with open_sink(tmp_path / "o.jsonl") as sink:
-        sink.write(frame(source="a\n\udcff\u2028b"), NONE, 0)
+        sink.write(StreamResult(frame(source="a\n\udcff\u2028b"), NONE, 0))
     line = (tmp_path / "o.jsonl").read_bytes()
     assert line.count(b"\n") == 1 and line.isascii()
 
 
 def test_a_full_disk_told_when_closing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = open_sink(tmp_path / "o.jsonl")
-    sink.write(frame(), FOUND, 0)
+    sink.write(StreamResult(frame(), FOUND, 0))
     real = os.close
 
     def full(file: int) -> None:
@@ -127,7 +129,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "o.jsonl").symlink_to("/dev/full")
     sink = open_sink(tmp_path / "o.jsonl")
     with pytest.raises(OutputError, match="No space left") as caught:
-        sink.write(frame(), FOUND, 0)
+        sink.write(StreamResult(frame(), FOUND, 0))
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     sink.abort()
 
@@ -136,7 +138,9 @@ WRITER = """
 import resource, signal, sys
 import numpy as np
 from edgekit.errors import OutputError
+from edgekit.pixels import Pixels
 from edgekit.runtime.frames import Frame
+from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import open_sink
 from edgekit.tasks.detect.detections import Detections
 limit = int(sys.argv[2])
@@ -146,7 +150,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     with open_sink(sys.argv[1]) as sink:
         for i in range(60):
-            sink.write(Frame(image, i, i, 0, "x"), boxes, 0)
+            sink.write(StreamResult(Frame(Pixels.bgr(image), i, i, 0, "x"), boxes, 0))
 except OutputError as error:
     print(error)
     sys.exit(1)
@@ -200,7 +204,7 @@ def test_a_name_too_long_is_one_line(tmp_path: Path, suffix: str) -> None:
 
 def test_one_frame_is_written_at_the_exact_name(tmp_path: Path) -> None:
     with open_sink(tmp_path / "o.png") as sink:
-        sink.write(frame(), FOUND, 0)
+        sink.write(StreamResult(frame(), FOUND, 0))
     assert left_in(tmp_path) == ["o.png"]
     assert np.array_equal(cv2.imread(str(tmp_path / "o.png")), draw(frame().image, FOUND))
 
@@ -208,7 +212,7 @@ def test_one_frame_is_written_at_the_exact_name(tmp_path: Path) -> None:
 def test_several_frames_are_numbered(tmp_path: Path) -> None:
     with open_sink(tmp_path / "o.PNG") as sink:
         for i in range(3):
-            sink.write(frame(i), NONE, 0)
+            sink.write(StreamResult(frame(i), NONE, 0))
     assert left_in(tmp_path) == ["o_000001.PNG", "o_000002.PNG", "o_000003.PNG"]
     levels = [cv2.imread(str(tmp_path / name))[0, 0, 0] for name in left_in(tmp_path)]
     assert levels == [40, 50, 60]
@@ -230,7 +234,7 @@ def test_an_interrupted_write_leaves_no_rest(tmp_path: Path, monkeypatch: pytest
     sink = open_sink(f"{tmp_path}/out/")
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        sink.write(frame(), FOUND, 0)
+        sink.write(StreamResult(frame(), FOUND, 0))
     assert left_in(tmp_path / "out") == []
 
 
@@ -241,9 +245,9 @@ def test_numbered_pictures_never_overwrite_another_source(tmp_path: Path, other:
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     frames = list(open_source(tmp_path, limit=2))
     sink = open_sink(tmp_path / "o.png")
-    sink.write(frames[0], FOUND, 0)
+    sink.write(StreamResult(frames[0], FOUND, 0))
     with pytest.raises(OutputError, match="among the source"):
-        sink.write(frames[1], FOUND, 0)
+        sink.write(StreamResult(frames[1], FOUND, 0))
     sink.abort()
     assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
@@ -251,16 +255,16 @@ def test_numbered_pictures_never_overwrite_another_source(tmp_path: Path, other:
 def test_a_frame_is_not_changed_by_writing_it(tmp_path: Path) -> None:
     one = frame()
     with open_sink(tmp_path / "o.png") as sink:
-        sink.write(one, FOUND, 0)
+        sink.write(StreamResult(one, FOUND, 0))
     assert (one.image == 40).all()
 
 
 def test_a_folder_keeps_the_names(tmp_path: Path) -> None:
     with open_sink(f"{tmp_path}/out/") as sink:
         for source in ("x/a.jpg", "y/A.JPG", "x/a.png", "b.tiff"):
-            sink.write(frame(source=source), NONE, 0)
-        sink.write(frame(5, source="v/clip.mp4"), NONE, 0)
-        sink.write(frame(6, source="synthetic://street?seed=1"), NONE, 0)
+            sink.write(StreamResult(frame(source=source), NONE, 0))
+        sink.write(StreamResult(frame(5, source="v/clip.mp4"), NONE, 0))
+        sink.write(StreamResult(frame(6, source="synthetic://street?seed=1"), NONE, 0))
     assert left_in(tmp_path / "out") == sorted(
         ["a.jpg", "A_2.JPG", "a.png", "b.png", "clip_000005.png", "street_000006.png"]
     )
@@ -273,14 +277,14 @@ def test_sources_are_never_overwritten(tmp_path: Path) -> None:
     for target in (picture, tmp_path):
         one = next(open_source(picture))
         with pytest.raises(OutputError, match="source itself"):
-            open_sink(target).write(one, FOUND, 0)
+            open_sink(target).write(StreamResult(one, FOUND, 0))
     assert picture.read_bytes() == before and left_in(tmp_path) == ["a.png"]
 
 
 def test_a_picture_its_format_cannot_hold_is_one_line(tmp_path: Path) -> None:
-    wide = Frame(np.zeros((1, 16384, 3), np.uint8), 0, 0, 0, "x")
+    wide = Frame(Pixels.bgr(np.zeros((1, 16384, 3), np.uint8)), 0, 0, 0, "x")
     with pytest.raises(OutputError, match="16384x1"), open_sink(tmp_path / "o.webp") as sink:
-        sink.write(wide, NONE, 0)
+        sink.write(StreamResult(wide, NONE, 0))
 
 
 # --- videos ---
@@ -296,7 +300,7 @@ def levels(path: Path) -> tuple[list[float], float, tuple[int, int]]:
 def test_a_video_holds_every_frame(tmp_path: Path, fps: float) -> None:
     with open_sink(tmp_path / "o.mp4", fps=fps) as sink:
         for i in range(12):
-            sink.write(frame(i), NONE, 0)
+            sink.write(StreamResult(frame(i), NONE, 0))
         assert not (tmp_path / "o.mp4").exists(), "it appears when it is whole"
     got, rate, size = levels(tmp_path / "o.mp4")
     assert np.abs(np.array(got) - [40 + 10 * i for i in range(12)]).max() < 6
@@ -306,7 +310,7 @@ def test_a_video_holds_every_frame(tmp_path: Path, fps: float) -> None:
 
 def test_a_video_without_clock_plays_at_ten(tmp_path: Path) -> None:
     with open_sink(tmp_path / "o.mp4") as sink:
-        sink.write(frame(), NONE, 0)
+        sink.write(StreamResult(frame(), NONE, 0))
     assert levels(tmp_path / "o.mp4")[1] == 10
 
 
@@ -314,15 +318,15 @@ def test_a_video_without_clock_plays_at_ten(tmp_path: Path) -> None:
 def test_any_size_can_be_filmed(tmp_path: Path, width: int, height: int) -> None:
     with open_sink(tmp_path / "o.mp4") as sink:
         for i in range(3):
-            sink.write(frame(i, width, height), FOUND, 0)
+            sink.write(StreamResult(frame(i, width, height), FOUND, 0))
     got, _, size = levels(tmp_path / "o.mp4")
     assert len(got) == 3 and all(16 <= s <= 4096 and s % 2 == 0 for s in size)
 
 
 def test_later_sizes_are_letterboxed(tmp_path: Path) -> None:
     with open_sink(tmp_path / "o.mp4") as sink:
-        sink.write(frame(0, 96, 80), NONE, 0)
-        sink.write(frame(0, 40, 200), NONE, 0)
+        sink.write(StreamResult(frame(0, 96, 80), NONE, 0))
+        sink.write(StreamResult(frame(0, 40, 200), NONE, 0))
     with open_source(tmp_path / "o.mp4") as source:
         second = list(source)[1].image
     assert second.shape == (80, 96, 3)
@@ -363,7 +367,7 @@ def test_closing_twice_does_nothing(tmp_path: Path) -> None:
         return [open_sink(f"{tmp_path}/{n}") for n in ("o.jsonl", "o.mp4", "o.png", "sub/")]
 
     for sink in each():
-        sink.write(frame(), FOUND, 0)
+        sink.write(StreamResult(frame(), FOUND, 0))
         sink.close()
         sink.close()
         sink.abort()
@@ -408,7 +412,7 @@ def test_a_folder_of_that_name_is_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="a folder of that name"):
         open_sink(tmp_path / name)
     with open_sink(f"{tmp_path / name}/") as sink:  # asked for by the slash
-        sink.write(frame(), NONE, 0)
+        sink.write(StreamResult(frame(), NONE, 0))
     assert left_in(tmp_path / name) == ["cam_000000.png"]
 
 
@@ -431,11 +435,11 @@ def test_odd_names_stay_on_one_line(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["o.jsonl", "o.png", "o.mp4", "sub/"])
 def test_a_closed_sink_takes_nothing_more(tmp_path: Path, name: str) -> None:
     sink = open_sink(f"{tmp_path}/{name}")
-    sink.write(frame(), FOUND, 0)
+    sink.write(StreamResult(frame(), FOUND, 0))
     sink.close()
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="closed"):
-        sink.write(frame(1), FOUND, 0)
+        sink.write(StreamResult(frame(1), FOUND, 0))
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from edgekit.errors import EdgekitError, MissingExtraError, UsageError
 from edgekit.optional import native_messages
 from edgekit.picture import HeaderError, decode_picture, read_header
-from edgekit.runtime.frames import Frame
+from edgekit.pixels import Pixels
+from edgekit.runtime.frames import Frame, Lease
 from edgekit.runtime.sources import open_source, read_picture
 from edgekit.runtime.sources.pictures import natural_key
 from tests.helpers import ROOT, shared_data
@@ -79,7 +80,7 @@ def make_video(
 
 def test_a_frame_is_given_back_once() -> None:
     released = []
-    frame = Frame(gradient(), 3, 5, 0, "x", on_release=lambda: released.append(1))
+    frame = Frame(Pixels.bgr(gradient()), 3, 5, 0, "x", lease=Lease(lambda: released.append(1)))
     with frame as same:
         assert same is frame and (frame.width, frame.height) == (64, 48)
         frame.release()
@@ -87,7 +88,7 @@ def test_a_frame_is_given_back_once() -> None:
 
 
 def test_age_counts_from_capture() -> None:
-    assert Frame(gradient(), 0, 0, time.monotonic_ns() - 10**9, "x").age_ms() >= 1000
+    assert Frame(Pixels.bgr(gradient()), 0, 0, time.monotonic_ns() - 10**9, "x").age_ms() >= 1000
 
 
 # --- single pictures ---
@@ -102,7 +103,7 @@ def test_a_picture_gives_one_frame(tmp_path: Path, suffix: str) -> None:
         frames = list(source)
     assert len(frames) == 1 and source.skipped == []
     frame = frames[0]
-    assert (frame.seq, frame.pts_ns, frame.source, frame.format) == (0, 0, str(path), "bgr")
+    assert (frame.seq, frame.pts_ns, frame.source, frame.pixels.layout.format) == (0, 0, str(path), "bgr")
     assert frame.image.dtype == np.uint8
     assert np.abs(frame.image.astype(int) - gradient()).mean() < 3
 
@@ -425,7 +426,7 @@ def test_wrong_names_are_refused(tmp_path: Path) -> None:
     assert "Did you mean 'street.png'" in refused(tmp_path / "stret.png")
     assert "no such file" in refused(tmp_path / "x" / "y.png")
     assert "Did you mean 'synthetic'" in refused("sinthetic://street")
-    assert "Known: file, synthetic" in refused("zzz://1")
+    assert "Known: csi, file, gst" in refused("zzz://1")
     assert "Check the path" in refused("a" * 5000)
     assert "Check the path" in refused("a\0b.png")
     assert "neither a file nor a folder" in refused("/dev/null")

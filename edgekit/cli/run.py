@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from edgekit import tasks
     from edgekit.runtime.engine import load
+    from edgekit.runtime.results import StreamResult
     from edgekit.runtime.sinks import open_sink
     from edgekit.runtime.sources import open_source
 
@@ -67,9 +68,9 @@ def main(args: argparse.Namespace) -> int:
         for frame in source:
             with frame:
                 result = pipeline(frame.image, score_threshold=args.score)
-                age_ms = (time.monotonic_ns() - frame.captured_ns) / 1e6
+                item = StreamResult(frame, result, time.monotonic_ns() - frame.captured_ns)
                 for sink in sinks:
-                    sink.write(frame, result, age_ms)
+                    sink.write(item)
                 frames += 1
                 found += len(result)
     skipped = [[path, reason] for path, reason in source.skipped]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekit.manifest import Manifest
+    from edgekit.pixels import Pixels
     from edgekit.tasks.preprocess import ImagePreprocess
 
 TASKS = ("detect", "classify")
@@ -69,7 +70,7 @@ class Result(Protocol):
 
 
 class Pipeline(Protocol):
-    """One thread's way from a picture, uint8 [H, W, 3] BGR, to a result.
+    """One thread's way from a picture, uint8 [H, W, 3] BGR or Pixels, to a result.
 
     stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
     """
@@ -77,7 +78,7 @@ class Pipeline(Protocol):
     session: Runnable
     stage_ns: tuple[int, int, int]
 
-    def __call__(self, image: np.ndarray, *, score_threshold: float | None = None) -> Any: ...
+    def __call__(self, image: np.ndarray | Pixels, *, score_threshold: float | None = None) -> Any: ...
 
 
 class EvaluationSet(Protocol):

@@ -1,9 +1,11 @@
-"""Where results go: JSON lines, annotated pictures and videos."""
+"""Where results go: JSON lines, annotated pictures and videos, recordings, metrics, a live page."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from edgekit.errors import OutputError, UsageError, did_you_mean, printable
@@ -14,6 +16,21 @@ from edgekit.runtime.sinks.video import VideoSink
 
 __all__ = ["Sink", "open_sink"]
 
+SCHEMES = {
+    "view": "live.LiveSink",
+    "prometheus": "prometheus.PrometheusSink",
+    "rerun": "rerun.RerunSink",
+}
+"""Scheme -> class in this folder, made with the text behind the colon (an address, a file)."""
+SUFFIX_SINKS = {".mcap": "mcap.McapSink"}
+"""Suffix -> class in this folder, made with the path."""
+
+
+def _load(place: str) -> Callable[..., Sink]:
+    module, _, name = place.partition(".")
+    found: Callable[..., Sink] = getattr(importlib.import_module(f"edgekit.runtime.sinks.{module}"), name)
+    return found
+
 
 def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
     """A sink chosen by its name.
@@ -21,6 +38,8 @@ def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
     `.jsonl`: one line per frame. `.png .jpg .jpeg .webp .bmp`: annotated picture (numbered when
     there are several). `.mp4`: annotated video at `fps` (10 if None). A folder (named with a
     trailing slash, or existing): one annotated picture per frame; missing folders are made.
+    `.mcap`: a recording (frames, results, metrics) that `replay:` plays. `view:[HOST]:PORT`: a live page.
+    `prometheus:[HOST]:PORT`: metrics over HTTP. `rerun:FILE.rrd` or `rerun:`: the Rerun viewer.
 
     Raises: UsageError for an unknown suffix; OutputError where nothing can be written;
     MissingExtraError without OpenCV (at the first frame; never for `.jsonl`).
@@ -31,8 +50,11 @@ def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
         raise UsageError(f"sink '{name}': no usable path. Give a file or a folder")
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
         raise UsageError(f"sink {name}: fps {fps} is not usable, expected above 0 up to 1000")
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in SCHEMES:
+        return _load(SCHEMES[scheme])(rest)
     suffix = path.suffix.lower()
-    known = (".jsonl", ".mp4", *pictures.SUFFIXES)
+    known = (".jsonl", ".mp4", *SUFFIX_SINKS, *pictures.SUFFIXES)
     if text.endswith(("/", "\\")):
         return pictures.FolderSink(path)
     if os.path.isdir(path):
@@ -43,6 +65,8 @@ def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
         return JsonLinesSink(path)
     if suffix == ".mp4":
         return VideoSink(path, fps)
+    if suffix in SUFFIX_SINKS:
+        return _load(SUFFIX_SINKS[suffix])(path)
     if suffix in pictures.SUFFIXES:
         return pictures.PictureSink(path)
     shown = repr(path.suffix) if path.suffix else "no suffix"

@@ -12,7 +12,8 @@ from types import TracebackType
 
 from edgekit.errors import OutputError, printable
 from edgekit.runtime.frames import Frame
-from edgekit.tasks import Result
+from edgekit.runtime.metrics import Metrics
+from edgekit.runtime.results import StreamResult
 
 _counter = itertools.count()
 
@@ -26,18 +27,26 @@ class Sink(abc.ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        """The file, or what else it was opened with."""
         self.written = 0
         """Frames written."""
         self._closed = False
 
-    def write(self, frame: Frame, result: Result, age_ms: float) -> None:
-        """Take one result; `age_ms`: from capture of the frame to now.
+    needs_pixels = True
+    """Whether it looks at the picture; one that does not never holds a camera's buffer."""
+
+    def start(self, metrics: Metrics) -> None:
+        """Called once by a stream before its first result; sinks that show how it goes keep `metrics`."""
+        return
+
+    def write(self, item: StreamResult) -> None:
+        """Take one result. The item's frame is the caller's: `item.share()` holds on to it.
 
         Raises: OutputError; ValueError after `close` or `abort`.
         """
         if self._closed:
             raise ValueError(f"sink {printable(self.path)} is closed")
-        self._write(frame, result, age_ms)
+        self._write(item)
         self.written += 1
 
     def close(self) -> None:
@@ -54,7 +63,7 @@ class Sink(abc.ABC):
                 self._drop()
 
     @abc.abstractmethod
-    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
+    def _write(self, item: StreamResult) -> None:
         """What `write` does; `written` is the number of frames before this one."""
 
     def _finish(self) -> None:

@@ -8,9 +8,8 @@ import os
 from pathlib import Path
 
 from edgekit.errors import StreamError, printable
-from edgekit.runtime.frames import Frame
+from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting
-from edgekit.tasks import Result
 
 
 class JsonLinesSink(Sink):
@@ -21,13 +20,21 @@ class JsonLinesSink(Sink):
     does not fit is taken back: the file holds whole lines at any time.
     """
 
+    needs_pixels = False
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file = -1
         make_parent(path)
 
-    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
-        head = {"source": frame.source, "seq": frame.seq, "pts_ns": frame.pts_ns, "age_ms": round(age_ms, 3)}
+    def _write(self, item: StreamResult) -> None:
+        frame, result = item.frame, item.result
+        head = {
+            "source": frame.source,
+            "seq": frame.seq,
+            "pts_ns": frame.pts_ns,
+            "age_ms": round(item.age_ms, 3),
+        }
         try:
             line = json.dumps({**head, **result.to_json()}, allow_nan=False).encode() + b"\n"
         except ValueError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgekit.errors import OutputError, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
+from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import (
     Sink,
     failure,
@@ -63,7 +64,8 @@ class PictureSink(Sink):
         """Where the first frame waits: whether it is the only one is known at the end."""
         make_parent(path)
 
-    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
+    def _write(self, item: StreamResult) -> None:
+        frame, result = item.frame, item.result
         if self.written == 0:
             refuse_overwriting(self.path, frame)
             write_whole(self._only, _encode(self.path, frame, result), self.path)
@@ -110,7 +112,8 @@ class FolderSink(Sink):
         except OSError as error:
             raise failure(path, error) from None
 
-    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
+    def _write(self, item: StreamResult) -> None:
+        frame, result = item.frame, item.result
         path = self.path / self._name(frame)
         refuse_overwriting(path, frame)
         _refuse_among_sources(path, frame)

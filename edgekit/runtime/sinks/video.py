@@ -11,9 +11,8 @@ import numpy as np
 
 from edgekit.errors import OutputError, printable
 from edgekit.optional import load_cv2, quiet
-from edgekit.runtime.frames import Frame
+from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink, failure, make_parent, refuse_overwriting, temporary
-from edgekit.tasks import Result
 
 DEFAULT_FPS = 10.0
 """For sources without a clock (a folder of pictures)."""
@@ -37,7 +36,8 @@ class VideoSink(Sink):
         self._size = (0, 0)
         make_parent(path)
 
-    def _write(self, frame: Frame, result: Result, age_ms: float) -> None:
+    def _write(self, item: StreamResult) -> None:
+        frame, result = item.frame, item.result
         cv2 = load_cv2("write videos")
         if self._writer is None:
             refuse_overwriting(self.path, frame)

@@ -1,9 +1,10 @@
-"""Where frames come from: pictures, folders, videos and the synthetic world."""
+"""Where frames come from: cameras, network streams, recordings, videos, pictures and the synthetic world."""
 
 from __future__ import annotations
 
 import difflib
 import glob
+import importlib
 import itertools
 import re
 import urllib.parse
@@ -17,7 +18,18 @@ from edgekit.runtime.sources.base import Source, split_uri
 
 __all__ = ["Source", "open_source", "read_picture"]
 
-SCHEMES = ("file", "synthetic")
+SCHEMES = {
+    "file": "",
+    "synthetic": "synthetic.SyntheticSource",
+    "v4l2": "v4l2.V4l2Source",
+    "gst": "gst.GstSource",
+    "csi": "gst.GstSource",
+    "usb": "gst.GstSource",
+    "rtsp": "gst.GstSource",
+    "rtsps": "gst.GstSource",
+    "replay": "replay.ReplaySource",
+}
+"""Scheme -> class in this folder, made with (uri, limit)."""
 _MAX_NAMES = 2000
 """Names in a folder that are compared with a mistyped one."""
 
@@ -27,22 +39,27 @@ def open_source(uri: str | Path, *, limit: int | None = None) -> Source:
 
     A picture file (one frame), a folder of pictures (sorted naturally, subfolders not searched),
     a glob pattern of pictures (quote it from the shell), a video file, `file:///...`, or
-    `synthetic://street?seed=0&frames=300&size=640x360&fps=30`.
+    `synthetic://street?seed=0&frames=300&size=640x360&fps=30`, `v4l2:/dev/video0?size=&format=&fps=&io=`,
+    `gst:PIPELINE`, `csi:0`, `usb:0`, `rtsp://...`, `replay:FILE.mcap`.
 
     Raises: UsageError for what is missing, unreadable or unknown; MissingExtraError without OpenCV.
     """
     text = printable(uri)
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text) if isinstance(uri, str) else None
-    if scheme and scheme[1].lower() not in SCHEMES:
+    # one letter before a colon is a drive, and a plain path may hold a colon: only `://` makes an unknown scheme
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?", text) if isinstance(uri, str) else None
+    scheme = found[1].lower() if found else ""
+    if scheme not in SCHEMES and found and found[2]:
         raise UsageError(
-            f"source {text}: unknown scheme {scheme[1]!r}. {did_you_mean(scheme[1].lower(), SCHEMES)} "
+            f"source {text}: unknown scheme {scheme!r}. {did_you_mean(scheme, SCHEMES)} "
             "A path to a picture, folder or video works too"
         )
-    if scheme and scheme[1].lower() == "synthetic":
-        from edgekit.runtime.sources.synthetic import SyntheticSource
-
-        return SyntheticSource(text, limit)
-    return _open_path(_file_path(str(uri)) if scheme else Path(uri), text, limit)
+    if SCHEMES.get(scheme) and not (scheme == "synthetic" and found and not found[2]):
+        module, _, name = SCHEMES[scheme].partition(".")
+        source: Source = getattr(importlib.import_module(f"edgekit.runtime.sources.{module}"), name)(
+            text, limit
+        )
+        return source
+    return _open_path(_file_path(str(uri)) if found and found[2] else Path(uri), text, limit)
 
 
 def _file_path(uri: str) -> Path:

@@ -20,9 +20,13 @@ class Source(abc.ABC):
     frames: how many frames are to come at most, `limit` considered; None where unknown.
     skipped: (file, reason) of everything that should have given a frame and could not.
     ignored: files in a folder that are no pictures by their name.
+    spare: buffers that readers may hold on to before the device runs dry; None where frames own theirs.
+
+    A source is read by one thread at a time. Only that thread closes it.
     """
 
     live: bool = False
+    spare: int | None = None
 
     def __init__(self, uri: str, limit: int | None) -> None:
         if limit is not None and limit < 1:
@@ -42,23 +46,41 @@ class Source(abc.ABC):
         self.frames = min(total, self.limit) if total is not None and self.limit is not None else total
 
     @abc.abstractmethod
-    def _read(self) -> Frame | None:
-        """The next frame, or None at the end."""
+    def _read(self, timeout_s: float | None) -> Frame | None:
+        """The next frame, or None at the end.
+
+        A live source waits `timeout_s` at most (None: for good) and then raises TimeoutError; a file
+        takes the time it takes. Raises: SourceLost when the device is gone or failed and may come back;
+        other EdgekitErrors for what opening it again would not mend.
+        """
+
+    def read(self, timeout_s: float | None = None) -> Frame | None:
+        """The next frame, or None at the end, when closed, or after `limit` frames.
+
+        timeout_s: how long to wait for a live source; None waits for good.
+        Raises: TimeoutError, SourceLost, UsageError.
+        """
+        if self._closed or self._delivered == self.limit:
+            return None
+        frame = self._read(timeout_s)
+        if frame is not None:
+            self._delivered += 1
+        return frame
 
     def __iter__(self) -> Source:
         return self
 
     def __next__(self) -> Frame:
-        if self._closed or self._delivered == self.limit:
-            raise StopIteration
-        frame = self._read()
+        frame = self.read()
         if frame is None:
             raise StopIteration
-        self._delivered += 1
         return frame
 
     def close(self) -> None:
-        """Free files and devices; iteration ends. Calling it again does nothing."""
+        """Free files and devices; iteration ends. Calling it again does nothing.
+
+        Frames that are still leased stay readable until they are released.
+        """
         self._closed = True
 
     def __enter__(self) -> Source:

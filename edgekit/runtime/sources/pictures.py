@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekit.errors import MissingExtraError, UsageError
 from edgekit.picture import SUFFIXES, read_picture
+from edgekit.pixels import Pixels
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources.base import Source
 
@@ -36,7 +37,7 @@ class PictureSource(Source):
         self.ignored = ignored
         self._expect(len(paths))
 
-    def _read(self) -> Frame | None:
+    def _read(self, timeout_s: float | None) -> Frame | None:
         while self._next < len(self._paths):
             seq, path = self._next, self._paths[self._next]
             self._next += 1
@@ -49,7 +50,7 @@ class PictureSource(Source):
                     raise
                 self.skipped.append((str(path), str(error)))
                 continue
-            return Frame(image, seq, 0, time.monotonic_ns(), str(path))
+            return Frame(Pixels.bgr(image), seq, 0, time.monotonic_ns(), str(path))
         if not self._delivered:
             count, first = len(self._paths), self.skipped[0][1]
             raise UsageError(f"source {self.uri}: none of its {count} pictures can be read; first {first}")
@@ -64,9 +65,11 @@ class OnePicture(PictureSource):
         self._image: np.ndarray | None = read_picture(path)
         self.size = (self._image.shape[1], self._image.shape[0])
 
-    def _read(self) -> Frame | None:
+    def _read(self, timeout_s: float | None) -> Frame | None:
         image, self._image = self._image, None
-        return None if image is None else Frame(image, 0, 0, time.monotonic_ns(), str(self._paths[0]))
+        if image is None:
+            return None
+        return Frame(Pixels.bgr(image), 0, 0, time.monotonic_ns(), str(self._paths[0]))
 
 
 def open_folder(folder: Path, uri: str, limit: int | None = None) -> PictureSource:

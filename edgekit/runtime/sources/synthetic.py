@@ -8,6 +8,7 @@ import time
 import urllib.parse
 
 from edgekit.errors import UsageError, did_you_mean
+from edgekit.pixels import Pixels
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources.base import Source, split_uri
 
@@ -46,13 +47,14 @@ class SyntheticSource(Source):
         self._next = 0
         self._expect(self._total)
 
-    def _read(self) -> Frame | None:
+    def _read(self, timeout_s: float | None) -> Frame | None:
         if self._next == self._total:
             return None
         seq = self._next
         self._next += 1
         image = self._world.frame(seq).image
-        return Frame(image, seq, round(seq * 1e9 / self._rate), time.monotonic_ns(), self.uri)
+        pts_ns = round(seq * 1e9 / self._rate)
+        return Frame(Pixels.bgr(image), seq, pts_ns, time.monotonic_ns(), self.uri, clock="media")
 
 
 def _query(uri: str, text: str) -> dict[str, str]:

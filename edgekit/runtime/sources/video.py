@@ -13,6 +13,7 @@ import numpy as np
 from edgekit.errors import UsageError, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.picture import check_size
+from edgekit.pixels import Pixels
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources.base import Source
 
@@ -87,11 +88,12 @@ class VideoSource(Source):
         if pts_ns <= self._pts_ns:  # a container without usable times: count frames from the last good one
             pts_ns = self._pts_ns + round(1e9 / (self.fps or 1e9)) if self._seq else 0
         self._pts_ns = pts_ns
-        frame = Frame(np.asarray(image), self._seq, pts_ns, time.monotonic_ns(), str(self._path))
+        pixels = Pixels.bgr(np.asarray(image))
+        frame = Frame(pixels, self._seq, pts_ns, time.monotonic_ns(), str(self._path), clock="media")
         self._seq += 1
         return frame
 
-    def _read(self) -> Frame | None:
+    def _read(self, timeout_s: float | None) -> Frame | None:
         first, self._pending = self._pending, None
         if first is not None:  # its age counts from now, not from when the file was opened
             return dataclasses.replace(first, captured_ns=time.monotonic_ns())

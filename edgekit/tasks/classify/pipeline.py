@@ -9,11 +9,11 @@ import numpy as np
 from edgekit.errors import BundleError, UsageError
 from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
 from edgekit.manifest import Manifest
+from edgekit.pixels import PixelLayout, Pixels, as_pixels
 from edgekit.schema import SchemaError, from_json
 from edgekit.tasks import Runnable
 from edgekit.tasks.classify.classification import Classification
 from edgekit.tasks.classify.spec import ClassifySpec
-from edgekit.tasks.image import check_image
 
 
 def read_spec(manifest: Manifest) -> ClassifySpec:
@@ -56,23 +56,23 @@ class ClassifyPipeline:
         self.spec = spec
         self.session = session
         self.stage_ns = (0, 0, 0)
-        self._shape: tuple[int, ...] = ()
+        self._layout: PixelLayout | None = None
         self._plan: LetterboxPlan
 
     def __call__(
-        self, image: np.ndarray, *, score_threshold: float | None = None, top_k: int | None = None
+        self, image: np.ndarray | Pixels, *, score_threshold: float | None = None, top_k: int | None = None
     ) -> Classification:
-        """Classify a picture, uint8 [H, W, 3] in BGR order, any size.
+        """Classify a picture, uint8 [H, W, 3] in BGR order or Pixels of any format.
 
         score_threshold, top_k: which classes are listed; by default the bundle's.
         Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
         """
-        check_image(image)
+        pixels = as_pixels(image)
         start = time.perf_counter_ns()
-        padded = image.shape == self._shape
+        padded = pixels.layout == self._layout
         if not padded:
-            self._shape, self._plan = image.shape, plan(self.spec.preprocess, image.shape)
-        self._plan.run(image, self._input, padded)
+            self._layout, self._plan = pixels.layout, plan(self.spec.preprocess, pixels.layout)
+        self._plan.run(pixels, self._input, padded)
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()

@@ -9,12 +9,12 @@ import numpy as np
 from edgekit.errors import BundleError, UsageError
 from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
 from edgekit.manifest import Manifest
+from edgekit.pixels import PixelLayout, Pixels, as_pixels
 from edgekit.schema import SchemaError, from_json
 from edgekit.tasks import Runnable
 from edgekit.tasks.detect.decode import Postprocess
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.spec import DetectSpec
-from edgekit.tasks.image import check_image
 
 
 def read_spec(manifest: Manifest) -> DetectSpec:
@@ -46,38 +46,38 @@ class DetectPipeline:
         except UsageError as error:
             raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
         self.stage_ns = (0, 0, 0)
-        self._shape: tuple[int, ...] = ()
+        self._layout: PixelLayout | None = None
         self._plan: LetterboxPlan
 
     def __call__(
         self,
-        image: np.ndarray,
+        image: np.ndarray | Pixels,
         *,
         score_threshold: float | None = None,
         iou_threshold: float | None = None,
         max_detections: int | None = None,
         for_metric: bool = False,
     ) -> Detections:
-        """Detect on a picture, uint8 [H, W, 3] in BGR order, any size; boxes in its pixels.
+        """Detect on a picture, uint8 [H, W, 3] in BGR order or Pixels of any format; boxes in its pixels.
 
         Thresholds default to the bundle's. for_metric: see Postprocess.
 
         Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
         """
-        check_image(image)
+        pixels = as_pixels(image)
         start = time.perf_counter_ns()
         # the input is this pipeline's own: the padding of a picture of the same size is still there
-        padded = image.shape == self._shape
+        padded = pixels.layout == self._layout
         if not padded:
-            self._shape, self._plan = image.shape, plan(self.spec.preprocess, image.shape)
-        placement = self._plan.run(image, self._input, padded)
+            self._layout, self._plan = pixels.layout, plan(self.spec.preprocess, pixels.layout)
+        placement = self._plan.run(pixels, self._input, padded)
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()
         detections = self._postprocess(
             self.session.outputs,
             placement,
-            (image.shape[0], image.shape[1]),
+            (pixels.layout.height, pixels.layout.width),
             score_threshold=score_threshold,
             iou_threshold=iou_threshold,
             max_detections=max_detections,

@@ -1,0 +1,233 @@
+"""What a stream measures of itself: ages, stage times, drops by reason, faults. Bounded memory, any thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from bisect import bisect_left
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.errors import printable
+from edgekit.runtime.faults import FAULTS
+from edgekit.runtime.frames import Frame
+from edgekit.runtime.results import StreamResult
+
+WINDOW = 2048
+"""Newest values that percentiles are taken of."""
+BUCKETS_MS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000, 2000, 5000)
+"""Upper bounds of the histogram over the whole run, milliseconds; one more counts what is above."""
+_EVENTS = 200
+
+
+class Series:
+    """Durations in nanoseconds: exact percentiles of the newest `WINDOW`, a histogram of all."""
+
+    __slots__ = ("_next", "_ring", "buckets", "count", "largest", "total_ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total_ns = 0
+        self.largest = 0
+        self.buckets = [0] * (len(BUCKETS_MS) + 1)
+        self._ring = array("q")
+        self._next = 0
+
+    def add(self, ns: int) -> None:
+        self.count += 1
+        self.total_ns += ns
+        self.largest = max(self.largest, ns)
+        self.buckets[bisect_left(BUCKETS_MS, ns / 1e6)] += 1
+        if len(self._ring) < WINDOW:
+            self._ring.append(ns)
+        else:
+            self._ring[self._next] = ns
+            self._next = (self._next + 1) % WINDOW
+
+    def summary(self) -> dict[str, float]:
+        """count, and in milliseconds mean (of all), p50, p95, p99 (of the newest), max (of all)."""
+        if not self.count:
+            return {"count": 0}
+        ordered = sorted(self._ring)
+        last = len(ordered) - 1
+        at = {f"p{q}_ms": ordered[round(last * q / 100)] / 1e6 for q in (50, 95, 99)}
+        mean = self.total_ns / self.count / 1e6
+        return {"count": self.count, "mean_ms": mean, **at, "max_ms": self.largest / 1e6}
+
+
+class CameraMetrics:
+    """Of one source. state: `opening`, `running`, `lost` (waiting to reopen it), `ended`."""
+
+    def __init__(self) -> None:
+        self.state = "opening"
+        self.frames = 0
+        self.drops: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.restarts = 0
+        self.layout = ""
+        self.interval = Series()
+        self._last_ns = 0
+
+
+class EngineMetrics:
+    """Of one engine: `age` from the sensor to the result, stage times, and what no stage explains."""
+
+    def __init__(self) -> None:
+        self.results = 0
+        self.copied = 0
+        self.written = 0
+        self.age = Series()
+        self.stages: dict[str, Series] = {}
+        self.unaccounted = Series()
+
+
+class SinkMetrics:
+    """Of one sink. state: `running`, `failed`, `closed`."""
+
+    def __init__(self) -> None:
+        self.state = "running"
+        self.written = 0
+        self.dropped = 0
+        self.time = Series()
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to `where` (a camera, sink or engine): a fault's name, `restarted` or `ended`."""
+
+    seconds: float
+    """Since the stream began."""
+    where: str
+    name: str
+    text: str
+
+
+class Metrics:
+    """One stream's. Written by its threads, read by anyone through `snapshot()`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started_ns = time.monotonic_ns()
+        self._cameras: dict[str, CameraMetrics] = {}
+        self._engines: dict[str, EngineMetrics] = {}
+        self._sinks: dict[str, SinkMetrics] = {}
+        self._events: deque[Event] = deque(maxlen=_EVENTS)
+        self._event_count = 0
+
+    def seconds(self) -> float:
+        """Since the stream began."""
+        return (time.monotonic_ns() - self._started_ns) / 1e9
+
+    def camera_state(self, camera: str, state: str) -> None:
+        with self._lock:
+            self._camera(camera).state = state
+
+    def frame(self, camera: str, frame: Frame) -> None:
+        """A frame arrived."""
+        with self._lock:
+            m = self._camera(camera)
+            m.state = "running"
+            m.frames += 1
+            layout = frame.pixels.layout
+            if m._last_ns:
+                m.interval.add(max(0, frame.captured_ns - m._last_ns))
+            m._last_ns = frame.captured_ns
+            m.layout = f"{layout.width}x{layout.height} {layout.format}"
+
+    def drop(self, camera: str, reason: str, count: int = 1) -> None:
+        """Frames of `camera` that no engine will see: `superseded`, `driver`, `corrupt`, `stale`."""
+        with self._lock:
+            self._camera(camera).drops[reason] += count
+
+    def fault(self, where: str, name: str, text: str = "") -> None:
+        """A fault of a camera, sink or engine; `name` is one of `faults.FAULTS`."""
+        assert name in FAULTS, name
+        with self._lock:
+            if where in self._cameras:
+                self._cameras[where].faults[name] += 1
+            self._event(where, name, text)
+
+    def restarted(self, camera: str, text: str = "") -> None:
+        with self._lock:
+            self._camera(camera).restarts += 1
+            self._event(camera, "restarted", text)
+
+    def result(self, item: StreamResult) -> None:
+        """A result is there."""
+        with self._lock:
+            m = self._engines.setdefault(item.engine, EngineMetrics())
+            m.results += 1
+            m.age.add(item.age_ns)
+            m.unaccounted.add(max(0, item.unaccounted_ns))
+            for stage, ns in item.stage_ns.items():
+                series = m.stages.get(stage)
+                if series is None:
+                    series = m.stages[stage] = Series()
+                series.add(ns)
+            for hop in item.hops:
+                m.copied += hop.copied
+                m.written += hop.written
+
+    def sink_wrote(self, sink: str, ns: int) -> None:
+        with self._lock:
+            m = self._sinks.setdefault(sink, SinkMetrics())
+            m.written += 1
+            m.time.add(ns)
+
+    def sink_dropped(self, sink: str) -> None:
+        with self._lock:
+            self._sinks.setdefault(sink, SinkMetrics()).dropped += 1
+
+    def sink_state(self, sink: str, state: str) -> None:
+        with self._lock:
+            self._sinks.setdefault(sink, SinkMetrics()).state = state
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything as JSON values: `seconds`, `cameras`, `engines`, `sinks` by name, `events` (the newest)."""
+        with self._lock:
+            return {
+                "seconds": (time.monotonic_ns() - self._started_ns) / 1e9,
+                "cameras": {
+                    name: {
+                        "state": m.state,
+                        "layout": m.layout,
+                        "frames": m.frames,
+                        "drops": dict(m.drops),
+                        "faults": dict(m.faults),
+                        "restarts": m.restarts,
+                        "interval": m.interval.summary(),
+                    }
+                    for name, m in self._cameras.items()
+                },
+                "engines": {
+                    name: {
+                        "results": m.results,
+                        "age": {**m.age.summary(), "buckets": list(m.age.buckets)},
+                        "stages": {stage: series.summary() for stage, series in m.stages.items()},
+                        "unaccounted": m.unaccounted.summary(),
+                        "copied_bytes": m.copied,
+                        "written_bytes": m.written,
+                    }
+                    for name, m in self._engines.items()
+                },
+                "sinks": {
+                    name: {
+                        "state": m.state,
+                        "written": m.written,
+                        "dropped": m.dropped,
+                        "time": m.time.summary(),
+                    }
+                    for name, m in self._sinks.items()
+                },
+                "events": [vars(event) for event in self._events],
+                "event_count": self._event_count,
+            }
+
+    def _camera(self, name: str) -> CameraMetrics:
+        return self._cameras.setdefault(name, CameraMetrics())
+
+    def _event(self, where: str, name: str, text: str) -> None:
+        self._event_count += 1
+        self._events.append(Event(self.seconds(), where, name, printable(text)))
