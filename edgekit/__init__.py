@@ -4,6 +4,9 @@
     engine = edgekit.load("model.jetson-orin.edge")         # device
     detections = engine.predict(image)
 
+    for item in edgekit.stream("model.jetson-orin.edge", "v4l2:/dev/video0"):   # live, the newest frame each time
+        print(item.age_ms, item.result)
+
 Names load on first use, so that `import edgekit` costs nothing and the device never imports the toolchain.
 """
 
@@ -17,6 +20,11 @@ _HOMES = {
     "build": "edgekit.toolchain.api",
     "load": "edgekit.runtime.engine",
     "open_source": "edgekit.runtime.sources",
+    "stream": "edgekit.runtime.stream",
+    "Stream": "edgekit.runtime.stream",
+    "StreamResult": "edgekit.runtime.results",
+    "Frame": "edgekit.runtime.frames",
+    "Pixels": "edgekit.pixels",
     "Bundle": "edgekit.bundle",
     "Classification": "edgekit.tasks.classify.classification",
     "Detections": "edgekit.tasks.detect.detections",
@@ -32,11 +40,16 @@ __all__ = [
     "Detections",
     "EdgekitError",
     "Engine",
+    "Frame",
+    "Pixels",
     "Session",
+    "Stream",
+    "StreamResult",
     "Target",
     "build",
     "load",
     "open_source",
+    "stream",
 ]
 
 if TYPE_CHECKING:
@@ -44,9 +57,13 @@ if TYPE_CHECKING:
 
     from edgekit.bundle import Bundle
     from edgekit.errors import EdgekitError
+    from edgekit.pixels import Pixels
     from edgekit.runtime.engine import Engine, load
+    from edgekit.runtime.frames import Frame
+    from edgekit.runtime.results import StreamResult
     from edgekit.runtime.session import Session
     from edgekit.runtime.sources import open_source
+    from edgekit.runtime.stream import Stream, stream
     from edgekit.target import Target
     from edgekit.tasks.classify.classification import Classification
     from edgekit.tasks.detect.detections import Detections

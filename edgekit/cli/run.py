@@ -1,14 +1,18 @@
-"""Run a bundle on pictures, folders, videos or a synthetic street; write results and annotated frames."""
+"""Run bundles on cameras, videos, pictures or a synthetic street; write results, show them live."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from edgekit.cli.common import add_engine_options, fraction, integer, print_json, say, warn
+from edgekit.cli.common import add_engine_options, fraction, integer, one_of, print_json, say, warn
 from edgekit.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from edgekit.runtime.metrics import Event
+    from edgekit.runtime.stream import Stream
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,23 +20,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  edgekit run m.host.edge --source photos/ --sink found.jsonl --sink shown/\n"
         "  edgekit run m.host.edge --source drive.mp4 --sink drive_boxes.mp4\n"
-        "  edgekit run m.host.edge --source 'synthetic://street?frames=9' --sink a.png"
+        "  edgekit run m.host.edge --source v4l2:/dev/video0 --view :8080\n"
+        "  edgekit run m.host.edge --source 'synthetic://street?live=1' --view :8080"
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle file (*.edge) or folder")
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        nargs="+",
+        metavar="BUNDLE",
+        help="bundle file (*.edge) or folder; several share the source",
+    )
+    add_stream_options(parser)
     parser.add_argument(
         "--source",
         required=True,
+        action="append",
         metavar="URI",
-        help="picture, folder of pictures, video file, or synthetic://street?seed=0&frames=100",
+        help="v4l2:/dev/video0, usb:0, csi:0, rtsp://..., gst:PIPELINE, replay:FILE.mcap, picture, folder, video, "
+        "or synthetic://street?seed=0&frames=100; may be given several times",
     )
+    add_engine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print a summary as one JSON object")
+
+
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every verb that runs a stream, but for its bundles and sources."""
     parser.add_argument(
         "--sink",
         action="append",
         default=[],
         metavar="FILE",
-        help="where results go: .jsonl (boxes or classes), .png .jpg (annotated picture), .mp4 (annotated video) "
-        "or a folder, named with a '/' at its end; may be given several times",
+        help="where results go: .jsonl (boxes or classes), .png .jpg (annotated picture), .mp4 (annotated video), "
+        ".mcap (recording), rerun:FILE.rrd or a folder, named with a '/' at its end; may be given several times",
     )
+    parser.add_argument(
+        "--view",
+        metavar="[HOST]:PORT",
+        help="live page in the browser; this machine only, unless HOST says otherwise (then with a token)",
+    )
+    parser.add_argument("--metrics", metavar="[HOST]:PORT", help="serve metrics to Prometheus at /metrics")
     parser.add_argument(
         "--score",
         type=fraction("--score"),
@@ -40,59 +66,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lowest score to keep, 0 to 1 (default: the bundle's)",
     )
     parser.add_argument(
-        "--limit", type=integer("--limit", 1), metavar="N", help="stop after this many frames"
+        "--limit", type=integer("--limit", 1), metavar="N", help="stop after this many frames of each source"
     )
-    add_engine_options(parser)
-    parser.add_argument("--json", action="store_true", help="print a summary as one JSON object")
+    parser.add_argument(
+        "--policy",
+        type=one_of("--policy", ("latest", "block")),
+        metavar="P",
+        help="latest: only the newest frame while the engine is busy; block: every frame (default: latest for live sources)",
+    )
+
+
+def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str]) -> Stream:
+    """The stream that the options ask for, its events told on stderr. Raises: as `edgekit.stream`."""
+    from edgekit.runtime.stream import Stream
+
+    sinks = [*args.sink]
+    sinks += [f"view:{args.view}"] if args.view else []
+    sinks += [f"prometheus:{args.metrics}"] if args.metrics else []
+    twice = {sink for sink in sinks if sinks.count(sink) > 1}
+    if twice:
+        raise UsageError(f"option --sink {printable(min(twice))}: given twice. Leave one out")
+    stream = Stream(
+        bundles,
+        sources,
+        sinks=sinks,
+        score_threshold=args.score,
+        policy=args.policy,
+        threads=args.threads,
+        variant=args.variant,
+        limit=args.limit,
+    )
+    stream.metrics.on_event = _tell
+    for engine in stream.engines.values():
+        warn(engine.bundle)
+    for sink in stream.sinks:
+        url = getattr(sink, "url", "")
+        if url:
+            say(f"edgekit: live at {url}")
+    return stream
+
+
+def _tell(event: Event) -> None:
+    say(
+        f"edgekit: {event.seconds:.1f} s: {event.where}: {event.name}{': ' if event.text else ''}{event.text}"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     from edgekit import tasks
-    from edgekit.runtime.engine import load
-    from edgekit.runtime.results import StreamResult
-    from edgekit.runtime.sinks import open_sink
-    from edgekit.runtime.sources import open_source
 
-    twice = {sink for sink in args.sink if args.sink.count(sink) > 1}
-    if twice:
-        raise UsageError(f"option --sink {printable(min(twice))}: given twice. Leave one out")
-    frames = found = 0
     started = time.perf_counter()
-    with ExitStack() as stack:
-        source = stack.enter_context(open_source(args.source, limit=args.limit))
-        engine = stack.enter_context(load(args.bundle, threads=args.threads, variant=args.variant))
-        warn(engine.bundle)
-        sinks = [stack.enter_context(open_sink(s, fps=source.fps)) for s in args.sink]
-        pipeline = engine.pipeline()
-        unit = tasks.task(engine.task).UNIT
-        for frame in source:
-            with frame:
-                result = pipeline(frame.image, score_threshold=args.score)
-                item = StreamResult(frame, result, time.monotonic_ns() - frame.captured_ns)
-                for sink in sinks:
-                    sink.write(item)
-                frames += 1
-                found += len(result)
-    skipped = [[path, reason] for path, reason in source.skipped]
+    found = 0
+    with open_stream(args, args.bundle, args.source) as stream:
+        unit = tasks.task(next(iter(stream.engines.values())).task).UNIT
+        for item in stream:
+            found += len(item.result)
     seconds = time.perf_counter() - started
-    for _, reason in skipped:  # a reason names its file
+    summary = {**summarize(stream), unit: found, "seconds": round(seconds, 3), "sinks": args.sink}
+    for source in stream.sources.values():
+        if source.ignored:
+            say(f"edgekit: note: {source.ignored} other files in {source.uri}: ignored")
+    for _, reason in summary["skipped"]:  # a reason names its file
         say(f"edgekit: warning: skipped {reason}")
-    if source.ignored:
-        say(f"edgekit: note: {source.ignored} other files in {args.source}: ignored")
-    summary = {
-        "frames": frames,
-        unit: found,
-        "seconds": round(seconds, 3),
-        "skipped": skipped,
-        "ignored": source.ignored,
-        "sinks": args.sink,
-    }
     if args.json:
         print_json(summary)
     else:
-        rate = f"{frames / seconds:.1f} frames/s, all included" if seconds > 0 else ""
-        print(
-            f"{frames} frames, {found} {unit} in {seconds:.1f} s ({rate})"
-            + "".join(f"\n  {printable(s)}" for s in args.sink)
-        )
+        rate = f"{summary['frames'] / seconds:.1f} frames/s, all included" if seconds > 0 else ""
+        print(f"{summary['frames']} frames, {found} {unit} in {seconds:.1f} s ({rate})")
+        for line in lines(summary):
+            print(f"  {line}")
+        for sink in args.sink:
+            print(f"  {printable(sink)}")
     return 0
+
+
+def summarize(stream: Stream) -> dict[str, Any]:
+    """What a stream did, as JSON values."""
+    snapshot = stream.metrics.snapshot()
+    engines, cameras = snapshot["engines"], snapshot["cameras"]
+    return {
+        "frames": max((engine["results"] for engine in engines.values()), default=0),
+        "age": {name: engine["age"] for name, engine in engines.items()},
+        "drops": {name: camera["drops"] for name, camera in cameras.items() if camera["drops"]},
+        "faults": {name: camera["faults"] for name, camera in cameras.items() if camera["faults"]},
+        "skipped": [[path, reason] for s in stream.sources.values() for path, reason in s.skipped],
+        "ignored": sum(source.ignored for source in stream.sources.values()),
+    }
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """The summary's ages, drops and faults for people."""
+    text = [
+        f"{name}: age p50 {age['p50_ms']:.1f} ms, p95 {age['p95_ms']:.1f} ms, p99 {age['p99_ms']:.1f} ms"
+        for name, age in summary["age"].items()
+        if age["count"]
+    ]
+    for what in ("drops", "faults"):
+        for name, counts in summary[what].items():
+            text.append(f"{name}: {what} " + ", ".join(f"{reason} {n}" for reason, n in counts.items()))
+    return text

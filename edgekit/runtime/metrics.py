@@ -7,6 +7,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,8 @@ class Metrics:
     """One stream's. Written by its threads, read by anyone through `snapshot()`."""
 
     def __init__(self) -> None:
+        self.on_event: Callable[[Event], None] | None = None
+        """Called for every event, in the thread where it happened; must return at once."""
         self._lock = threading.Lock()
         self._started_ns = time.monotonic_ns()
         self._cameras: dict[str, CameraMetrics] = {}
@@ -147,12 +150,12 @@ class Metrics:
         with self._lock:
             if where in self._cameras:
                 self._cameras[where].faults[name] += 1
-            self._event(where, name, text)
+        self._event(where, name, text)
 
     def restarted(self, camera: str, text: str = "") -> None:
         with self._lock:
             self._camera(camera).restarts += 1
-            self._event(camera, "restarted", text)
+        self._event(camera, "restarted", text)
 
     def result(self, item: StreamResult) -> None:
         """A result is there."""
@@ -229,5 +232,9 @@ class Metrics:
         return self._cameras.setdefault(name, CameraMetrics())
 
     def _event(self, where: str, name: str, text: str) -> None:
-        self._event_count += 1
-        self._events.append(Event(self.seconds(), where, name, printable(text)))
+        event = Event(self.seconds(), where, name, printable(text))
+        with self._lock:
+            self._event_count += 1
+            self._events.append(event)
+        if self.on_event is not None:
+            self.on_event(event)

@@ -16,7 +16,7 @@ class JsonLinesSink(Sink):
     """One line per frame, readable while it runs; an older file of the name is replaced.
 
     `{"source", "seq", "pts_ns", "age_ms", "boxes": [[x1, y1, x2, y2], ...], "scores", "classes",
-    "labels"}`, boxes in pixels of the original frame. Each line is written by one call, and one that
+    "labels"}`, boxes in pixels of the original frame; from a stream also `camera`, `engine`, `epoch`. Each line is written by one call, and one that
     does not fit is taken back: the file holds whole lines at any time.
     """
 
@@ -29,12 +29,14 @@ class JsonLinesSink(Sink):
 
     def _write(self, item: StreamResult) -> None:
         frame, result = item.frame, item.result
-        head = {
+        head: dict[str, object] = {
             "source": frame.source,
             "seq": frame.seq,
             "pts_ns": frame.pts_ns,
             "age_ms": round(item.age_ms, 3),
         }
+        if item.engine:  # from a stream, which may have several of each
+            head |= {"camera": item.camera, "engine": item.engine, "epoch": frame.epoch}
         try:
             line = json.dumps({**head, **result.to_json()}, allow_nan=False).encode() + b"\n"
         except ValueError:

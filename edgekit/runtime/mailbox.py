@@ -1,0 +1,85 @@
+"""Hand-over between threads that never queues without bound: the newest of each sender, or a full stop."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Closed(Exception):
+    """Nothing will come any more."""
+
+
+class Mailbox(Generic[T]):
+    """Items of several senders (cameras, engines) for one reader, who takes the sender that waits longest.
+
+    newest: keep only the latest item of each sender (live sensors); otherwise a sender waits until one
+    of its `capacity` places is free (files, where nothing may be lost).
+    """
+
+    def __init__(self, senders: Iterable[str], *, newest: bool, capacity: int = 2) -> None:
+        self._newest = newest
+        self._capacity = 1 if newest else capacity
+        self._items: dict[str, deque[T]] = {sender: deque() for sender in senders}
+        self._turn: deque[str] = deque()
+        """Senders with items, in the order of their oldest."""
+        self._open = set(self._items)
+        self._closed = False
+        self._change = threading.Condition()
+
+    def put(self, sender: str, item: T) -> T | None:
+        """Leave an item. Returns the one that it replaces, or `item` itself once closed: the caller's to release."""
+        with self._change:
+            queue = self._items[sender]
+            while not self._closed and not self._newest and len(queue) >= self._capacity:
+                self._change.wait()  # take, close and the sender's end wake it
+            if self._closed or sender not in self._open:
+                return item
+            replaced = queue.popleft() if len(queue) >= self._capacity else None
+            if not queue and replaced is None:
+                self._turn.append(sender)
+            queue.append(item)
+            self._change.notify_all()
+            return replaced
+
+    def take(self, timeout_s: float | None = None) -> T | None:
+        """The next item, or None when none came in time.
+
+        Raises: Closed when closed, or when all senders have ended and nothing is left.
+        """
+        with self._change:
+            if not self._change.wait_for(self._ready, timeout_s):
+                return None
+            if self._closed or not self._turn:
+                raise Closed
+            sender = self._turn.popleft()
+            queue = self._items[sender]
+            item = queue.popleft()
+            if queue:
+                self._turn.append(sender)
+            self._change.notify_all()
+            return item
+
+    def _ready(self) -> bool:
+        return bool(self._turn) or self._closed or not self._open
+
+    def end(self, sender: str) -> None:
+        """`sender` leaves nothing more."""
+        with self._change:
+            self._open.discard(sender)
+            self._change.notify_all()
+
+    def close(self) -> list[T]:
+        """Wake everyone for good. Returns what was left inside, which is the caller's to release."""
+        with self._change:
+            self._closed = True
+            left = [item for queue in self._items.values() for item in queue]
+            for queue in self._items.values():
+                queue.clear()
+            self._turn.clear()
+            self._change.notify_all()
+            return left

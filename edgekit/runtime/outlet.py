@@ -1,0 +1,128 @@
+"""A sink in a thread of its own, so that a slow disk or viewer never holds up perception."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+from edgekit.errors import EdgekitError, printable
+from edgekit.runtime.mailbox import Closed, Mailbox
+from edgekit.runtime.metrics import Metrics
+from edgekit.runtime.results import StreamResult
+from edgekit.runtime.sinks.base import Sink
+
+JOIN_S = 5.0
+"""How long the end of a stream waits for a sink's last write."""
+
+
+class Outlet:
+    """Feeds one sink. wait: hand every result over (files); otherwise a busy sink misses results, counted.
+
+    error: what the sink raised; it gets nothing more after that.
+    """
+
+    def __init__(self, sink: Sink, name: str, metrics: Metrics, *, wait: bool) -> None:
+        self.sink = sink
+        self.name = name
+        self.error: BaseException | None = None
+        self._metrics = metrics
+        self._wait = wait
+        self._box: Mailbox[StreamResult] = Mailbox([name], newest=False, capacity=1)
+        self._held = 0
+        self._blocked = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=f"edgekit-sink-{name}", daemon=True)
+        metrics.sink_state(name, "running")
+        self._thread.start()
+
+    @property
+    def leases(self) -> int:
+        """Camera buffers that it holds: none, one in work, or one more waiting."""
+        return self._held if self.sink.needs_pixels else 0
+
+    def give(self, item: StreamResult, *, may_lease: bool = True) -> None:
+        """Hand over a result; the item stays the caller's. may_lease: a camera buffer can be spared."""
+        if self.error is not None:
+            return
+        if not self._wait and (self._held >= 2 or (self.sink.needs_pixels and not may_lease)):
+            self._metrics.sink_dropped(self.name)
+            if not self._blocked:
+                self._metrics.fault(self.name, "sink-blocked", "does not take the next result in time")
+            self._blocked = True
+            return
+        self._blocked = False
+        own = item.share() if self.sink.needs_pixels else replace(item, frame=replace(item.frame, lease=None))
+        self._add(1)
+        refused = self._box.put(self.name, own)
+        if refused is not None:
+            self._add(-1)
+            refused.frame.release()
+
+    def _add(self, count: int) -> None:
+        with self._lock:
+            self._held += count
+
+    def _run(self) -> None:
+        try:
+            while True:
+                item = self._box.take()
+                assert item is not None
+                try:
+                    started = time.monotonic_ns()
+                    self.sink.write(item)
+                    self._metrics.sink_wrote(self.name, time.monotonic_ns() - started)
+                finally:
+                    item.frame.release()
+                    self._add(-1)
+        except Closed:
+            return
+        except BaseException as error:  # noqa: BLE001 - kept for the stream, which raises or reports it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.error = error
+        self._metrics.sink_state(self.name, "failed")
+        text = str(error) if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
+        self._metrics.fault(self.name, "sink-failed", printable(text))
+        for left in self._box.close():
+            left.frame.release()
+            self._add(-1)
+        try:
+            self.sink.abort()
+        except Exception as second:  # noqa: BLE001 - the first error is the one to tell
+            self._metrics.fault(
+                self.name, "sink-failed", f"{type(second).__name__} while dropping it: {second}"
+            )
+
+    def stop(self, *, drain: bool) -> bool:
+        """End the thread, after what waits is written (`drain`) or without it. False: its write still hangs."""
+        if drain:
+            self._box.end(self.name)
+        else:
+            self._discard()
+        self._thread.join(JOIN_S)
+        if not self._thread.is_alive():
+            return True
+        self._discard()
+        self.error = self.error or TimeoutError()
+        self._metrics.sink_state(self.name, "failed")
+        self._metrics.fault(self.name, "sink-blocked", f"its last write did not end within {JOIN_S:g} s")
+        return False
+
+    def _discard(self) -> None:
+        for left in self._box.close():
+            left.frame.release()
+            self._add(-1)
+
+    def close(self) -> None:
+        """Finish the file, once its thread has ended. Raises: what the sink raises."""
+        if self.error is None:
+            self.sink.close()
+            self._metrics.sink_state(self.name, "closed")
+
+    def abort(self) -> None:
+        """Drop what is unfinished."""
+        if self.error is None:
+            self.sink.abort()
+            self._metrics.sink_state(self.name, "failed")
