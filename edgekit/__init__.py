@@ -17,6 +17,7 @@ TYPE_CHECKING = False  # type checkers take it as true; importing `typing` would
 __version__ = "0.1.0"
 
 _HOMES = {
+    "app_bundle": "edgekit.toolchain.api",
     "build": "edgekit.toolchain.api",
     "load": "edgekit.runtime.engine",
     "open_source": "edgekit.runtime.sources",
@@ -46,6 +47,7 @@ __all__ = [
     "Stream",
     "StreamResult",
     "Target",
+    "app_bundle",
     "build",
     "load",
     "open_source",
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
     from edgekit.tasks.classify.classification import Classification
     from edgekit.tasks.detect.detections import Detections
-    from edgekit.toolchain.api import build
+    from edgekit.toolchain.api import app_bundle, build
 
 
 def __getattr__(name: str) -> Any:

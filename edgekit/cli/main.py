@@ -23,7 +23,8 @@ from edgekit.errors import EdgekitError, UsageError, did_you_mean, printable
 
 VERBS = {
     "build": "turn a model into proven bundles",
-    "run": "run a bundle on pictures, videos or a synthetic street",
+    "run": "run bundles on cameras, videos, pictures or a synthetic street",
+    "app": "run an app that ships with edgekit",
     "bench": "time a bundle on this machine, stage by stage",
     "tune": "time a bundle's variants here and keep the fastest",
     "compare": "compare two bundles, or one with its float model",

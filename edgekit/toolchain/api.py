@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit import content
 from edgekit.bundle import Bundle
 from edgekit.errors import MissingExtraError, UsageError, did_you_mean
 from edgekit.target import Target
@@ -93,6 +94,30 @@ def build(
     quiet: Progress = progress or (lambda what, done, of: None)
     built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]
     return [Bundle.open(b.path) for b in built]
+
+
+def app_bundle(name: str, target: str = "host", *, progress: Progress | None = None) -> Path:
+    """The bundle of an app that ships with edgekit, built for `target` at the first call and kept in the cache.
+
+    Raises: UsageError for an unknown app or target; what `build` raises.
+    """
+    folder = content.find("apps", name)
+    if folder is None or not (folder / "edgekit.toml").is_file():
+        known = {p.parent.name for f in content.folders("apps") for p in f.glob("*/edgekit.toml")}
+        raise UsageError(f"app {name!r}: unknown. {did_you_mean(name, known)}")
+    require_extras()
+    from edgekit.toolchain import cache
+
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc", ".md"))
+    code = cache.sources("toolchain", "quant", "passes", "backends", "kernels", "tasks")
+    parts = [part for path in files for part in (str(path.relative_to(folder)), path.read_bytes())]
+    key = cache.digest(target, cache.tools(), code, *parts)
+    home = cache.cache_dir() / "apps" / name / f"{target}-{key[:16]}"
+    found = sorted(home.glob("*.edge"))
+    if not found:
+        build(folder, target, out=home, progress=progress)[0].close()
+        found = sorted(home.glob("*.edge"))
+    return found[0]
 
 
 def require_extras() -> None:

@@ -16,8 +16,9 @@ class JsonLinesSink(Sink):
     """One line per frame, readable while it runs; an older file of the name is replaced.
 
     `{"source", "seq", "pts_ns", "age_ms", "boxes": [[x1, y1, x2, y2], ...], "scores", "classes",
-    "labels"}`, boxes in pixels of the original frame; from a stream also `camera`, `engine`, `epoch`. Each line is written by one call, and one that
-    does not fit is taken back: the file holds whole lines at any time.
+    "labels"}`, boxes in pixels of the original frame; from a stream also `camera`, `engine`, `epoch`. Each
+    line is written by one call, and one that does not fit is taken back: the file holds whole lines at
+    any time.
     """
 
     needs_pixels = False
