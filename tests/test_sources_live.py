@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +16,9 @@ from hypothesis import strategies as st
 
 from edgekit.errors import UsageError
 from edgekit.pixels import FORMATS, Format, Matrix, Pixels, Range
+from edgekit.runtime.frames import Frame, Lease
 from edgekit.runtime.sources import open_source
+from edgekit.runtime.sources.iterator import IteratorSource, PushSource, since_boot
 from edgekit.synth.formats import convert
 from edgekit.synth.street import StreetWorld
 
@@ -181,3 +186,190 @@ def test_sizes_that_cannot_be_kept() -> None:
         open_source("synthetic://street?size=65x64&format=yuyv")
     with pytest.raises(UsageError, match="loop=1000 takes 2636 MiB, expected at most 1024 MiB"):
         open_source("synthetic://street?size=1280x720&loop=1000")
+
+
+# --- iterators ---
+
+
+def test_an_iterator_of_arrays() -> None:
+    images = [smooth() + np.uint8(i) for i in range(4)]
+    with IteratorSource(images, "mine", fps=20) as source:
+        assert (source.uri, source.live, source.fps, source.frames) == ("mine", False, 20, 4)
+        frames = list(source)
+        assert source.read() is None
+    assert [f.seq for f in frames] == [0, 1, 2, 3]
+    assert [f.pts_ns for f in frames] == [0, 50_000_000, 100_000_000, 150_000_000]
+    for frame, image in zip(frames, images, strict=True):
+        assert frame.image is frame.pixels.planes[0]
+        assert frame.pixels.addresses == (image.__array_interface__["data"][0],)  # nothing was copied
+        assert frame.hops == () and frame.source == "mine" and frame.clock == "media"
+
+
+def test_what_an_iterator_may_give() -> None:
+    released: list[int] = []
+    own = Frame(Pixels.bgr(smooth()), 70, 5, 0, "theirs", lease=Lease(lambda: released.append(1)))
+    pixels = convert(smooth(), "nv12")
+    items: list[Any] = [pixels, own, (smooth(), 123), (pixels, np.int64(7)), smooth()[:, ::-1]]
+    a, b, c, d, e = IteratorSource(items, live=True)
+    assert a.pixels is pixels and (a.clock, a.pts_ns) == ("none", 0)
+    assert b is own and b.seq == 70
+    b.release()
+    assert released == [1]
+    assert (c.pts_ns, c.clock, c.taken_ns) == (123, "monotonic", 123)
+    assert (d.pts_ns, d.pixels) == (7, pixels)
+    assert e.hops[0].copied == smooth().nbytes  # mirrored: had to be laid out anew
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_arrays_of_every_format(format: Format) -> None:
+    pixels = convert(smooth(), format)
+    array = pixels.planes[0]
+    if len(pixels.planes) > 1:
+        array = np.concatenate([p.reshape(-1) for p in pixels.planes]).reshape(96, 96)
+    (frame,) = IteratorSource([array], format=format)
+    assert frame.pixels.layout == pixels.layout
+    assert all(np.array_equal(x, y) for x, y in zip(frame.pixels.planes, pixels.planes, strict=True))
+    assert frame.pixels.addresses[0] == array.__array_interface__["data"][0]
+
+
+def test_a_generator_is_closed_and_its_errors_pass() -> None:
+    closed: list[bool] = []
+
+    def pictures(fail: bool) -> Iterator[np.ndarray]:
+        try:
+            yield smooth()
+            if fail:
+                raise OSError("the arm fell off")
+            yield smooth()
+        finally:
+            closed.append(True)
+
+    with IteratorSource(pictures(False)) as source:
+        assert source.read() is not None and closed == []
+    assert closed == [True] and source.read() is None
+    source.close()
+    with IteratorSource(pictures(True)) as source:
+        assert source.read() is not None
+        with pytest.raises(OSError, match="the arm fell off"):
+            source.read()
+        assert source.read() is None
+    assert len(list(IteratorSource(itertools.repeat(smooth()), limit=3))) == 3
+
+
+@pytest.mark.parametrize(
+    ("items", "format", "says"),
+    [
+        ([5], "bgr", "item 0: int, expected a uint8 array"),
+        ([smooth().astype(np.float32)], "bgr", "item 0: image: expected uint8"),
+        ([smooth(), smooth()[:, :, 0]], "bgr", "item 1: image: expected uint8"),
+        ([smooth()[:, :, 0]], "yuyv", r"expected uint8 \[height, width, 2\]"),
+        ([smooth()], "nv12", r"expected uint8 \[height \* 3 / 2, width\]"),
+        ([np.zeros((10, 8), np.uint8)], "nv12", "both sides even"),
+        ([(smooth(), 1, 2)], "bgr", "a tuple of 3"),
+        ([(smooth(), 1.5)], "bgr", "whole nanoseconds"),
+        ([(smooth(), True)], "bgr", "whole nanoseconds"),
+        ([None], "bgr", "NoneType"),
+        (3, "bgr", "int cannot be iterated"),
+        ([], "yuv", "unknown format 'yuv'"),
+    ],
+)
+def test_wrong_items_are_named(items: Any, format: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        list(IteratorSource(items, "mine", format=format))
+    assert "source mine" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_rates_are_refused() -> None:
+    for fps in (0, -1, float("nan"), 5000, "30"):
+        with pytest.raises(UsageError, match="fps"):
+            IteratorSource([], fps=fps)  # type: ignore[arg-type]
+
+
+def test_wall_clock_stamps() -> None:
+    now = time.monotonic_ns()
+    assert abs(since_boot(time.time_ns()) - now) < 10**9
+    assert since_boot(time.time_ns() - 10**12) < now - 9 * 10**11
+
+
+# --- pushed frames ---
+
+
+def test_only_the_newest_picture_waits() -> None:
+    released: list[int] = []
+
+    def leased(i: int) -> Frame:
+        return Frame(Pixels.bgr(smooth()), i, i, 0, "x", lease=Lease(lambda: released.append(i)))
+
+    source = PushSource("front")
+    assert source.live and source.uri == "front"
+    for i in range(5):
+        assert source.push(smooth(), 1000 + i)
+    frame = source.read(0)
+    assert frame is not None
+    assert (frame.seq, frame.pts_ns, frame.clock) == (4, 1004, "monotonic")
+    assert source.overwritten == 4
+    with pytest.raises(TimeoutError, match="front"):
+        source.read(0.01)
+    source.push(leased(1))
+    source.push(leased(2))
+    assert released == [1]
+    source.close()
+    assert released == [1, 2] and source.read() is None and not source.push(smooth())
+
+
+def test_several_may_wait_and_the_end_comes_last() -> None:
+    source = PushSource(maxlen=3)
+    for _ in range(4):
+        source.push(smooth())
+    source.end()
+    assert not source.push(smooth())
+    assert [f.seq for f in source] == [1, 2, 3]
+    assert source.overwritten == 1 and source.read() is None
+
+
+def test_a_push_wakes_the_reader() -> None:
+    source = PushSource()
+    got: list[Frame | None] = []
+
+    def reader() -> None:
+        got.extend([source.read(20), source.read(20)])
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    source.push(smooth(), 5)
+    while not got and thread.is_alive() and source._waiting:
+        time.sleep(0.001)
+    source.end()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert got[0] is not None and got[0].pts_ns == 5 and got[1] is None
+
+
+def test_many_threads_push() -> None:
+    source = PushSource()
+    threads = [threading.Thread(target=lambda: [source.push(smooth()) for _ in range(200)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    seen = []
+    while any(t.is_alive() for t in threads) or source._waiting:
+        try:
+            frame = source.read(0.05)
+        except TimeoutError:
+            continue
+        assert frame is not None
+        seen.append(frame.seq)
+    for thread in threads:
+        thread.join()
+    assert seen == sorted(set(seen)) and seen[-1] == 799
+    assert len(seen) + source.overwritten == 800
+
+
+def test_wrong_pushes_are_the_pushers_error() -> None:
+    source = PushSource("front")
+    with pytest.raises(UsageError, match="front, item 0"):
+        source.push("picture")
+    with pytest.raises(UsageError, match="timestamp of its own"):
+        source.push(Frame(Pixels.bgr(smooth()), 0, 0, 0, "x"), 5)
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(UsageError, match="maxlen"):
+            PushSource(maxlen=wrong)  # type: ignore[arg-type]
