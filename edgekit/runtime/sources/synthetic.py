@@ -1,4 +1,4 @@
-"""`synthetic://street?...`: the procedural street world as a source."""
+"""`synthetic://street?...`: the procedural street world as a source, as a file or as a live camera."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ import math
 import re
 import time
 import urllib.parse
+from typing import get_args
 
 from edgekit.errors import UsageError, did_you_mean
-from edgekit.pixels import Pixels
+from edgekit.pixels import Format, PixelLayout, Pixels
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources.base import Source, split_uri
 
 WORLDS = ("street",)
-KEYS = ("seed", "frames", "size", "fps")
+KEYS = ("seed", "frames", "size", "fps", "live", "loop", "format")
 MIN_SIDE, MAX_SIDE = 64, 4096
+MAX_LOOP = 3600
+MAX_LOOP_BYTES = 2**30
 
 
 class SyntheticSource(Source):
-    """`synthetic://street?seed=0&frames=300&size=640x360&fps=30` (the defaults).
+    """`synthetic://street?seed=0&frames=300&size=640x360&fps=30&live=0&loop=0&format=bgr` (the defaults).
 
     seed 0..2^63-1, frames 1..10^7, size WxH with each side 64..4096, fps above 0 up to 1000.
     Frames come as fast as they are read; `pts_ns` = seq / fps. Frame i of a seed is
     always the same: the drive goes on by 1/30 s per frame, so another fps plays it slower or faster.
+
+    format: one of `pixels.FORMATS`; YUV is BT.601, limited range.
+    loop=N: frames 0..N-1 are rendered when opened and handed out again and again, so that a frame costs
+        no work, as a camera's would. They are shared, hence read-only. N up to 3600, 1 GiB in all.
+    live=1: a camera. Frame i is taken i / fps after opening on `time.monotonic_ns()`, which is its `pts_ns`
+        (clock `monotonic`); `read` waits for it. The newest frame waits for a slow reader, those before it
+        are lost and `seq` jumps, as a driver's counter does. After `frames` frames, lost ones included,
+        the source ends. Without `loop`, rendering takes its time too: give one where the CPU is to be idle.
+    frames=0, only with `live` or `loop`: no end.
 
     Raises: UsageError for an unknown world or key, a key given twice or a value out of range.
     """
@@ -36,25 +48,90 @@ class SyntheticSource(Source):
         if parts.fragment:
             raise UsageError(f"source {uri}: '#{parts.fragment}' means nothing here. Leave it out")
         query = _query(uri, parts.query)
-        self._total = _integer(uri, query, "frames", 300, 1, 10**7)
+        self.live = bool(_integer(uri, query, "live", 0, 0, 1))
+        loop = _integer(uri, query, "loop", 0, 0, MAX_LOOP)
+        total = _integer(uri, query, "frames", 300, 0 if self.live or loop else 1, 10**7)
+        self._total = total or None
         self._rate = _rate(uri, query.get("fps", "30"))
         self.fps = self._rate
         self.size = _size(uri, query.get("size", "640x360"))
+        self._format = _format(uri, query.get("format", "bgr"))
         seed = _integer(uri, query, "seed", 0, 0, 2**63 - 1)
-        from edgekit.synth.street import StreetWorld  # numpy work that no other source needs
+        try:
+            layout = PixelLayout(self._format, *self.size)
+        except UsageError as error:  # an odd width for a format of pairs
+            raise UsageError(f"source {uri}: {error}. Choose another size or format") from None
+        if loop * layout.nbytes > MAX_LOOP_BYTES:
+            most = MAX_LOOP_BYTES // layout.nbytes
+            raise UsageError(
+                f"source {uri}: loop={loop} takes {loop * layout.nbytes >> 20} MiB, expected at most "
+                f"{MAX_LOOP_BYTES >> 20} MiB, which is loop={most}. Choose a shorter loop"
+            )
+        from edgekit.synth import formats  # numpy work that no other source needs
+        from edgekit.synth.street import StreetWorld
 
+        self._convert = formats.convert
         self._world = StreetWorld(seed, *self.size)
+        if self._total is not None:
+            loop = min(loop, self._total)
+        self._loop = [_read_only(self._render(i)) for i in range(loop)]
         self._next = 0
+        self._rendered: tuple[int, Pixels] | None = None
         self._expect(self._total)
+        if self._total is None:
+            self.frames = limit
+        self._start_ns = time.monotonic_ns()
+
+    def _render(self, index: int) -> Pixels:
+        return self._convert(self._world.frame(index).image, self._format)
+
+    def _pixels(self, seq: int) -> Pixels:
+        return self._loop[seq % len(self._loop)] if self._loop else self._render(seq)
 
     def _read(self, timeout_s: float | None) -> Frame | None:
         if self._next == self._total:
             return None
+        if self.live:
+            return self._read_live(timeout_s)
         seq = self._next
         self._next += 1
-        image = self._world.frame(seq).image
         pts_ns = round(seq * 1e9 / self._rate)
-        return Frame(Pixels.bgr(image), seq, pts_ns, time.monotonic_ns(), self.uri, clock="media")
+        return Frame(self._pixels(seq), seq, pts_ns, time.monotonic_ns(), self.uri, clock="media")
+
+    def _read_live(self, timeout_s: float | None) -> Frame:
+        period_ns = 1e9 / self._rate
+        now_ns = time.monotonic_ns()
+        deadline_ns = None if timeout_s is None else now_ns + round(timeout_s * 1e9)
+        newest = int((now_ns - self._start_ns) / period_ns)
+        if self._total is not None:
+            newest = min(newest, self._total - 1)
+        seq = max(self._next, newest)
+        # drawn before it is due, and kept when the wait runs out of time
+        if self._rendered is None or self._rendered[0] != seq:
+            self._rendered = (seq, self._pixels(seq))
+        pts_ns = self._start_ns + round(seq * period_ns)
+        until_ns = pts_ns if deadline_ns is None else min(pts_ns, deadline_ns)
+        while (left_ns := until_ns - time.monotonic_ns()) > 0:
+            time.sleep(left_ns / 1e9)
+        if until_ns < pts_ns:
+            raise TimeoutError(f"source {self.uri}: no frame within {timeout_s:g} s")
+        pixels = self._rendered[1]
+        self._rendered = None
+        self._next = seq + 1
+        return Frame(pixels, seq, pts_ns, time.monotonic_ns(), self.uri, clock="monotonic", exposure="end")
+
+
+def _read_only(pixels: Pixels) -> Pixels:
+    for plane in pixels.planes:
+        plane.flags.writeable = False
+    return pixels
+
+
+def _format(uri: str, text: str) -> Format:
+    known: dict[str, Format] = {name: name for name in get_args(Format)}
+    if text not in known:
+        raise UsageError(f"source {uri}: unknown format {text[:40]!r}. {did_you_mean(text[:40], known)}")
+    return known[text]
 
 
 def _query(uri: str, text: str) -> dict[str, str]:
