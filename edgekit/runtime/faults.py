@@ -30,16 +30,27 @@ FAULTS = {
         Fault(
             "lost", "device unplugged or its driver failed", "at the next read, 0.1 s", "reopen with back-off"
         ),
-        Fault("stalled", "no frame arrives", "the larger of 1 s and 10 frame times", "reopen with back-off"),
+        Fault(
+            "stalled",
+            "no frame arrives",
+            "the larger of 1 s and 10 frame times; first frame: 5 s",
+            "reopen with back-off",
+        ),
         Fault(
             "frozen", "the same picture again and again", "2 s of identical frames", "reopen with back-off"
         ),
         Fault("slow", "frames come at less than half the agreed rate", "30 frames", "count and go on"),
         Fault("dropped", "the driver's frame counter jumped", "the next frame", "count and go on"),
         Fault("corrupt", "the driver marked the buffer as damaged", "at once", "drop the frame"),
-        Fault("clock-jump", "timestamps go back, or ahead by more than 1 s of ours", "at once", "new epoch"),
+        Fault("clock-jump", "timestamps go back, or ahead of ours by more than 1 s", "at once", "new epoch"),
         Fault(
             "format-changed", "another size or pixel format after a reconnect", "the first frame", "new epoch"
+        ),
+        Fault(
+            "hung",
+            "a driver's call does not return",
+            "2 s after the stream is to end",
+            "leave its thread behind",
         ),
         Fault(
             "sink-failed", "a sink cannot write (disk full)", "the failing write", "detach it; files: raise"

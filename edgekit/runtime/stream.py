@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from edgekit.runtime.outlet import Outlet
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
-from edgekit.runtime.watch import Watch
+from edgekit.runtime.watch import Watch, WatchOptions
 
 Policy = Literal["latest", "block"]
 AnyEngine = str | Path | Bundle | Engine
@@ -36,7 +37,7 @@ AnySource = str | Path | Source
 POLL_S = 0.1
 """No thread waits longer than this without looking at the stop event."""
 JOIN_S = 5.0
-"""How long the end of a stream waits for a driver that hangs."""
+"""How long the end of a stream waits for an engine that hangs."""
 _SPARE = 2
 """Buffers that sinks leave to the driver and the engine."""
 
@@ -52,6 +53,7 @@ def stream(
     variant: str | None = None,
     limit: int | None = None,
     on_sink_error: Literal["raise", "continue"] | None = None,
+    watch_options: WatchOptions | None = None,
 ) -> Stream:
     """Run engines on live sensors or files: `for item in edgekit.stream("m.edge", "v4l2:/dev/video0"): ...`
 
@@ -64,6 +66,7 @@ def stream(
     threads, variant: as for `load`. limit: frames per source.
     on_sink_error: `raise` ends the stream when a sink fails; `continue` goes on without that sink and
         counts it, so that a full disk does not blind a robot. By default `continue` for live sources.
+    watch_options: when a live source counts as failed, and how it is opened again.
 
     Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
     any thread comes out of the iteration.
@@ -78,6 +81,7 @@ def stream(
         variant=variant,
         limit=limit,
         on_sink_error=on_sink_error,
+        watch_options=watch_options,
     )
 
 
@@ -100,6 +104,7 @@ class Stream:
         variant: str | None = None,
         limit: int | None = None,
         on_sink_error: Literal["raise", "continue"] | None = None,
+        watch_options: WatchOptions | None = None,
     ) -> None:
         """As `stream`."""
         self.metrics = Metrics()
@@ -108,7 +113,9 @@ class Stream:
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
+        self._watches: dict[str, Watch] = {}
         self._outlets: list[Outlet] = []
+        self._readers: dict[str, threading.Thread] = {}
         self._threads: list[threading.Thread] = []
         self._workers: list[_Worker] = []
         self._own_engines: list[Engine] = []
@@ -121,8 +128,17 @@ class Stream:
         opened: list[Sink] = []
         try:
             for name, source in _named(sources, _camera_name).items():
-                opening = source if isinstance(source, Source) else open_source(source, limit=limit)
-                self.sources[name] = opening
+                reopen = None if isinstance(source, Source) else partial(open_source, source, limit=limit)
+                watch = Watch(
+                    reopen,
+                    self.metrics,
+                    name,
+                    stop=self._stop,
+                    source=source if isinstance(source, Source) else None,
+                    options=watch_options,
+                )
+                self._watches[name] = watch
+                self.sources[name] = watch.open()
             live = any(source.live for source in self.sources.values())
             if policy not in (None, "latest", "block"):
                 raise UsageError(f"stream: policy {policy!r} is unknown, expected 'latest' or 'block'")
@@ -183,13 +199,13 @@ class Stream:
         for name, sink in zip(names, self.sinks, strict=True):
             sink.start(self.metrics)
             self._outlets.append(Outlet(sink, name, self.metrics, wait=self.policy == "block"))
-        for name, source in self.sources.items():
-            self._thread(f"edgekit-source-{name}", self._read, name, source)
+        for name, watch in self._watches.items():
+            self._readers[name] = self._thread(f"edgekit-source-{name}", self._read, name, watch)
         if self._results is not None:
             for worker in self._workers:
-                self._thread(f"edgekit-engine-{worker.name}", self._work, worker)
+                self._threads.append(self._thread(f"edgekit-engine-{worker.name}", self._work, worker))
 
-    def _thread(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
+    def _thread(self, name: str, target: Callable[..., None], *arguments: Any) -> threading.Thread:
         def run() -> None:
             try:
                 target(*arguments)
@@ -197,8 +213,8 @@ class Stream:
                 self._fail(error)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        return thread
 
     def _fail(self, error: BaseException) -> None:
         """Keep the first error and wake everyone."""
@@ -217,22 +233,17 @@ class Stream:
             for item in self._results.close():
                 item.frame.release()
 
-    def _read(self, camera: str, source: Source) -> None:
+    def _read(self, camera: str, watch: Watch) -> None:
         """A source's thread: frames to every engine's mailbox."""
-        watch = Watch(source, self.metrics, camera, self._stop)
         boxes = [worker.box for worker in self._workers]
         try:
-            for frame in watch:
-                frame.camera = camera
-                self.metrics.frame(camera, frame)
+            for frame in watch.frames():
                 for box in boxes[1:]:
                     self._leave(box, camera, frame.share())
                 self._leave(boxes[0], camera, frame)
         finally:
-            watch.close()
             for box in boxes:
                 box.end(camera)
-            self.metrics.camera_state(camera, "ended")
 
     def _leave(self, box: Mailbox[Frame], camera: str, frame: Frame) -> None:
         replaced = box.put(camera, frame)
@@ -288,7 +299,8 @@ class Stream:
                 self.metrics.fault(worker.name, "engine-failed", str(error))
             raise
         self.metrics.result(item)
-        spare = self.sources[frame.camera].spare
+        source = self._watches[frame.camera].source
+        spare = source.spare if source is not None else 0
         for outlet in self._outlets:
             held = sum(o.leases for o in self._outlets)
             outlet.give(item, may_lease=spare is None or frame.lease is None or held < spare - _SPARE)
@@ -371,10 +383,8 @@ class Stream:
             outlet.stop(drain=kept)
         for thread in self._threads:
             thread.join(JOIN_S)
-        for camera in self._hanging():
-            self.metrics.fault(
-                camera, "stalled", f"its driver did not return within {JOIN_S:g} s: left behind"
-            )
+        for camera, reader in self._readers.items():
+            self._watches[camera].join(reader)
         for outlet in self._outlets:
             try:
                 if outlet.error is not None:
@@ -394,16 +404,12 @@ class Stream:
         if sink_error is not None and error is None and self._sinks_matter:
             raise sink_error
 
-    def _hanging(self) -> list[str]:
-        prefix = "edgekit-source-"
-        return [t.name[len(prefix) :] for t in self._threads if t.is_alive() and t.name.startswith(prefix)]
-
     def _release_all(self) -> None:
         for worker in self._workers:
             worker.close()
         if not self._started:  # else its thread has done it
-            for source in self.sources.values():
-                source.close()
+            for watch in self._watches.values():
+                watch.close()
         for engine in self._own_engines:
             engine.close()
 
