@@ -474,10 +474,11 @@ def _named(given: Any, name: Callable[[Any], str]) -> dict[str, Any]:
 
 
 def _camera_name(source: Any) -> str:
-    """A short name: `video0`, `street`, the file's name without its suffix."""
+    """A short name: `video0`, `csi0`, `street`, the file's name without its suffix."""
     uri = source.uri if isinstance(source, Source) else str(source)
-    plain = uri.partition("?")[0].rstrip("/")
-    return (Path(plain.rpartition(":")[2]).stem or "camera")[:40]
+    scheme, _, rest = uri.partition("?")[0].rpartition(":")
+    name = "" if scheme == "gst" else Path(rest).stem
+    return (scheme + name if not name or name.isdecimal() else name)[:40] or "camera"
 
 
 def _engine_name(bundle: Any) -> str:
