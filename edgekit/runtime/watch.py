@@ -74,9 +74,9 @@ class Watch:
         source: Source | None = None,
         options: WatchOptions | None = None,
     ) -> None:
-        """open_: opens the source, each time anew; None when it cannot be opened again: then a stall or a
-        frozen picture is counted only, and a loss raised. source: one that is open already, which the watch
-        closes. stop: ends reading within `poll_s`."""
+        """open_: opens the source, each time anew; a source that says `again` is asked instead. None when it
+        cannot be opened again: then a stall or a frozen picture is counted only, and a loss raised.
+        source: one that is open already, which the watch closes. stop: ends reading within `poll_s`."""
         assert open_ is not None or source is not None
         self.source: Source | None = None
         """Open now; None before the first read and while it is lost."""
@@ -100,6 +100,8 @@ class Watch:
         self._trouble_at: float | None = None
         """When the trouble began that has not been over for `healthy_s`."""
         self._wait = 0.0
+        self._resigned = False
+        """A stall was counted that nothing can be done about."""
         self._why = ""
         metrics.camera_state(camera, "opening")
         if source is not None:
@@ -139,8 +141,9 @@ class Watch:
                 continue
             if frame is not None and (not self.source.live or self._usable(frame)):
                 self._delivered += 1
+                self._resigned = False
                 return frame
-            if self.source is not None and time.monotonic() - since > self._patience():
+            if self.source is not None and not self._resigned and time.monotonic() - since > self._patience():
                 self._lose("stalled", f"no usable frame for {time.monotonic() - since:.1f} s")
                 since = time.monotonic()
         return None
@@ -247,6 +250,7 @@ class Watch:
         self._metrics.fault(self._camera, fault, text)
         self._why = text
         if self._open is None:
+            self._resigned = True
             if fault == "lost":
                 self.close()
                 raise SourceLost(f"source {self._camera}: {text}. It cannot be opened again from here")
@@ -306,6 +310,7 @@ class Watch:
             source.limit = self._limit - self._delivered
             self._ended = source.limit <= 0
         self.source = source
+        self._open = source.again or self._open
         self._health = _Health(source.fps, self.options)
         self._freeze.restart()
 

@@ -28,6 +28,7 @@ SCHEMES = {
     "rtsp": "gst.GstSource",
     "rtsps": "gst.GstSource",
     "replay": "replay.ReplaySource",
+    "faulty": "faulty.FaultySource",
 }
 """Scheme -> class in this folder, made with (uri, limit)."""
 _MAX_NAMES = 2000
@@ -40,7 +41,8 @@ def open_source(uri: str | Path, *, limit: int | None = None) -> Source:
     A picture file (one frame), a folder of pictures (sorted naturally, subfolders not searched),
     a glob pattern of pictures (quote it from the shell), a video file, `file:///...`, or
     `synthetic://street?seed=0&frames=300&size=640x360&fps=30`, `v4l2:/dev/video0?size=&format=&fps=&io=`,
-    `gst:PIPELINE`, `csi:0`, `usb:0`, `rtsp://...`, `replay:FILE.mcap`.
+    `gst:PIPELINE`, `csi:0`, `usb:0`, `rtsp://...`, `replay:FILE.mcap`,
+    `faulty:PLAN|SOURCE` (a source with faults put in on purpose).
 
     Raises: UsageError for what is missing, unreadable or unknown; MissingExtraError without OpenCV.
     """

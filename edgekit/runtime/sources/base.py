@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import urllib.parse
+from collections.abc import Callable
 from types import TracebackType
 
 from edgekit.errors import UsageError, printable
@@ -20,6 +21,7 @@ class Source(abc.ABC):
     frames: how many frames are to come at most, `limit` considered; None where unknown.
     skipped: (file, reason) of everything that should have given a frame and could not.
     ignored: files in a folder that are no pictures by their name.
+    again: opens the same device anew, where that is more than opening the URI once more (None: it is not).
     spare: buffers that readers may hold on to before the device runs dry; None where frames own theirs.
 
     A source is read by one thread at a time. Only that thread closes it.
@@ -27,6 +29,7 @@ class Source(abc.ABC):
 
     live: bool = False
     spare: int | None = None
+    again: Callable[[], Source] | None = None
 
     def __init__(self, uri: str, limit: int | None) -> None:
         if limit is not None and limit < 1:
