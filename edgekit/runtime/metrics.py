@@ -7,7 +7,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,15 @@ class Series:
             self._next = (self._next + 1) % WINDOW
 
     def summary(self) -> dict[str, float]:
-        """count, and in milliseconds mean (of all), p50, p95, p99 (of the newest), max (of all)."""
+        """count, and in milliseconds sum, mean and max (of all), p50, p95, p99 (of the newest)."""
         if not self.count:
             return {"count": 0}
         ordered = sorted(self._ring)
         last = len(ordered) - 1
         at = {f"p{q}_ms": ordered[round(last * q / 100)] / 1e6 for q in (50, 95, 99)}
         mean = self.total_ns / self.count / 1e6
-        return {"count": self.count, "mean_ms": mean, **at, "max_ms": self.largest / 1e6}
+        total = {"count": self.count, "sum_ms": self.total_ns / 1e6, "mean_ms": mean}
+        return {**total, **at, "max_ms": self.largest / 1e6}
 
 
 class CameraMetrics:
@@ -76,6 +77,7 @@ class EngineMetrics:
     """Of one engine: `age` from the sensor to the result, stage times, and what no stage explains."""
 
     def __init__(self) -> None:
+        self.facts: dict[str, str] = {}
         self.results = 0
         self.copied = 0
         self.written = 0
@@ -157,6 +159,12 @@ class Metrics:
             self._camera(camera).restarts += 1
         self._event(camera, "restarted", text)
 
+    def engine_facts(self, engine: str, facts: Mapping[str, object]) -> None:
+        """What to know about an engine (bundle, library, precision, ...), shown as it is."""
+        with self._lock:
+            m = self._engines.setdefault(engine, EngineMetrics())
+            m.facts = {name: printable(fact) for name, fact in facts.items()}
+
     def result(self, item: StreamResult) -> None:
         """A result is there."""
         with self._lock:
@@ -206,6 +214,7 @@ class Metrics:
                 },
                 "engines": {
                     name: {
+                        "facts": dict(m.facts),
                         "results": m.results,
                         "age": {**m.age.summary(), "buckets": list(m.age.buckets)},
                         "stages": {stage: series.summary() for stage, series in m.stages.items()},

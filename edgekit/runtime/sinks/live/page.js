@@ -1,0 +1,429 @@
+// The live page: reads /stream (its format is in hub.py) and shows it. Text from outside goes through
+// textContent or a canvas only.
+
+import { drawAge, drawView } from "./plots.js";
+
+const SILENT_MS = 5000; // the server writes twice a second: after this the connection is dead
+const HIDDEN_MS = 3000; // a page that nobody sees costs the device nothing
+const STALE_S = 2;
+const STOPPED = { lost: "Lost", stalled: "No frames", frozen: "Frozen" };
+const GOOD = new Set(["restarted", "ended"]);
+const MINOR = new Set(["slow", "dropped", "sink-blocked", "corrupt", "clock-jump", "format-changed"]);
+
+const $ = (id) => document.getElementById(id);
+const views = new Map(); // "camera\nengine" -> view
+const past = []; // {seconds, engines, cameras} of the last 5 s
+let state = null, stateAt = 0, chosen = null, link = "wait", pointer = null;
+
+// --- small things ---
+
+function make(tag, className = "", text = "") {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== "") element.textContent = text;
+  return element;
+}
+
+/** Rows of cells; a cell is text, an element, or [text, class]. Rows stay where they are when nothing changed. */
+function fill(body, rows) {
+  const next = rows.map((row) => {
+    const tr = make("tr", row.className || "");
+    for (const cell of row.cells) {
+      const td = make("td", Array.isArray(cell) ? cell[1] : "");
+      td.append(Array.isArray(cell) ? cell[0] : cell);
+      tr.append(td);
+    }
+    return tr;
+  });
+  body.replaceChildren(...next);
+}
+
+const ms = (value) => (value === undefined ? "–" : value >= 1000 ? `${(value / 1000).toFixed(2)} s` : `${value.toFixed(value < 10 ? 2 : 1)} ms`);
+const whole = (value) => Math.round(value).toLocaleString("en-US").replaceAll(",", "\u202f");
+const share = (part, all) => (all ? `${((100 * part) / all).toFixed(part && part / all < 0.1 ? 1 : 0)} %` : "–");
+const sum = (values) => values.reduce((a, b) => a + b, 0);
+
+function bytes(count) {
+  if (count < 1024) return `${count} B`;
+  return count < 1 << 20 ? `${(count / 1024).toFixed(1)} KiB` : `${(count / (1 << 20)).toFixed(2)} MiB`;
+}
+
+function duration(seconds) {
+  const s = Math.max(0, Math.floor(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+}
+
+function number(id, value, unit = "") {
+  const parts = [value];
+  if (unit) parts.push(make("small", "", unit));
+  $(id).replaceChildren(...parts);
+}
+
+function tile(id, value) {
+  const [text, unit] = ms(value).split(" ");
+  number(id, text, unit);
+}
+
+function bar(part, all, kind = "") {
+  const outer = make("div", `bar ${kind}`);
+  outer.append(make("i"));
+  outer.firstChild.style.width = `${all ? Math.min(100, (100 * part) / all) : 0}%`;
+  return outer;
+}
+
+/** Seconds of the stream by now: the last it told, and what went by since. */
+const streamSeconds = () => (state ? state.seconds + (link === "good" ? (performance.now() - stateAt) / 1000 : 0) : 0);
+
+// --- cameras ---
+
+function addView(camera, engine) {
+  const root = make("article", "view");
+  const picture = make("div", "picture");
+  const canvas = make("canvas");
+  canvas.setAttribute("role", "img");
+  const over = make("div", "over");
+  over.append(make("b"), make("span"));
+  picture.append(canvas, over);
+  const under = make("div", "under");
+  const parts = { name: make("b"), badge: make("span", "badge"), rate: make("span"), layout: make("span"), age: make("span", "age") };
+  under.append(...Object.values(parts));
+  const classes = make("ol", "classes");
+  root.append(picture, under, classes);
+  const view = { camera, engine, root, picture, canvas, over, classes, ...parts, data: null, bitmap: null, next: null, busy: false, at: [] };
+  views.set(`${camera}\n${engine}`, view);
+  $("empty").hidden = true;
+  $("views").append(root);
+  $("views").classList.toggle("many", views.size > 1);
+  new ResizeObserver(() => drawView(canvas, view.bitmap, view.data, $("results").checked)).observe(canvas);
+  return view;
+}
+
+function viewOf(camera, engine) {
+  const found = views.get(`${camera}\n${engine}`);
+  if (found) return found;
+  const blank = [...views].find(([, view]) => view.camera === camera && !view.data);
+  if (blank) { blank[1].root.remove(); views.delete(blank[0]); }
+  return addView(camera, engine);
+}
+
+/** The newest picture is decoded; those that came meanwhile are left out. */
+async function showPicture(data, jpeg) {
+  const view = viewOf(data.camera, data.engine);
+  view.next = { data, jpeg };
+  if (view.busy) return;
+  view.busy = true;
+  try {
+    while (view.next) {
+      const { data: info, jpeg: image } = view.next;
+      view.next = null;
+      const bitmap = await createImageBitmap(new Blob([image], { type: "image/jpeg" }));
+      view.bitmap?.close();
+      Object.assign(view, { bitmap, data: info });
+      view.at = [...view.at.filter((t) => performance.now() - t < 3000), performance.now()];
+      view.picture.style.aspectRatio = `${info.width} / ${info.height}`;
+      drawView(view.canvas, bitmap, info, $("results").checked);
+      view.canvas.setAttribute("aria-label", `${info.camera || "camera"}: ${info.caption}`);
+      showClasses(view);
+      showBadge(view);
+    }
+  } finally {
+    view.busy = false;
+  }
+}
+
+function showClasses(view) {
+  const shown = view.data?.task === "classify" && $("results").checked ? view.data.found.slice(0, 5) : [];
+  view.classes.hidden = !shown.length;
+  view.classes.replaceChildren(...shown.map((thing) => {
+    const line = make("li");
+    line.append(make("span", "", thing.label), bar(thing.score, 1), make("span", "", share(thing.score, 1)));
+    return line;
+  }));
+}
+
+function cameraOf(view) {
+  const cameras = Object.entries(state?.cameras || {});
+  const found = cameras.find(([name]) => name === view.camera) || (cameras.length === 1 ? cameras[0] : null);
+  return found ? { name: found[0], ...found[1] } : null;
+}
+
+const lastEvent = (where, names) => state?.events.findLast((e) => e.where === where && names(e.name));
+
+/** [badge, its kind, words over a picture that is not what the camera sees now, details]. */
+function condition(view) {
+  const camera = cameraOf(view), now = streamSeconds();
+  const behind = view.data ? now - view.data.at : null;
+  if (link === "ended" || camera?.state === "ended") return ["ended", "", "", ""];
+  if (link !== "good") return ["disconnected", "bad", "Disconnected", ""];
+  if (camera?.state === "lost") {
+    const event = lastEvent(camera.name, (name) => name in STOPPED);
+    const word = event ? STOPPED[event.name] : "Lost";
+    const when = event ? ` ${duration(now - event.seconds)} ago` : "";
+    return [word.toLowerCase(), "bad", `${word}${when}, reopening`, event?.text || ""];
+  }
+  if (!view.data) return [camera?.state || "waiting", "", camera?.state === "opening" ? "Opening" : "Waiting for the first result", ""];
+  if (behind > STALE_S) return ["no results", "bad", `No result for ${duration(behind)}`, ""];
+  const recent = camera && lastEvent(camera.name, (name) => MINOR.has(name));
+  if (recent && now - recent.seconds < 10) return [recent.name, "warn", "", ""];
+  return ["live", "good", "", ""];
+}
+
+function showBadge(view) {
+  const camera = cameraOf(view);
+  const [word, kind, over, details] = condition(view);
+  view.name.textContent = [view.camera || (views.size > 1 ? "camera" : camera?.name || "camera"), Object.keys(state?.engines || {}).length > 1 ? view.engine : ""].filter(Boolean).join(" · ");
+  view.badge.textContent = word;
+  view.badge.className = `badge ${kind}`;
+  view.root.classList.toggle("stale", Boolean(over) && view.bitmap !== null);
+  view.over.hidden = !over;
+  view.over.classList.toggle("calm", kind !== "bad");
+  view.over.firstChild.textContent = over;
+  view.over.lastChild.textContent = details;
+  view.layout.textContent = camera?.layout || "";
+  view.age.textContent = view.data && !over ? `${ms(view.data.age_ms)} old` : "";
+}
+
+// --- numbers ---
+
+/** Per second, over the last 5 s; null before the second state. */
+function rate(pick) {
+  const first = past[0], last = past[past.length - 1];
+  if (!last || last.seconds - first.seconds < 0.3) return null;
+  return (pick(last) - pick(first)) / (last.seconds - first.seconds);
+}
+
+function engineName() {
+  const names = Object.keys(state.engines);
+  if (!names.includes(chosen)) chosen = names[0];
+  const shown = names.length > 1;
+  $("engines").hidden = !shown;
+  if (shown && $("engines").childElementCount !== names.length) {
+    $("engines").replaceChildren(...names.map((name) => {
+      const button = make("button", "", name || "engine");
+      button.type = "button";
+      button.addEventListener("click", () => { chosen = name; showState(); });
+      return button;
+    }));
+  }
+  [...$("engines").children].forEach((button, i) => button.setAttribute("aria-pressed", String(names[i] === chosen)));
+  return chosen;
+}
+
+function showEngine() {
+  const name = engineName(), engine = state.engines[name], minute = state.minute[name];
+  const bins = minute?.bins || [], newest = bins[bins.length - 1];
+  const age = engine?.age || {};
+  tile("age-now", newest && newest[0] <= 3 ? newest[2] : undefined);
+  for (const q of ["p50", "p95", "p99"]) tile(`age-${q}`, age[`${q}_ms`]);
+  const results = rate((s) => s.engines[name]?.results || 0);
+  number("rate", results === null ? "–" : results.toFixed(1), results === null ? "" : "/s");
+  showAgePlot();
+
+  const stages = (minute?.stages || []).filter(([stage, time]) => stage !== "unaccounted" || time >= 0);
+  const total = sum(stages.map(([, time]) => time));
+  const kind = (stage, i) => (stage === "unaccounted" ? "rest" : `s${i % 6}`);
+  const segments = stages.map(([stage, time], i) => {
+    const part = $("stage-bar").children[i] || $("stage-bar").appendChild(make("i"));
+    part.className = kind(stage, i);
+    part.style.flexGrow = String(total ? time / total : 0);
+    part.title = `${stage} ${ms(time)}`;
+    return part;
+  });
+  while ($("stage-bar").childElementCount > segments.length) $("stage-bar").lastChild.remove();
+  $("stage-bar").setAttribute("aria-label", `Latency by stage: ${stages.map(([stage, time]) => `${stage} ${ms(time)}`).join(", ") || "no results"}`);
+  const rows = stages.map(([stage, time], i) => {
+    const label = make("span");
+    label.append(make("span", `key ${kind(stage, i)}`), stage);
+    return { cells: [label, [ms(time), "n"], [share(time, total), "n soft"]] };
+  });
+  if (rows.length) rows.push({ className: "total", cells: ["age", [ms(total), "n"], ["", ""]] });
+  else rows.push({ cells: [["No results in the last 5 s", "soft"]] });
+  fill($("stages").tBodies[0], rows);
+
+  const hops = state.ledger[name] || [];
+  const copied = sum(hops.map((hop) => hop.copied)), written = sum(hops.map((hop) => hop.written));
+  fill($("ledger").tBodies[0], hops.length ? [
+    ...hops.map((hop) => ({ cells: [hop.name, [hop.by, "soft"], [bytes(hop.copied), "n"], [bytes(hop.written), "n"]] })),
+    { className: "total", cells: ["all", "", [bytes(copied), "n"], [bytes(written), "n"]] },
+  ] : [{ cells: [["No frame yet", "soft"]] }]);
+  $("copied").textContent = hops.length ? `${bytes(copied)} copied` : "";
+  $("copied").className = `tag ${hops.length ? (copied ? "warn" : "good") : ""}`;
+
+  const facts = Object.entries(engine?.facts || {});
+  document.querySelector(".facts").hidden = !facts.length;
+  $("facts").replaceChildren(...facts.flatMap(([key, value]) => [make("dt", "", key), make("dd", "", value)]));
+}
+
+function showAgePlot() {
+  const bins = state.minute[chosen]?.bins || [];
+  const marks = state.events.filter((e) => !GOOD.has(e.name)).map((e) => state.seconds - e.seconds).filter((ago) => ago <= 60);
+  const found = drawAge($("age-plot"), bins, marks, pointer);
+  const spot = found || bins[bins.length - 1];
+  $("age-readout").textContent = found ? `${(found[0] / 2).toFixed(1)} s ago: ${ms(found[1])} to ${ms(found[3])}, mean ${ms(found[2])}` : "ms";
+  $("age-plot").setAttribute("aria-label", spot ? `Age of results, last 60 s; newest mean ${ms(spot[2])}` : "Age of results: none in the last 60 s");
+}
+
+function showCameras() {
+  const cameras = Object.entries(state.cameras);
+  for (const [name] of cameras) {
+    if (![...views.values()].some((view) => view.camera === name || cameras.length === 1)) addView(name, "");
+  }
+  const frames = sum(cameras.map(([, camera]) => camera.frames));
+  const arrived = (camera) => camera.frames + (camera.drops.driver || 0);
+  const drops = cameras.flatMap(([name, camera]) => Object.entries(camera.drops).map(([reason, count]) => ({ name, camera, reason, count })));
+  const restarts = sum(cameras.map(([, camera]) => camera.restarts));
+  const all = sum(drops.map((drop) => drop.count)), possible = sum(cameras.map(([, camera]) => arrived(camera)));
+  number("dropped", frames ? ((100 * all) / possible).toFixed(all && all / possible < 0.1 ? 1 : 0) : "–", frames ? "%" : "");
+  $("frame-total").textContent = `${whole(frames)} arrived${restarts ? `, ${restarts} ${restarts === 1 ? "restart" : "restarts"}` : ""}`;
+  drops.sort((a, b) => b.count - a.count);
+  fill($("drops").tBodies[0], drops.length ? drops.map((drop) => ({
+    cells: [
+      cameras.length > 1 ? `${drop.name || "camera"}: ${drop.reason}` : drop.reason,
+      [bar(drop.count, arrived(drop.camera), drop.reason === "superseded" ? "warn" : "bad"), "grow"],
+      [whole(drop.count), "n"],
+      [share(drop.count, arrived(drop.camera)), "n soft"],
+    ],
+  })) : [{ cells: [["No frame was dropped", "soft"]] }]);
+  for (const view of views.values()) {
+    const name = cameraOf(view)?.name;
+    const fps = rate((s) => s.cameras[name]?.frames || 0);
+    view.rate.textContent = fps === null ? "" : `${fps.toFixed(1)} frames/s`;
+    showBadge(view);
+  }
+}
+
+function showEvents() {
+  const clock = Date.now() / 1000 - state.seconds;
+  const time = (seconds) => new Date((clock + seconds) * 1000).toLocaleTimeString([], { hour12: false });
+  const rows = state.events.slice(-100).reverse().map((event) => ({
+    cells: [time(event.seconds), event.where || "camera", make("span", `badge ${GOOD.has(event.name) ? "good" : MINOR.has(event.name) ? "warn" : "bad"}`, event.name), event.text],
+  }));
+  $("event-count").textContent = state.event_count > rows.length ? `newest ${rows.length} of ${whole(state.event_count)}` : "";
+  fill($("events").tBodies[0], rows.length ? rows : [{ cells: [["No faults so far", "soft"]] }]);
+}
+
+function showSinks() {
+  const sinks = Object.entries(state.sinks);
+  document.querySelector(".sinks").hidden = !sinks.length;
+  const kind = { running: "good", failed: "bad" };
+  fill($("sinks").tBodies[0], sinks.map(([name, sink]) => ({
+    cells: [name, make("span", `badge ${kind[sink.state] || ""}`, sink.state), [whole(sink.written), "n"], [whole(sink.dropped), "n"]],
+  })));
+}
+
+function showState() {
+  $("uptime").textContent = duration(state.seconds);
+  showCameras();
+  showEngine();
+  showEvents();
+  showSinks();
+}
+
+function takeState(message) {
+  if (state && message.seconds < state.seconds) restart();
+  state = message;
+  stateAt = performance.now();
+  past.push({ seconds: message.seconds, engines: message.engines, cameras: message.cameras });
+  while (past.length > 2 && message.seconds - past[0].seconds > 5) past.shift();
+  showState();
+}
+
+/** Another run of the stream: nothing of the last one is shown as if it were of this. */
+function restart() {
+  past.length = 0;
+  for (const view of views.values()) view.root.remove();
+  views.clear();
+  $("empty").hidden = false;
+}
+
+// --- the connection ---
+
+function setLink(kind, text, banner = "") {
+  link = kind;
+  $("status").className = `status ${kind === "ended" ? "wait" : kind}`;
+  if ($("status").textContent !== text) $("status").textContent = text;
+  $("banner").hidden = !banner;
+  if ($("banner").textContent !== banner) $("banner").textContent = banner;
+  for (const view of views.values()) showBadge(view);
+}
+
+/** Cuts a stream of bytes into messages: two lengths, JSON, JPEG. */
+function parser(take) {
+  let held = new Uint8Array(0);
+  return (chunk) => {
+    const all = new Uint8Array(held.length + chunk.length);
+    all.set(held);
+    all.set(chunk, held.length);
+    let from = 0;
+    while (all.length - from >= 8) {
+      const lengths = new DataView(all.buffer, from, 8);
+      const text = lengths.getUint32(0), jpeg = lengths.getUint32(4), end = from + 8 + text + jpeg;
+      if (all.length < end) break;
+      take(JSON.parse(new TextDecoder().decode(all.subarray(from + 8, from + 8 + text))), all.slice(from + 8 + text, end));
+      from = end;
+    }
+    held = all.slice(from);
+  };
+}
+
+let abort = null, hidden = 0;
+
+async function readStream() {
+  abort = new AbortController();
+  let silent = setTimeout(() => abort.abort(), SILENT_MS), ended = false;
+  const alive = () => { clearTimeout(silent); silent = setTimeout(() => abort.abort(), SILENT_MS); };
+  try {
+    const reply = await fetch("stream", { signal: abort.signal, cache: "no-store" });
+    if (reply.status === 401) return ["bad", "No access", "The address has no valid token any more. Open the one that edgekit printed at its start."];
+    if (reply.status === 503) return ["bad", "Busy", (await reply.text()).trim()];
+    if (!reply.ok) return ["bad", `Error ${reply.status}`, (await reply.text()).trim()];
+    const feed = parser((message, jpeg) => {
+      if (message.kind === "picture") showPicture(message, jpeg);
+      else if (message.kind === "state") { setLink("good", "Live"); takeState(message); }
+      else if (message.kind === "end") ended = true;
+    });
+    const reader = reply.body.getReader();
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) break;
+      alive();
+      feed(value);
+    }
+  } catch (error) {
+    if (error.name !== "AbortError" && !(error instanceof TypeError)) throw error; // TypeError: the network's
+  } finally {
+    clearTimeout(silent);
+  }
+  return ended ? ["ended", "Ended", ""] : ["bad", "Disconnected", state ? "Disconnected. What you see is not live. Trying again." : ""];
+}
+
+async function run() {
+  for (let wait = 500; ; wait = Math.min(4000, wait * 1.5)) {
+    if (document.hidden) await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+    const before = performance.now();
+    const outcome = await readStream();
+    if (!document.hidden) setLink(...outcome);
+    if (performance.now() - before > 3000) wait = 500;
+    if (!document.hidden) await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+}
+
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hidden);
+  if (document.hidden) hidden = setTimeout(() => abort?.abort(), HIDDEN_MS);
+});
+$("results").addEventListener("change", () => {
+  for (const view of views.values()) {
+    drawView(view.canvas, view.bitmap, view.data, $("results").checked);
+    showClasses(view);
+  }
+});
+for (const [kind, at] of [["pointermove", (e) => e.offsetX], ["pointerleave", () => null]]) {
+  $("age-plot").addEventListener(kind, (event) => { pointer = at(event); if (state) showAgePlot(); });
+}
+new ResizeObserver(() => { if (state) showAgePlot(); }).observe($("age-plot"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (state) showAgePlot(); });
+setInterval(() => { for (const view of views.values()) showBadge(view); }, 500);
+run();

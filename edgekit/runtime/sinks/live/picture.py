@@ -1,0 +1,68 @@
+"""What a page shows of one result: its picture as a small JPEG, and the result in plain values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from edgekit.errors import StreamError
+from edgekit.optional import load_cv2, quiet
+from edgekit.runtime.frames import Frame
+from edgekit.runtime.results import StreamResult
+from edgekit.tasks.detect.draw import class_color
+
+MAX_SIDE = 960
+"""Pixels of the longer side, at most."""
+QUALITY = 78
+"""Of the JPEG, 0..100."""
+MAX_BOXES = 300
+"""Best first; more than anybody can tell apart."""
+
+
+def encode(frame: Frame) -> bytes:
+    """The picture as JPEG, scaled down to `MAX_SIDE`. Raises: StreamError."""
+    cv2 = load_cv2("show pictures on the live page")
+    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
+    size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
+    with quiet(cv2):
+        try:
+            image = frame.image if scale == 1 else cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
+            ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        except cv2.error:
+            ok = False
+    if not ok:
+        raise StreamError(f"live page: {frame.width}x{frame.height} pixels could not be encoded as JPEG")
+    return bytes(data.tobytes())
+
+
+def describe(item: StreamResult) -> dict[str, Any]:
+    """JSON values: task, caption, and of each thing found its label, score, colour and perhaps box.
+
+    Boxes are x1 y1 x2 y2 in pixels of the frame, `width` x `height`. What is not finite is left out.
+    """
+    found = item.result.to_json()
+    boxes = found.get("boxes")
+    things = []
+    for i, (label, score, cls) in enumerate(
+        zip(found.get("labels", ()), found.get("scores", ()), found.get("classes", ()), strict=True)
+    ):
+        box = boxes[i] if boxes is not None else None
+        if not math.isfinite(score) or (box is not None and not all(map(math.isfinite, box))):
+            continue
+        b, g, r = class_color(cls)
+        things.append(
+            {"label": str(label)[:60], "score": score, "color": f"#{r:02x}{g:02x}{b:02x}", "box": box}
+        )
+        if len(things) == MAX_BOXES:
+            break
+    return {
+        "camera": item.camera,
+        "engine": item.engine,
+        "seq": item.frame.seq,
+        "width": item.frame.width,
+        "height": item.frame.height,
+        "age_ms": round(item.age_ms, 2),
+        "task": item.result.task,
+        "caption": item.result.caption(),
+        "found": things,
+    }

@@ -1,0 +1,158 @@
+// What is drawn on canvases: the picture with its boxes, and the age over the last minute.
+
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
+const SPAN_S = 60;
+
+/** A canvas sized to its place on the screen, in CSS pixels; null where it is not shown. */
+function surface(canvas) {
+  const ratio = Math.min(window.devicePixelRatio || 1, 3);
+  const width = canvas.clientWidth, height = canvas.clientHeight;
+  if (!width || !height) return null;
+  const w = Math.round(width * ratio), h = Math.round(height * ratio);
+  if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
+  const context = canvas.getContext("2d");
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  return { context, width, height };
+}
+
+/** Dark or light letters, whichever read better on a colour #rrggbb (WCAG 2.1 relative luminance). */
+function ink(color) {
+  const [r, g, b] = [1, 3, 5].map((i) => (parseInt(color.slice(i, i + 2), 16) / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.25 ? "#141414" : "#ffffff";
+}
+
+const overlaps = (a, b) => a.x < b.x + b.w && b.x < a.x + a.w && a.y < b.y + b.h && b.y < a.y + a.h;
+
+/** The picture, and boxes with labels that never cover one another: the best scored have theirs. */
+export function drawView(canvas, bitmap, data, results) {
+  const place = surface(canvas);
+  if (!place || !bitmap) return;
+  const { context: c, width, height } = place;
+  c.drawImage(bitmap, 0, 0, width, height);
+  if (!results) return;
+  const sx = width / data.width, sy = height / data.height;
+  const thin = width < 480;
+  const boxes = data.found.filter((thing) => thing.box).map((thing) => {
+    const [x1, y1, x2, y2] = thing.box;
+    return { x: x1 * sx, y: y1 * sy, w: (x2 - x1) * sx, h: (y2 - y1) * sy, ...thing };
+  });
+  for (const box of [...boxes].reverse()) {
+    c.lineJoin = "round";
+    c.strokeStyle = "rgba(16, 16, 16, 0.55)";
+    c.lineWidth = thin ? 3 : 4;
+    c.strokeRect(box.x, box.y, box.w, box.h);
+    c.strokeStyle = box.color;
+    c.lineWidth = thin ? 1.5 : 2;
+    c.strokeRect(box.x, box.y, box.w, box.h);
+  }
+  const size = thin ? 10.5 : 12;
+  c.font = `600 ${size}px ${FONT}`;
+  c.textBaseline = "middle";
+  const tags = [];
+  for (const box of boxes) {
+    const text = `${box.label} ${Math.round(box.score * 100)}%`;
+    const w = c.measureText(text).width + 9, h = size + 6;
+    const left = Math.max(0, Math.min(box.x - 1, width - w));
+    const right = Math.max(0, Math.min(box.x + box.w - w + 1, width - w));
+    const spots = [[left, box.y - h], [right, box.y - h], [left, box.y + box.h], [right, box.y + box.h], [left, box.y]];
+    const tag = spots.map(([x, y]) => ({ x, y, w, h })).find((spot) =>
+      spot.y >= 0 && spot.y + h <= height && !tags.some((other) => overlaps(spot, other)));
+    if (!tag) continue;
+    tags.push(tag);
+    c.fillStyle = box.color;
+    c.beginPath();
+    c.rect(tag.x, tag.y, w, h);
+    c.fill();
+    c.fillStyle = ink(box.color);
+    c.fillText(text, tag.x + 4.5, tag.y + h / 2 + 0.5);
+  }
+}
+
+/** The smallest of 1, 2, 5 times a power of ten that splits `largest` into at most `parts`. */
+function step(largest, parts) {
+  const rough = largest / parts, power = 10 ** Math.floor(Math.log10(rough));
+  return [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+}
+
+/**
+ * Mean age as a line in a band from least to largest, by half seconds.
+ * bins: [half seconds ago, least, mean, largest (ms), results], oldest first. marks: seconds ago of faults.
+ * pointer: x in CSS pixels or null. Returns the bin under the pointer, or null.
+ */
+export function drawAge(canvas, bins, marks, pointer) {
+  const place = surface(canvas);
+  if (!place) return null;
+  const { context: c, width, height } = place;
+  const css = getComputedStyle(document.documentElement);
+  const color = (name) => css.getPropertyValue(name);
+  const top = 8, bottom = height - 20, left = 38, right = width - 6;
+  c.clearRect(0, 0, width, height);
+  c.font = `11px ${FONT}`;
+  const largest = Math.max(1, ...bins.map((bin) => bin[3])) * 1.06;
+  const every = step(largest, 4);
+  const most = Math.ceil(largest / every) * every;
+  const x = (seconds) => right - (seconds / SPAN_S) * (right - left);
+  const y = (ms) => bottom - (ms / most) * (bottom - top);
+  c.textBaseline = "middle";
+  c.textAlign = "right";
+  for (let ms = 0; ms <= most * 1.001; ms += every) {
+    c.fillStyle = color(ms ? "--line" : "--rest");
+    c.fillRect(left, Math.round(y(ms)), right - left, 1);
+    c.fillStyle = color("--soft");
+    c.fillText(String(+ms.toPrecision(6)), left - 7, y(ms));
+  }
+  c.textBaseline = "alphabetic";
+  for (const seconds of [60, 45, 30, 15, 0]) {
+    c.textAlign = seconds === 60 ? "left" : seconds ? "center" : "right";
+    c.fillText(seconds ? `−${seconds} s` : "now", x(seconds), height - 4);
+  }
+  c.save();
+  c.beginPath();
+  c.rect(left, 0, right - left, height);
+  c.clip();
+  c.strokeStyle = color("--bad");
+  c.lineWidth = 1;
+  c.setLineDash([3, 3]);
+  for (const ago of marks) {
+    c.beginPath();
+    c.moveTo(x(ago), top);
+    c.lineTo(x(ago), bottom);
+    c.stroke();
+  }
+  c.setLineDash([]);
+  const gaps = bins.slice(1).map((bin, i) => bins[i][0] - bin[0]).sort((a, b) => a - b);
+  const allowed = Math.max(2, 3 * (gaps[gaps.length >> 1] || 1));
+  const runs = [];
+  bins.forEach((bin, i) => {
+    if (!i || bins[i - 1][0] - bin[0] > allowed) runs.push([]);
+    runs[runs.length - 1].push(bin);
+  });
+  const at = (bin) => x(bin[0] / 2);
+  for (const run of runs) {
+    c.beginPath();
+    run.forEach((bin) => c.lineTo(at(bin), y(bin[3])));
+    [...run].reverse().forEach((bin) => c.lineTo(at(bin), y(bin[1])));
+    c.closePath();
+    c.fillStyle = color("--band");
+    c.fill();
+    c.beginPath();
+    run.forEach((bin) => c.lineTo(at(bin), y(bin[2])));
+    if (run.length === 1) c.lineTo(at(run[0]) + 2, y(run[0][2]));
+    c.strokeStyle = color("--accent");
+    c.lineWidth = 2;
+    c.lineJoin = "round";
+    c.stroke();
+  }
+  let found = null;
+  if (pointer !== null && bins.length) {
+    found = bins.reduce((a, b) => (Math.abs(at(b) - pointer) < Math.abs(at(a) - pointer) ? b : a));
+    c.fillStyle = color("--rest");
+    c.fillRect(Math.round(at(found)), top, 1, bottom - top);
+    c.fillStyle = color("--accent");
+    c.beginPath();
+    c.arc(at(found), y(found[2]), 3.5, 0, 7);
+    c.fill();
+  }
+  c.restore();
+  return found;
+}
