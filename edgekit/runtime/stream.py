@@ -201,7 +201,9 @@ class Stream:
             self._outlets.append(Outlet(sink, name, self.metrics, wait=self.policy == "block"))
         for name, engine in self.engines.items():
             for segment, facts in engine.describe().items():
-                self.metrics.engine_facts(name, {"bundle": engine.bundle.path.name, "segment": segment, **facts})
+                self.metrics.engine_facts(
+                    name, {"bundle": engine.bundle.path.name, "segment": segment, **facts}
+                )
         for name, watch in self._watches.items():
             self._readers[name] = self._thread(f"edgekit-source-{name}", self._read, name, watch)
         if self._results is not None:
