@@ -22,7 +22,7 @@ from edgekit.runtime.sources import v4l2_abi as abi
 from edgekit.runtime.sources.base import Source, split_uri
 from edgekit.runtime.sources.v4l2_buffers import IO, Allocator, BufferLease, BufferPool, pages
 from edgekit.runtime.sources.v4l2_device import Device
-from edgekit.runtime.sources.v4l2_modes import USUAL, choose
+from edgekit.runtime.sources.v4l2_modes import choose
 
 BUFFERS = 6
 """Buffers asked for: two for the driver, four for readers."""
@@ -154,7 +154,7 @@ class V4l2Source(Source):
                     abi.S_INPUT, ctypes.c_int32(options.input), f"selecting its input {options.input}"
                 )
             mode = choose(
-                device.modes(options.size or USUAL),
+                device.modes(options.size, options.format),
                 device.path,
                 size=options.size,
                 format=options.format,

@@ -165,19 +165,27 @@ class Device:
         found = self._each(abi.ENUM_FMT, lambda: abi.FmtDesc(type=self.type), "listing its formats")
         return [(e.pixelformat, _text(e.description), bool(e.flags & abi.FMT_FLAG_COMPRESSED)) for e in found]
 
-    def modes(self, wish: tuple[int, int] | None = None) -> list[Mode]:
-        """Every format at every size; where sizes are free, at `wish`, else at a usual one in their range."""
+    def modes(self, size: tuple[int, int] | None = None, format: str | None = None) -> list[Mode]:
+        """Every format at every size. Where sizes are free: at `size`, else at a usual one in their range.
+
+        Rates are looked up only of what has that `size` and `format`, since some cameras list thousands;
+        sizes only of formats that are readable or compressed.
+        """
         modes = []
         for code, text, compressed in self.codes():
             known = abi.PIXEL_CODES.get(code)
             name = known.format if known else text if compressed else abi.fourcc_text(code)
-            for size in self._sizes(code, wish):
-                free = isinstance(size, SizeRange)
-                width, height = size.nearest(wish) if isinstance(size, SizeRange) else size
-                rates, any_rate = self._rates(code, width, height)
-                modes.append(
-                    Mode(name, code, known is not None, compressed, width, height, rates, any_rate, free)
-                )
+            if not known and not compressed:
+                modes.append(Mode(name, code, False, False, 0, 0))
+                continue
+            asked = format is None or format in (name, abi.fourcc_text(code))
+            for found in self._sizes(code, size):
+                width, height = found.nearest(size) if isinstance(found, SizeRange) else found
+                rates: tuple[float, ...] = ()
+                any_rate = False
+                if asked and (size is None or size == (width, height)):
+                    rates, any_rate = self._rates(code, width, height)
+                modes.append(Mode(name, code, known is not None, compressed, width, height, rates, any_rate))
         return modes
 
     def _sizes(self, code: int, wish: tuple[int, int] | None) -> list[tuple[int, int] | SizeRange]:

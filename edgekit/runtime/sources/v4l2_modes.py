@@ -47,7 +47,7 @@ class Mode:
     """One thing a camera offers.
 
     name: the format, ours where `readable`. rates: frames per second, sorted, empty where unknown.
-    any_rate: anything between the first and the last. free: the size was picked from a range.
+    any_rate: anything between the first and the last.
     """
 
     name: str
@@ -58,7 +58,6 @@ class Mode:
     height: int
     rates: tuple[float, ...] = ()
     any_rate: bool = False
-    free: bool = False
 
     @property
     def fastest(self) -> float:
