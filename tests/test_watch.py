@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import threading
@@ -608,6 +609,7 @@ def test_thousands_of_restarts_leak_nothing() -> None:
     metrics = Metrics()
     watch = Watch(device.open, metrics, "cam", stop=threading.Event(), options=options)
     threads = threading.active_count()
+    gc.collect()  # what other tests left
     before = 0
     for i, frame in enumerate(watch.frames()):
         frame.release()
