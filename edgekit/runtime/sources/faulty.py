@@ -312,7 +312,7 @@ def parse(uri: str) -> tuple[Iterator[Planned], int, str]:
     fixed: list[Planned] = []
     endless: list[Iterator[Planned]] = []
     for item in filter(None, plan.split(";")):
-        match = re.fullmatch(r"([a-z]+)@([0-9]{1,9})((?:,-?[0-9]{1,6}(?:\.[0-9]{1,3})?){0,2})", item)
+        match = re.fullmatch(r"([a-z]+)@([0-9]{1,9})((?:,-?[0-9]{1,9}(?:\.[0-9]{1,3})?){0,2})", item)
         if not match:
             raise UsageError(f"source {uri}: fault {item!r} not understood, expected KIND@FRAME,AMOUNT")
         kind, frame = match[1], int(match[2])

@@ -99,7 +99,7 @@ class PooledSource(Source):
             clock="monotonic",
             exposure="end",
             hops=(Hop("camera", "driver", written=self.layout.nbytes),),
-            lease=Lease(lambda: self._give_back(index)),
+            lease=Lease(lambda: self._give_back(index, raw)),
         )
         self._seq += 1
         return frame
@@ -120,14 +120,15 @@ class PooledSource(Source):
                 raise TimeoutError
         return due_ns
 
-    def _give_back(self, index: int) -> None:
-        self._raw[index][:] = POISON
+    def _give_back(self, index: int, raw: np.ndarray) -> None:
+        raw[:] = POISON
         self._free.put(index)
 
     def close(self) -> None:
         if not self._closed:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
+            self._raw, self._pixels = [], []  # unmapped with the last frame
         super().close()
 
 
