@@ -211,7 +211,8 @@ class GstSource(Source):
             if self._error:
                 raise self._failure(opening=False)
             if lib.gst_app_sink_is_eos(self._sink):
-                return self._ended()
+                self._ended()
+                return None
             if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
                 raise TimeoutError(f"source {self.uri}: no frame within {timeout_s:g} s")
 
@@ -279,16 +280,16 @@ class GstSource(Source):
         return hops
 
     def _ended(self) -> None:
-        """Returns for the end of media. Raises: SourceLost where only a loss ends the frames."""
+        """The frames ended. Raises: SourceLost where only a loss ends them."""
         if self._plan.camera or (self.live and self._warning):
             reason = self._describe(self._warning) if self._warning else "the stream ended"
             raise SourceLost(f"source {self.uri}: {reason}. Check the camera and its connection")
 
     # --- errors ---
 
-    def _drain(self) -> None:
+    def _drain(self, wait_ns: int = 0) -> None:
         """Empty the bus. The first error counts: those after it are its consequences."""
-        while (found := self._lib.message(self._bus)) is not None:
+        while (found := self._lib.message(self._bus, 0 if self._error else wait_ns)) is not None:
             if found[0]:
                 self._error = self._error or found
             elif found[3] == self._lib.gst_resource_error_quark():
@@ -305,6 +306,8 @@ class GstSource(Source):
 
     def _failure(self, opening: bool) -> EdgekitError:
         """The exception for the error on the bus. What opening again may mend is SourceLost."""
+        if self._error is None:
+            self._drain(_SLICE_NS)  # the state fails first, its reason follows
         lib, found = self._lib, self._error
         if found is None:
             return SourceLost(f"source {self.uri}: the pipeline stopped without a reason. Try gst-launch-1.0")
@@ -317,7 +320,7 @@ class GstSource(Source):
             step = "gstreamer1.0-libav has most decoders" if "H.26" in details else "Install its plug-in"
             return UsageError(f"{text}. {step}")
         if "not-negotiated" in details or "not negotiated" in details:
-            if opening and not self.live or "NVMM" in self._plan.launch or not self._plan.camera:
+            if not self._plan.camera:
                 return UsageError(f"{text}. {self._format_advice()}")
             if opening:
                 return UsageError(f"{text}. The camera has no such size, rate or format")
@@ -400,7 +403,7 @@ class _Mapped:
                 )
             span = stride * (shape[0] - 1) + row
             memory = (ctypes.c_uint8 * span).from_address(self._frame.data[i])
-            memory.owner = self  # type: ignore[attr-defined]  # lives as long as any view of it
+            memory.owner = self  # lives as long as any view of it
             inner = (stride, shape[2], 1) if len(shape) == 3 else (stride, 1)
             plane = np.ndarray(shape, np.uint8, buffer=memory, strides=inner)
             plane.flags.writeable = False

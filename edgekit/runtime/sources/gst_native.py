@@ -197,7 +197,7 @@ _FUNCTIONS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
         "gst_element_set_state": (c_int, (c_void_p, c_int)),
         "gst_element_get_state": (c_int, (c_void_p, c_void_p, c_void_p, c_uint64)),
         "gst_util_set_object_arg": (None, (c_void_p, c_char_p, c_char_p)),
-        "gst_bus_pop_filtered": (POINTER(Message), (c_void_p, c_int)),
+        "gst_bus_timed_pop_filtered": (POINTER(Message), (c_void_p, c_uint64, c_int)),
         "gst_message_parse_error": (None, (c_void_p, POINTER(POINTER(GError)), POINTER(c_void_p))),
         "gst_message_parse_warning": (None, (c_void_p, POINTER(POINTER(GError)), POINTER(c_void_p))),
         "gst_resource_error_quark": (ctypes.c_uint32, ()),
@@ -345,12 +345,12 @@ class Library:
             self.gst_object_unref(factory)
         return bool(factory)
 
-    def message(self, bus: int) -> tuple[bool, str, str, int, int, str, str] | None:
+    def message(self, bus: int, wait_ns: int = 0) -> tuple[bool, str, str, int, int, str, str] | None:
         """The next error or warning; others are thrown away, or the bus would grow without bound.
 
         (is an error, element's name, its kind, domain, code, text, details)
         """
-        found = self.gst_bus_pop_filtered(bus, ERROR | WARNING)
+        found = self.gst_bus_timed_pop_filtered(bus, wait_ns, ERROR | WARNING)
         if not found:
             return None
         severe = bool(found.contents.type & ERROR)
