@@ -53,10 +53,10 @@ def empty_input(spec: ImagePreprocess) -> np.ndarray:
 
 
 def by_reference(image: np.ndarray, spec: ImagePreprocess, color: str) -> np.ndarray:
-    image = image[:, :, None] if image.ndim == 2 else image
-    placement, out = place(spec, image.shape[1], image.shape[0]), empty_input(spec)
-    tables = reference.tables(spec, placement, image.shape[:2], image.shape[2], color)
-    reference.letterbox(image, tables, placement, out, spec.layout == "NHWC")
+    pixels = _array(image, color)
+    placement, out = place(spec, pixels.width, pixels.height), empty_input(spec)
+    tables = reference.tables(spec, placement, pixels.layout)
+    reference.letterbox(pixels, tables, placement, out, spec.layout == "NHWC")
     return out
 
 
@@ -70,7 +70,7 @@ def test_native_is_the_reference_bit_for_bit(isa: str, case: tuple[np.ndarray, I
     with using("native"):
         out = empty_input(spec)
         pixels = _array(picture, color)
-        LetterboxPlan(spec, pixels.layout, isa).run(pixels, out)
+        LetterboxPlan(spec, pixels.layout, isa=isa).run(pixels, out)
     assert out.tobytes() == expected.tobytes()
 
 
@@ -187,7 +187,7 @@ def test_float16_rounds_to_nearest_even(path: str) -> None:
             if path == "native":
                 portable = empty_input(spec)
                 pixels = _array(image, "bgr")
-                LetterboxPlan(spec, pixels.layout, "portable").run(pixels, portable)
+                LetterboxPlan(spec, pixels.layout, isa="portable").run(pixels, portable)
                 assert portable.tobytes() == out.tobytes()
         with np.errstate(over="ignore"):
             expected = (image.astype(np.float32) / np.float32(std)).astype(np.float16)

@@ -5,55 +5,83 @@ Per axis, output pixel d of n takes source pixels i and i + 1 of m on the grid o
 `cv2.resize(INTER_LINEAR)`, position (d + 0.5) * m / n - 0.5, clamped to the picture:
 
     p = (2 d + 1) m - n                             # position times 2 n
-    i = p // (2 n),  f = ((p mod 2 n) * 2048 + n) // (2 n)     # 11-bit fraction, rounded half up
-    p < 0 -> i, f = 0, 0;  i >= m - 1 -> i, f = m - 1, 0
+    i = p // (2 n),  f = ((p mod 2 n) * 2^b + n) // (2 n)      # b-bit fraction, rounded half up
+    p < 0 -> i, f = 0, 0;  i >= m - 1 -> i, f = m - 1, 0;  f = 2^b -> i, f = i + 1, 0
 
-Horizontal, then vertical, each rounded half up (7 fractional bits are kept in between):
+**RGB and grey**, b = 11. Horizontal, then vertical, each rounded half up (7 fractional bits in between):
 
     h = ((2048 - fx) * S[i] + fx * S[i + 1] + 8) >> 4          # 0..32640
     v = ((2048 - fy) * h[j] + fy * h[j + 1] + 2^17) >> 18      # 0..255
 
-and last, in float32 with each operation rounded once: x = (v - mean) / std, then to float16 (to
-nearest even) where the input asks for it. The levels
-lie within 0.6 of the exact bilinear value, so within 1 of cv2's; within 2 on ARM, where cv2 shortens
-its sums.
+The levels lie within 0.6 of the exact bilinear value, so within 1 of cv2's; within 2 on ARM, where
+cv2 shortens its sums.
+
+**YUV**, b = 15. Interpolation and colour conversion commute, so Y, U and V are interpolated and only
+output pixels converted. Chroma is that of the pixel's pair or square (U[i // 2], as cv2 takes it: neither
+filtered nor sited), seen at the resolution of luma. All values fit 16 bits; m(a, b) = (a b + 2^14) >> 15
+is one instruction on x86 (pmulhrsw) and ARM (sqrdmulh), and sums saturate at 16 bits:
+
+    h = 128 S[i] + m(128 (S[i + 1] - S[i]), fx);  v = h[j] + m(h[j + 1] - h[j], fy)      # 7 fractional bits
+    y = m(v_Y - 128 black, cy) + 32;  u, v = 2 (v_U - 2^14), 2 (v_V - 2^14)
+    level = clamp((y + m(u, cu) + m(v, cv)) >> 6, 0, 255)      # per channel; 6 fractional bits
+
+with the coefficients of ITU-R BT.601-7 / BT.709-6 and the range, in 15 bits. The levels lie within 0.6
+of exact real arithmetic on the same steps (interpolate, convert, clip once). Who converts first, as a
+cv2 chain does, clips before it interpolates: where saturated colours meet, beyond what RGB can show, the
+two differ by more.
+
+**Values**: a table of 256 per channel takes the level to the input's value, made in float32 with each
+operation rounded once: x = (level - mean) / std, then float16 to nearest even where the input is that,
+or, where it is quantized, clamp(round_half_even(x / scale) + zero_point).
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
+from edgekit.pixels import SEMI_PLANAR, YUV, PixelLayout, Pixels, as_pixels
+from edgekit.spec import QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess, Placement
 
 BITS = 11
 ONE = 1 << BITS
+YUV_BITS = 15
 
 
-def axis_taps(source: int, size: int, first: int = 0, count: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """First source index and weight (0..2048) of the second, per output pixel: int32 [size] each.
+def axis_taps(
+    source: int, size: int, first: int = 0, count: int = 0, bits: int = BITS
+) -> tuple[np.ndarray, np.ndarray]:
+    """First source index and weight (0..2^bits - 1) of the second, per output pixel: int32 [size] each.
 
     Of `count` output pixels from `first` on, where a crop wants no more (0 = all).
     """
     p = (2 * np.arange(first, first + (count or size), dtype=np.int64) + 1) * source - size
     index, rest = np.divmod(p, 2 * size)
-    weight = (rest * ONE + size) // (2 * size)
-    weight[(p < 0) | (index >= source - 1)] = 0
+    weight = ((rest << bits) + size) // (2 * size)
+    index += weight >> bits
+    weight[(p < 0) | (index >= source - 1) | (weight >> bits != 0)] = 0
     return np.clip(index, 0, source - 1).astype(np.int32), weight.astype(np.int32)
 
 
-def channel_order(channels: int, color: str, wanted: str) -> tuple[int, int, int]:
-    """Source channel of each input channel, for a grey, 3- or 4-channel picture in order `color`."""
-    if channels == 1:
+def channel_order(color: str, wanted: str) -> tuple[int, int, int]:
+    """Source channel of each input channel, for pictures of the format `color`; YUV becomes B, G, R."""
+    if color == "grey":
         return (0, 0, 0)
-    return (0, 1, 2) if color == wanted else (2, 1, 0)
+    return (0, 1, 2) if ("rgb" if color.startswith("rgb") else "bgr") == wanted else (2, 1, 0)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """All that depends on the picture's size and the rule only. `pad`: [3] input values of the padding."""
+    """All that depends on the picture's layout and the rule only.
 
+    values: [3, 256] of the input's dtype, per channel what it gets for each level; pad: [3], for the padding.
+    color: YUV to B, G, R, int32 [7]: 128 * black, cy, then cu of B; cu, cv of G; cv of R, and 0.
+    """
+
+    layout: PixelLayout
     x_index: np.ndarray
     x_weight: np.ndarray
     y_index: np.ndarray
@@ -61,31 +89,102 @@ class Tables:
     order: tuple[int, int, int]
     mean: np.ndarray
     std: np.ndarray
+    values: np.ndarray
     pad: np.ndarray
+    color: np.ndarray
 
 
 def tables(
-    spec: ImagePreprocess, placement: Placement, size: tuple[int, int], channels: int, color: str
+    spec: ImagePreprocess, placement: Placement, layout: PixelLayout, quant: QuantParams | None = None
 ) -> Tables:
-    """Tables for a picture of `size` (height, width)."""
+    """Tables for pictures of `layout`; `quant` where the input is quantized."""
     # a crop lies outside of the input on both sides: only what falls inside is computed
     x = max(0, -placement.left), min(spec.width, placement.width)
     y = max(0, -placement.top), min(spec.height, placement.height)
-    x_index, x_weight = axis_taps(size[1], placement.width, *x)
-    y_index, y_weight = axis_taps(size[0], placement.height, *y)
+    bits = YUV_BITS if layout.format in YUV else BITS
+    x_index, x_weight = axis_taps(layout.width, placement.width, *x, bits)
+    y_index, y_weight = axis_taps(layout.height, placement.height, *y, bits)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    pad = normalise(np.full(3, spec.pad_value, np.uint8), mean, std, np.dtype(spec.dtype.value))
-    order = channel_order(channels, color, spec.color)
-    return Tables(x_index, x_weight, y_index, y_weight, order, mean, std, pad)
+    values = value_table(mean, std, np.dtype((quant or spec).dtype.value), quant)
+    order = channel_order(layout.format, spec.color)
+    pad = np.ascontiguousarray(values[:, spec.pad_value])
+    color = yuv_coefficients(layout)
+    return Tables(layout, x_index, x_weight, y_index, y_weight, order, mean, std, values, pad, color)
 
 
-def normalise(levels: np.ndarray, mean: np.ndarray, std: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """uint8 [..., 3] -> `dtype`, x = (level - mean) / std; 8-bit inputs take the levels as they are."""
-    if dtype == np.uint8:
-        return levels
+def value_table(
+    mean: np.ndarray, std: np.ndarray, dtype: np.dtype, quant: QuantParams | None = None
+) -> np.ndarray:
+    """[3, 256] of `dtype`: what an input channel gets for each 8-bit level."""
+    levels = np.arange(256, dtype=np.float32)
     with np.errstate(over="ignore"):  # a tiny std may leave the range of float16
-        result: np.ndarray = ((levels.astype(np.float32) - mean) / std).astype(dtype)
-        return result
+        x = (levels - mean[:, None]) / std[:, None]
+        if quant is not None:
+            scale, zero = (np.broadcast_to(v, 3)[:, None] for v in (quant.scale, quant.zero_point))
+            info = np.iinfo(dtype)
+            x = np.rint(x / scale.astype(np.float32)).astype(np.float64)  # whole numbers: exact from here on
+            x = np.clip(x + zero, info.min, info.max)
+        return np.ascontiguousarray(x.astype(dtype))
+
+
+@functools.cache
+def yuv_coefficients(layout: PixelLayout) -> np.ndarray:
+    """`Tables.color`: gains of ITU-R BT.601-7 2.5 and BT.709-6 3 in 15 bits.
+
+    Halved, as the sums have one fractional bit less than the values; of chroma, which is doubled, quartered.
+    """
+    kr, kb = (0.299, 0.114) if layout.matrix == "bt601" else (0.2126, 0.0722)
+    kg = 1 - kr - kb
+    black, luma, chroma = (16, 219, 224) if layout.range == "limited" else (0, 255, 255)
+    blue, red = 2 * (1 - kb) * 255 / chroma, 2 * (1 - kr) * 255 / chroma
+    gains = [255 / luma / 2, blue / 4, -blue * kb / kg / 4, -red * kr / kg / 4, red / 4]
+    return np.array([128 * black, *(int(np.rint(32768 * gain)) for gain in gains), 0], np.int32)
+
+
+def _m(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
+    result: np.ndarray = (a * b + (1 << 14)) >> 15
+    return result
+
+
+def split(pixels: Pixels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The Y, U and V planes of a YUV picture: views."""
+    planes, layout = pixels.planes, pixels.layout
+    if layout.format in ("yuyv", "uyvy"):
+        luma = 0 if layout.format == "yuyv" else 1
+        chroma = planes[0][:, :, 1 - luma]
+        return planes[0][:, :, luma], chroma[:, 0::2], chroma[:, 1::2]
+    if layout.format in SEMI_PLANAR:
+        u = 0 if layout.format == "nv12" else 1
+        return planes[0], planes[1][:, :, u], planes[1][:, :, 1 - u]
+    return planes[0], planes[1], planes[2]
+
+
+def resize_yuv(pixels: Pixels, t: Tables) -> np.ndarray:
+    """YUV -> uint8 [h, w, 3], in the channel order of the network."""
+    right = np.minimum(t.x_index + 1, pixels.width - 1)
+    below = np.minimum(t.y_index + 1, pixels.height - 1)
+
+    def interpolate(plane: np.ndarray, halved_x: int, halved_y: int) -> np.ndarray:
+        x0, x1, y0, y1 = t.x_index >> halved_x, right >> halved_x, t.y_index >> halved_y, below >> halved_y
+
+        def horizontal(rows: np.ndarray) -> np.ndarray:
+            picture = plane[rows].astype(np.int32) << 7
+            a = picture[:, x0]
+            return a + _m(picture[:, x1] - a, t.x_weight[None])
+
+        h = horizontal(y0)
+        return h + _m(horizontal(y1) - h, t.y_weight[:, None])
+
+    luma, u_plane, v_plane = split(pixels)
+    halved_y = 0 if pixels.layout.format in ("yuyv", "uyvy") else 1
+    black, cy, u_blue, u_green, v_green, v_red = (int(c) for c in t.color[:6])
+    y = _m(interpolate(luma, 0, 0) - black, cy) + 32
+    u = 2 * (interpolate(u_plane, 1, halved_y) - (1 << 14))
+    v = 2 * (interpolate(v_plane, 1, halved_y) - (1 << 14))
+    saturated = [y + _m(u, u_blue), y + _m(u, u_green) + _m(v, v_green), y + _m(v, v_red)]
+    bgr = np.stack([np.clip(np.clip(s, -32768, 32767) >> 6, 0, 255) for s in saturated], -1)
+    result: np.ndarray = bgr.astype(np.uint8)[:, :, list(t.order)]
+    return result
 
 
 def resize(image: np.ndarray, t: Tables) -> np.ndarray:
@@ -104,10 +203,19 @@ def resize(image: np.ndarray, t: Tables) -> np.ndarray:
     return result
 
 
-def letterbox(image: np.ndarray, t: Tables, placement: Placement, out: np.ndarray, nhwc: bool) -> None:
-    """uint8 [H, W, C] into `out`, [1, h, w, 3] if `nhwc` else [1, 3, h, w]."""
+def levels(pixels: Pixels, t: Tables) -> np.ndarray:
+    """A picture of any format -> uint8 [h, w, 3], in the channel order of the network."""
+    return resize_yuv(pixels, t) if pixels.layout.format in YUV else resize(pixels.planes[0], t)
+
+
+def letterbox(
+    image: np.ndarray | Pixels, t: Tables, placement: Placement, out: np.ndarray, nhwc: bool
+) -> None:
+    """A picture into `out`, [1, h, w, 3] if `nhwc` else [1, 3, h, w]."""
     target = out[0] if nhwc else out[0].transpose(1, 2, 0)
     target[...] = t.pad
     top, left = max(0, placement.top), max(0, placement.left)
     bottom, right = top + len(t.y_index), left + len(t.x_index)
-    target[top:bottom, left:right] = normalise(resize(image, t), t.mean, t.std, out.dtype)
+    picture = levels(as_pixels(image), t)
+    for c in range(3):
+        target[top:bottom, left:right, c] = t.values[c][picture[:, :, c]]
