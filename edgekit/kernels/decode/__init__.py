@@ -1,8 +1,9 @@
-"""Decode: raw head tensors -> candidate boxes, touching only what can reach the score threshold."""
+"""Decode: raw head tensors -> boxes, touching only what can reach the score threshold."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -14,19 +15,22 @@ from edgekit import kernels
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.kernels.decode import reference
 from edgekit.kernels.decode.reference import Grid
+from edgekit.kernels.nms import MAX_CANDIDATES, MAX_CLASS, nms
 from edgekit.tasks.detect.spec import DetectHead, HeadLevel
 
 _NEEDS_OBJECTNESS = ("yolox", "yolov5", "fastestdet")
+_screen = functools.lru_cache(maxsize=256)(reference.screen)
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Decoder:
-    """Decodes the outputs of one engine into buffers of its own; for one thread at a time.
+    """Decodes the outputs of one engine with buffers of its own; for one thread at a time.
 
-    `width`, `height`: the network's input, pixels.
+    `width`, `height`: the network's input, pixels. `isa`: code path of the native kernel, for tests.
     Raises: UsageError for a head that lacks something.
     """
 
-    def __init__(self, head: DetectHead, width: int, height: int) -> None:
+    def __init__(self, head: DetectHead, width: int, height: int, isa: str = "auto") -> None:
         self.head = head
         self.size = (width, height)
         if head.family == "rows":
@@ -38,11 +42,14 @@ class Decoder:
         self._names = tuple(dict.fromkeys(names))
         self._shapes: tuple[tuple[int, ...], ...] = ()
         self._checked: list[np.ndarray] = []
+        self._tensors: list[np.ndarray] = []
         self._grids: tuple[Grid, ...] = ()
+        self._isa = isa
         self._kernel: Any = None
-        self._boxes = np.empty((0, 4), np.float32)
-        self._scores = np.empty(0, np.float32)
-        self._classes = np.empty(0, np.int32)
+        if head.num_classes > MAX_CLASS + 1:
+            raise UsageError(
+                f"head {head.family}: too many classes, expected at most {MAX_CLASS + 1}, got {head.num_classes}."
+            )
         if head.family == "rows":
             _columns(head)
         for level in head.levels:
@@ -54,35 +61,68 @@ class Decoder:
                     f"expected {'some' if head.family == 'yolov5' else 'none'}, got {len(level.anchors)}."
                 )
 
-    def run(
-        self, outputs: Mapping[str, np.ndarray], threshold: float, all_classes: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run(self, outputs: Mapping[str, np.ndarray], threshold: float, all_classes: bool = False) -> Found:
         """Every cell whose best class scores at least `threshold`; with `all_classes` every such class of a cell.
 
         outputs: float32 [1, C, H, W] by name (any strides, so NHWC views serve; family rows: [1, N, D]
             or [1, D, N], objectness and scores activated, in 0..1).
         Returns boxes float32 [n, 4] (x1 y1 x2 y2 in input pixels, not clipped), scores float32 [n],
-        classes int32 [n]: views, valid until the next call.
+        classes int32 [n], the caller's own.
         Raises: UsageError for a tensor that is missing or of another shape or dtype.
         """
-        # a session's outputs are the same arrays every time
+        self._bind(outputs)
+        if self._kernel is None:
+            return reference.decode(self._grids, self._tensors, threshold, all_classes)
+        found: Found = self._kernel.run(threshold, *_screen(self.head.family, threshold), all_classes)
+        return found
+
+    def detect(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        threshold: float,
+        iou_threshold: float,
+        max_detections: int,
+        mapping: np.ndarray,
+        *,
+        clip: bool = True,
+        all_classes: bool = False,
+    ) -> Found:
+        """`run`, then `nms`, then `reference.to_picture`, in one native call without the interpreter's lock.
+
+        mapping: float32 [3, 4], offset, scale and limit of x1 y1 x2 y2.
+        Returns as `run`, best score first, boxes in pixels of the picture.
+        """
+        self._bind(outputs)
+        if self._kernel is not None:
+            low_object, low_class = _screen(self.head.family, threshold)
+            kept: Found = self._kernel.detect(
+                threshold,
+                low_object,
+                low_class,
+                all_classes,
+                iou_threshold,
+                max_detections,
+                MAX_CANDIDATES,
+                mapping,
+                clip,
+            )
+            return kept
+        boxes, scores, classes = reference.decode(self._grids, self._tensors, threshold, all_classes)
+        keep = nms(boxes, scores, classes, iou_threshold, max_detections)
+        return reference.to_picture(boxes[keep], mapping, clip), scores[keep], classes[keep]
+
+    def _bind(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Look at what the head reads, unless they are the arrays of the last call, as a session's are."""
         given = [outputs.get(name) for name in self._names]
-        same = bool(self._checked) and all(map(operator.is_, given, self._checked))
-        tensors = self._checked if same else self._check(outputs)
+        if self._checked and all(map(operator.is_, given, self._checked)):
+            return
+        tensors = self._check(outputs)
         if self.head.family == "rows":  # [1, D, 1, N], as one row of a grid
             (rows,) = tensors
             tensors = [(rows if self.head.transposed else rows.transpose(0, 2, 1))[:, :, None, :]]
-        if self._kernel is None:
-            return reference.decode(self._grids, tensors, threshold, all_classes)
-        if all_classes:
-            self._reserve(
-                sum(g.height * g.width * (g.num_classes if g.score < 0 else 1) for g in self._grids)
-            )
-        low_object, low_class = reference.screen(self.head.family, threshold)
-        n = self._kernel.run(
-            tensors, threshold, low_object, low_class, all_classes, self._boxes, self._scores, self._classes
-        )
-        return self._boxes[:n], self._scores[:n], self._classes[:n]
+        self._tensors = tensors
+        if self._kernel is not None:
+            self._kernel.bind(tensors)
 
     def _check(self, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The tensors that the head reads, of the right dtype and shape."""
@@ -115,15 +155,7 @@ class Decoder:
         self._shapes = shapes
         module = kernels.native()
         if module is not None:
-            self._reserve(sum(grid.height * grid.width for grid in self._grids))
-            self._kernel = module.Decoder([dataclasses.asdict(grid) for grid in self._grids])
-
-    def _reserve(self, capacity: int) -> None:
-        """Room for so many candidates; once grown it stays."""
-        if len(self._scores) < capacity:
-            self._boxes = np.empty((capacity, 4), np.float32)
-            self._scores = np.empty(capacity, np.float32)
-            self._classes = np.empty(capacity, np.int32)
+            self._kernel = module.Decoder([dataclasses.asdict(grid) for grid in self._grids], self._isa)
 
 
 def decode(

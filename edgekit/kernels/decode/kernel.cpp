@@ -1,37 +1,19 @@
-// Decoding of detector heads. reference.py defines the arithmetic; this follows it operation by
-// operation (the module is compiled with contraction off), so that both give the same bits anywhere.
-#include "common.h"
+// Decoding of detector heads, suppression and the way back to the picture in one call. reference.py defines the
+// arithmetic; this follows it operation by operation (the module is compiled with contraction off), so that
+// both give the same bits anywhere. Cells that pass the screen are collected and computed 8 at a time.
+#include "decode/lanes.h"
+#include "nms/nms.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <string>
 
 namespace edgekit {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kLog2e = 1.4426950408889634, kSqrtHalf = 0.7071067811865476;
-constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
-constexpr double kInverseFactorials[14] = {1.0,           1.0,            1.0 / 2,         1.0 / 6,         1.0 / 24,
-                                           1.0 / 120,     1.0 / 720,      1.0 / 5040,      1.0 / 40320,     1.0 / 362880,
-                                           1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
-
-inline double exp64(double x) {
-    if (!(std::fabs(x) <= 708.0)) return x > 0 ? kInf : x < 0 ? 0.0 : kNan;
-    const double n = std::nearbyint(x * kLog2e);
-    const double r = (x - n * kLn2Hi) - n * kLn2Lo;
-    double p = kInverseFactorials[13];
-    for (int k = 12; k >= 0; k--) p = p * r + kInverseFactorials[k];
-    const int e = int(n);
-    if (e < -1021 || e > 1022) return std::ldexp(p, e);  // both are exact: a power of two
-    const uint64_t bits = uint64_t(e + 1023) << 52;
-    double scale;
-    std::memcpy(&scale, &bits, 8);
-    return p * scale;
-}
+constexpr double kSqrtHalf = 0.7071067811865476;
+constexpr int kBatch = 256, kTile = 1024;
 
 inline double log64(double x) {
     if (!(x > 0)) return x == 0 ? -kInf : kNan;
@@ -47,12 +29,7 @@ inline double log64(double x) {
     return (e * kLn2Hi + 2.0 * t * p) + e * kLn2Lo;
 }
 
-inline double sigmoid(double x) { return 1.0 / (1.0 + exp64(-x)); }
-
-inline double tanh64(double x) {
-    const double e = exp64(-2.0 * std::fabs(x));
-    return std::copysign((1.0 - e) / (1.0 + e), x);
-}
+inline int padded(int n) { return (n + 7) & ~7; }
 
 // One tensor [1, C, H, W] with any strides, in bytes.
 struct View {
@@ -61,7 +38,8 @@ struct View {
     int channels, height, width;
 
     const char* at(int c, int y, int x) const { return base + c * channel + y * row + x * column; }
-    double value(int c, int y, int x) const { return *reinterpret_cast<const float*>(at(c, y, x)); }
+    // Whether rows follow each other like columns, so that a grid is one long row.
+    bool flat() const { return height == 1 || row == column * width; }
 };
 
 enum class Family { yolox, yolov5, distribution, fastestdet, rows };
@@ -99,33 +77,36 @@ Grid read_grid(const py::dict& d) {
     return g;
 }
 
-// Running maximum over channels; NaN never wins.
-#define MAX_BODY                                                  \
-    for (int i = 0; i < n; i++) best[i] = p[i] > best[i] ? p[i] : best[i]
+inline float number(const char* p) { return *reinterpret_cast<const float*>(p); }
 
-void max_into(float* best, const float* p, int n) { MAX_BODY; }
-#if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("avx2"))) void max_into_avx2(float* best, const float* p, int n) { MAX_BODY; }
-#endif
-#undef MAX_BODY
+// A cell that may reach the threshold; with all_classes one of them per class.
+struct Entry {
+    int y, x;
+    int32_t label;
+    float value, best;  // raw value of `label`, and of the cell's best class
+};
 
 class Decoder {
 public:
-    explicit Decoder(const py::list& grids) {
+    Decoder(const py::list& grids, const std::string& isa) : isa_(choose(isa)), nms_(isa_) {
         for (const py::handle& grid : grids) {
             grids_.push_back(read_grid(grid.cast<py::dict>()));
-            columns_ = std::max(columns_, grids_.back().width);
+            bins_ = std::max(bins_, grids_.back().bins);
+            top_class_ = std::max(top_class_, grids_.back().num_classes - 1);
         }
-        cells_.resize(columns_);
-        best_.resize(columns_);
-#if defined(__x86_64__) && defined(__GNUC__)
-        if (detect_isa() == Isa::avx2) max_ = max_into_avx2;
-#endif
+        logits_.resize(size_t(8) * bins_);
+        work_.resize(size_t(8) * bins_);
+        exp_ = EDGEKIT_PICK(exp_all, isa_);
+        bins_of_ = EDGEKIT_PICK(expected_bins, isa_);
+        max_ = EDGEKIT_PICK(max_into, isa_);
+        planes_ = EDGEKIT_PICK(best_of_planes, isa_);
+        row_ = EDGEKIT_PICK(best_of_row, isa_);
     }
 
-    int run(const py::list& tensors, float threshold, float low_object, float low_class, bool all_classes,
-            py::array_t<float> boxes, py::array_t<float> scores, py::array_t<int32_t> classes) {
+    // The tensors of the next calls, [1, C, H, W] float32 with any strides; they are held until the next bind.
+    void bind(const py::list& tensors) {
         views_.clear();
+        held_ = tensors;
         for (const py::handle& item : tensors) {
             const py::array a = py::reinterpret_borrow<py::array>(item);
             check(a.ndim() == 4 && a.itemsize() == 4, "decode tensor");
@@ -133,21 +114,64 @@ public:
                               int(a.shape(1)), int(a.shape(2)), int(a.shape(3))});
         }
         for (const Grid& g : grids_) check(fits(g), "decode grid");
-        size_t capacity = 0;
-        for (const Grid& g : grids_)
-            capacity += size_t(g.height) * g.width * (all_classes && g.score < 0 ? g.num_classes : 1);
-        check(size_t(scores.size()) >= capacity && size_t(boxes.size()) >= 4 * capacity &&
-                  size_t(classes.size()) >= capacity, "decode capacity");
-        all_classes_ = all_classes;
-        threshold_ = threshold, low_object_ = low_object, low_class_ = low_class;
-        boxes_ = boxes.mutable_data(), scores_ = scores.mutable_data(), classes_ = classes.mutable_data();
-        py::gil_scoped_release release;
-        found_ = 0;
-        for (const Grid& g : grids_) run_grid(g);
-        return found_;
+    }
+
+    // Candidates: boxes [n, 4], scores [n], classes [n].
+    py::tuple run(float threshold, float low_object, float low_class, bool all_classes) {
+        {
+            py::gil_scoped_release release;
+            decode(threshold, low_object, low_class, all_classes);
+        }
+        py::array_t<float> boxes({found_, 4}), scores(found_);
+        py::array_t<int32_t> classes(found_);
+        std::copy_n(boxes_.data(), size_t(4) * found_, boxes.mutable_data());
+        std::copy_n(scores_.data(), found_, scores.mutable_data());
+        std::copy_n(classes_.data(), found_, classes.mutable_data());
+        return py::make_tuple(boxes, scores, classes);
+    }
+
+    // The boxes that nms keeps, in pixels of the picture: (box - offset) / scale, within 0..limit where `clip`.
+    // mapping: [3, 4] offset, scale, limit.
+    py::tuple detect(float threshold, float low_object, float low_class, bool all_classes, float iou_threshold,
+                     int max_detections, int max_candidates, const py::array_t<float, py::array::c_style>& mapping,
+                     bool clip) {
+        check(mapping.size() == 12, "decode mapping");
+        const float *offset = mapping.data(), *scale = offset + 4, *limit = offset + 8;
+        int n = 0;
+        {
+            py::gil_scoped_release release;
+            decode(threshold, low_object, low_class, all_classes);
+            n = nms_.run(boxes_.data(), scores_.data(), classes_.data(), found_, iou_threshold, max_detections,
+                         max_candidates, top_class_);
+        }
+        check(n >= 0, "decode class");
+        const int32_t* kept = nms_.kept();
+        py::array_t<float> boxes({n, 4}), scores(n);
+        py::array_t<int32_t> classes(n);
+        float *box = boxes.mutable_data(), *score = scores.mutable_data();
+        int32_t* label = classes.mutable_data();
+        for (int i = 0; i < n; i++) {
+            const float* b = boxes_.data() + size_t(4) * kept[i];
+            for (int k = 0; k < 4; k++) {
+                float v = (b[k] - offset[k]) / scale[k];
+                if (clip) {
+                    v = v > 0.0f ? v : 0.0f;
+                    v = v < limit[k] ? v : limit[k];
+                }
+                box[4 * i + k] = v;
+            }
+            score[i] = scores_[kept[i]], label[i] = classes_[kept[i]];
+        }
+        return py::make_tuple(boxes, scores, classes);
     }
 
 private:
+    static Isa choose(const std::string& isa) {
+        const Isa best = detect_isa();
+        check(isa == "auto" || isa == "portable" || isa == isa_name(best), "decode isa");
+        return isa == "portable" ? Isa::portable : best;
+    }
+
     bool inside(int tensor, int channel, int count, const Grid& g) const {
         if (tensor < 0 || size_t(tensor) >= views_.size() || channel < 0) return false;
         const View& v = views_[tensor];
@@ -161,181 +185,288 @@ private:
         return ok && inside(g.box_tensor, g.score, 1, g) && (g.label < 0 || inside(g.box_tensor, g.label, 1, g));
     }
 
-    void run_grid(const Grid& g) {
-        const bool object = g.object_tensor >= 0;
-        for (int y = 0; y < g.height; y++) {
-            int n = 0;
-            if (object) n = screen(views_[g.object_tensor], g.object_start, y, g.width, low_object_);
-            else if (g.score >= 0) n = screen(views_[g.box_tensor], g.score, y, g.width, low_class_);
-            else n = screen_classes(g, y);
-            for (int k = 0; k < n; k++) cell(g, y, cells_[k]);
+    void decode(float threshold, float low_object, float low_class, bool all_classes) {
+        all_classes_ = all_classes;
+        threshold_ = threshold, low_object_ = low_object, low_class_ = low_class;
+        found_ = 0;
+        for (const Grid& g : grids_) {
+            screen(g);
+            flush(g);
         }
     }
 
-    // Columns of row y whose value is at least `low` (never NaN).
-    int screen(const View& v, int channel, int y, int width, float low) {
-        const char* p = v.at(channel, y, 0);
-        int n = 0;
-        for (int x = 0; x < width; x++, p += v.column) {
-            cells_[n] = x;
-            n += *reinterpret_cast<const float*>(p) >= low;
-        }
-        return n;
+    // Stretches of at most kTile cells of one row, or of the whole grid where it lies like one.
+    void screen(const Grid& g) {
+        const View& v = views_[g.object_tensor >= 0 ? g.object_tensor : g.score >= 0 ? g.box_tensor : g.class_tensor];
+        const int rows = v.flat() ? 1 : g.height, columns = g.height * g.width / rows;
+        for (int y = 0; y < rows; y++)
+            for (int x = 0; x < columns; x += kTile) {
+                const int n = std::min(kTile, columns - x);
+                int count;
+                if (g.object_tensor >= 0) count = above(v.at(g.object_start, y, x), v.column, n, low_object_);
+                else if (g.score >= 0) count = above(v.at(g.score, y, x), v.column, n, low_class_);
+                else count = above_any_class(g, v, y, x, n);
+                label(g, y * g.width + x, count);
+            }
     }
 
-    int screen_classes(const Grid& g, int y) {
-        const View& v = views_[g.class_tensor];
-        std::fill_n(best_.begin(), g.width, -std::numeric_limits<float>::infinity());
+    // Which of n cells have a value of at least `low` (never NaN), into cells_.
+    int above(const char* p, ptrdiff_t step, int n, float low) {
+        int count = 0;
+        for (int i = 0; i < n; i++, p += step) {
+            cells_[count] = i;
+            count += number(p) >= low;
+        }
+        return count;
+    }
+
+    int above_any_class(const Grid& g, const View& v, int y, int x, int n) {
+        const char* p = v.at(g.class_start, y, x);
         if (v.column == 4) {
-            // blocks that stay in the first cache while every class passes over them
-            for (int x = 0; x < g.width; x += 1024)
-                for (int c = 0; c < g.num_classes; c++)
-                    max_(best_.data() + x, reinterpret_cast<const float*>(v.at(g.class_start + c, y, x)),
-                         std::min(1024, g.width - x));
+            // the tile's maxima stay in the first cache while every class passes over them
+            std::fill_n(best_, n, -std::numeric_limits<float>::infinity());
+            for (int c = 0; c < g.num_classes; c++, p += v.channel) max_(best_, reinterpret_cast<const float*>(p), n);
+        } else if (v.channel == 4) {
+            int32_t ignored;
+            for (int i = 0; i < n; i++, p += v.column)
+                best_[i] = row_(reinterpret_cast<const float*>(p), g.num_classes, &ignored);
         } else {
-            for (int x = 0; x < g.width; x++) {
-                const char* p = v.at(g.class_start, y, x);
-                float best = best_[x];
-                for (int c = 0; c < g.num_classes; c++, p += v.channel) {
-                    const float value = *reinterpret_cast<const float*>(p);
+            for (int i = 0; i < n; i++, p += v.column) {
+                float best = -std::numeric_limits<float>::infinity();
+                for (int c = 0; c < g.num_classes; c++) {
+                    const float value = number(p + c * v.channel);
                     best = value > best ? value : best;
                 }
-                best_[x] = best;
+                best_[i] = best;
             }
         }
-        int n = 0;
-        for (int x = 0; x < g.width; x++) {
-            cells_[n] = x;
-            n += best_[x] >= low_class_;
-        }
-        return n;
+        return above(reinterpret_cast<const char*>(best_), 4, n, low_class_);
     }
 
-    void cell(const Grid& g, int y, int x) {
-        double best;
-        int label = 0;
-        if (g.score >= 0) {
-            const View& v = views_[g.box_tensor];
-            best = v.value(g.score, y, x);
-            if (g.label >= 0) {
-                const double named = std::nearbyint(v.value(g.label, y, x));
-                if (!(named >= 0 && named < g.num_classes)) return;
-                label = int(named);
+    // Cells_, counted from cell `first` of the grid, become entries: their best class, or every class.
+    void label(const Grid& g, int first, int count) {
+        const View& v = views_[g.score >= 0 ? g.box_tensor : g.class_tensor];
+        const bool planes = v.column == 4 && v.flat();
+        float values[8];
+        int32_t labels[8];
+        int block = -1;  // cells whose best class is in values, labels
+        for (int k = 0; k < count; k++) {
+            const int cell = first + cells_[k], y = cell / g.width, x = cell - y * g.width;
+            Entry e{y, x, 0, 0, -std::numeric_limits<float>::infinity()};
+            if (g.score >= 0) {
+                e.best = number(v.at(g.score, y, x));
+                if (g.label >= 0) {
+                    const double named = std::nearbyint(double(number(v.at(g.label, y, x))));
+                    if (!(named >= 0 && named < g.num_classes)) continue;
+                    e.label = int32_t(named);
+                }
+            } else if (planes && (cell & ~7) + 8 <= g.height * g.width) {
+                if (block != (cell & ~7)) {
+                    block = cell & ~7;
+                    planes_(v.at(g.class_start, 0, 0) + ptrdiff_t(4) * block, v.channel, g.num_classes, values, labels);
+                }
+                e.best = values[cell & 7], e.label = labels[cell & 7];
+            } else if (v.channel == 4) {
+                const float* p = reinterpret_cast<const float*>(v.at(g.class_start, y, x));
+                e.best = row_(p, g.num_classes, &e.label);
+            } else {
+                const char* p = v.at(g.class_start, y, x);
+                for (int c = 0; c < g.num_classes; c++, p += v.channel)
+                    if (number(p) > e.best) e.best = number(p), e.label = c;
             }
-        } else {
-            const View& v = views_[g.class_tensor];
-            best = -kInf;
+            if (!(e.best >= low_class_)) continue;
+            e.value = e.best;
+            if (!all_classes_ || g.score >= 0) {
+                add(g, e);
+                continue;
+            }
             const char* p = v.at(g.class_start, y, x);
             for (int c = 0; c < g.num_classes; c++, p += v.channel) {
-                const double value = *reinterpret_cast<const float*>(p);
-                if (value > best) best = value, label = c;
+                e.value = number(p), e.label = c;
+                if (e.value >= low_class_) add(g, e);
             }
         }
-        if (!(best >= double(low_class_))) return;
-        const bool object = g.object_tensor >= 0;
-        const double raw = object ? views_[g.object_tensor].value(g.object_start, y, x) : 0.0;
-        const double total = g.family == Family::fastestdet ? softmax_total(g, y, x, best) : 1.0;
-        if (!all_classes_ || g.score >= 0) {
-            emit(g, y, x, label, class_score(g, object, raw, best, best, total));
-            return;
+    }
+
+    void add(const Grid& g, const Entry& e) {
+        entries_[waiting_++] = e;
+        if (waiting_ == kBatch) flush(g);
+    }
+
+    // Entries to candidates.
+    void flush(const Grid& g) {
+        const int n = waiting_;
+        waiting_ = 0;
+        if (n == 0) return;
+        class_scores(g, n);
+        int good = 0;
+        for (int i = 0; i < n; i++) {
+            const float score = float(exact_[i]);
+            if (!(score >= threshold_ && score > 0 && std::isfinite(score))) continue;
+            entries_[good] = entries_[i];
+            score_[good++] = score;
         }
-        const View& v = views_[g.class_tensor];
-        for (int c = 0; c < g.num_classes; c++) {
-            const double value = v.value(g.class_start + c, y, x);
-            if (value >= double(low_class_)) emit(g, y, x, c, class_score(g, object, raw, value, best, total));
+        if (boxes_.size() < size_t(4) * (found_ + kBatch)) {
+            const size_t room = std::max<size_t>(found_ + kBatch, scores_.size() * 2);
+            boxes_.resize(4 * room), scores_.resize(room), classes_.resize(room);
+        }
+        for (int i = 0; i < good; i += 8) {
+            const int count = std::min(8, good - i);
+            float boxes[8][4];
+            cell_boxes(g, entries_ + i, count, boxes);
+            for (int k = 0; k < count; k++) {
+                const float* b = boxes[k];
+                if (!(std::isfinite(b[0]) && std::isfinite(b[1]) && std::isfinite(b[2]) && std::isfinite(b[3]))) continue;
+                std::copy_n(b, 4, boxes_.data() + size_t(4) * found_);
+                scores_[found_] = score_[i + k];
+                classes_[found_++] = entries_[i + k].label;
+            }
         }
     }
 
-    void emit(const Grid& g, int y, int x, int label, double exact) {
-        const float score = float(exact);
-        if (!(score >= threshold_ && score > 0 && std::isfinite(score))) return;
-        float* box = boxes_ + size_t(4) * found_;
-        cell_box(g, y, x, box);
-        for (int k = 0; k < 4; k++)
-            if (!std::isfinite(box[k])) return;
-        scores_[found_] = score;
-        classes_[found_++] = label;
+    // In place, n of them; room up to the next multiple of 8.
+    void sigmoid(double* x, int n) const {
+        for (int i = 0; i < n; i++) x[i] = -x[i];
+        exp_(x, padded(n));
+        for (int i = 0; i < n; i++) x[i] = 1.0 / (1.0 + x[i]);
     }
 
-    double softmax_total(const Grid& g, int y, int x, double best) const {
+    double exp_one(double x) const {
+        double lanes[8] = {x};
+        exp_(lanes, 8);
+        return lanes[0];
+    }
+
+    double softmax_total(const Grid& g, const Entry& e) const {
         const View& v = views_[g.class_tensor];
-        double total = 0.0;
-        for (int c = 0; c < g.num_classes; c++) {
-            const double value = v.value(g.class_start + c, y, x);
-            total = total + exp64((value != value ? -kInf : value) - best);
+        double total = 0.0, terms[8] = {};
+        for (int c = 0; c < g.num_classes; c += 8) {
+            const int n = std::min(8, g.num_classes - c);
+            for (int k = 0; k < n; k++) {
+                const double value = number(v.at(g.class_start + c + k, e.y, e.x));
+                terms[k] = (value != value ? -kInf : value) - double(e.best);
+            }
+            exp_(terms, 8);
+            for (int k = 0; k < n; k++) total = total + terms[k];
         }
         return total;
     }
 
-    static double class_score(const Grid& g, bool object, double raw, double value, double best, double total) {
-        if (g.family == Family::rows) return object ? raw * value : value;
-        if (g.family == Family::fastestdet)
-            return exp64(0.6 * log64(sigmoid(raw)) + 0.4 * log64(exp64(value - best) / total));
-        return object ? sigmoid(raw) * sigmoid(value) : sigmoid(value);
-    }
-
-    static double expected_bin(const View& v, int channel, int bins, int y, int x) {
-        double top = v.value(channel, y, x);
-        for (int k = 1; k < bins; k++) {
-            const double value = v.value(channel + k, y, x);
-            if (!(value <= top)) top = value != value ? top : value;
+    // Scores of entries_ into exact_.
+    void class_scores(const Grid& g, int n) {
+        const bool object = g.object_tensor >= 0;
+        if (object) {
+            const View& v = views_[g.object_tensor];
+            for (int i = 0; i < n; i++) object_[i] = number(v.at(g.object_start, entries_[i].y, entries_[i].x));
         }
-        double total = 0.0, mean = 0.0;
-        for (int k = 0; k < bins; k++) {
-            const double e = exp64(v.value(channel + k, y, x) - top);
-            total = total + e;
-            mean = mean + e * k;
-        }
-        return mean / total;
-    }
-
-    void cell_box(const Grid& g, int y, int x, float* box) const {
-        const View& v = views_[g.box_tensor];
-        if (g.family == Family::distribution) {
-            double side[4];
-            for (int k = 0; k < 4; k++) side[k] = expected_bin(v, g.box[k], g.bins, y, x);
-            const double cx = x + g.offset, cy = y + g.offset;
-            box[0] = float((cx - side[0]) * g.stride);
-            box[1] = float((cy - side[1]) * g.stride);
-            box[2] = float((cx + side[2]) * g.stride);
-            box[3] = float((cy + side[3]) * g.stride);
+        for (int i = 0; i < n; i++) exact_[i] = entries_[i].value;
+        if (g.family == Family::fastestdet) {
+            sigmoid(object_, n);
+            for (int i = 0; i < n; i++) {
+                const Entry& e = entries_[i];
+                const double share = exp_one(exact_[i] - double(e.best)) / softmax_total(g, e);
+                exact_[i] = exp_one(0.6 * log64(object_[i]) + 0.4 * log64(share));
+            }
             return;
         }
-        const double a = v.value(g.box[0], y, x), b = v.value(g.box[1], y, x);
-        const double c = v.value(g.box[2], y, x), d = v.value(g.box[3], y, x);
-        double cx, cy, w, h;
-        if (g.family == Family::yolox) {
-            cx = (a + x) * g.stride, cy = (b + y) * g.stride;
-            w = exp64(c) * g.stride, h = exp64(d) * g.stride;
-        } else if (g.family == Family::yolov5) {
-            cx = (2.0 * sigmoid(a) - 0.5 + x) * g.stride;
-            cy = (2.0 * sigmoid(b) - 0.5 + y) * g.stride;
-            const double p = 2.0 * sigmoid(c), q = 2.0 * sigmoid(d);
-            w = p * p * g.anchor[0], h = q * q * g.anchor[1];
-        } else if (g.family == Family::fastestdet) {
-            cx = (x + tanh64(a)) * g.stride, cy = (y + tanh64(b)) * g.stride;
-            w = sigmoid(c) * g.scale[0], h = sigmoid(d) * g.scale[1];
-        } else {
-            cx = a * g.scale[0], cy = b * g.scale[1], w = c * g.scale[0], h = d * g.scale[1];
-            if (g.corners) {
-                box[0] = float(cx), box[1] = float(cy), box[2] = float(w), box[3] = float(h);
-                return;
-            }
+        if (g.family != Family::rows) {
+            sigmoid(exact_, n);
+            if (object) sigmoid(object_, n);
         }
-        box[0] = float(cx - 0.5 * w), box[1] = float(cy - 0.5 * h);
-        box[2] = float(cx + 0.5 * w), box[3] = float(cy + 0.5 * h);
+        if (object)
+            for (int i = 0; i < n; i++) exact_[i] = object_[i] * exact_[i];
     }
 
+    // Value of channel c of `count` cells.
+    template <class T>
+    static void gather(const View& v, int c, const ptrdiff_t* at, int count, T* out) {
+        const char* p = v.base + c * v.channel;
+        for (int k = 0; k < count; k++) out[k] = T(number(p + at[k]));
+    }
+
+    // Boxes of at most 8 cells.
+    void cell_boxes(const Grid& g, const Entry* entries, int count, float (*boxes)[4]) {
+        const View& v = views_[g.box_tensor];
+        ptrdiff_t at[8];
+        for (int k = 0; k < count; k++) at[k] = entries[k].y * v.row + entries[k].x * v.column;
+        if (g.family == Family::distribution) {
+            double side[4][8];
+            for (int k = 0; k < 4; k++) {
+                for (int b = 0; b < g.bins; b++) gather(v, g.box[k] + b, at, count, logits_.data() + 8 * b);
+                bins_of_(logits_.data(), g.bins, work_.data(), side[k]);
+            }
+            for (int k = 0; k < count; k++) {
+                const double cx = entries[k].x + g.offset, cy = entries[k].y + g.offset;
+                boxes[k][0] = float((cx - side[0][k]) * g.stride);
+                boxes[k][1] = float((cy - side[1][k]) * g.stride);
+                boxes[k][2] = float((cx + side[2][k]) * g.stride);
+                boxes[k][3] = float((cy + side[3][k]) * g.stride);
+            }
+            return;
+        }
+        double t[4][8] = {};
+        for (int k = 0; k < 4; k++) gather(v, g.box[k], at, count, t[k]);
+        if (g.family == Family::yolox) exp_(t[2], 16);
+        if (g.family == Family::yolov5) sigmoid(t[0], 32);
+        if (g.family == Family::fastestdet) {
+            tanh(t[0], 16);
+            sigmoid(t[2], 16);
+        }
+        for (int k = 0; k < count; k++) {
+            const double a = t[0][k], b = t[1][k], c = t[2][k], d = t[3][k];
+            const int x = entries[k].x, y = entries[k].y;
+            double cx, cy, w, h;
+            if (g.family == Family::yolox) {
+                cx = (a + x) * g.stride, cy = (b + y) * g.stride;
+                w = c * g.stride, h = d * g.stride;
+            } else if (g.family == Family::yolov5) {
+                cx = (2.0 * a - 0.5 + x) * g.stride, cy = (2.0 * b - 0.5 + y) * g.stride;
+                const double p = 2.0 * c, q = 2.0 * d;
+                w = p * p * g.anchor[0], h = q * q * g.anchor[1];
+            } else if (g.family == Family::fastestdet) {
+                cx = (x + a) * g.stride, cy = (y + b) * g.stride;
+                w = c * g.scale[0], h = d * g.scale[1];
+            } else {
+                cx = a * g.scale[0], cy = b * g.scale[1], w = c * g.scale[0], h = d * g.scale[1];
+                if (g.corners) {
+                    boxes[k][0] = float(cx), boxes[k][1] = float(cy), boxes[k][2] = float(w), boxes[k][3] = float(h);
+                    continue;
+                }
+            }
+            boxes[k][0] = float(cx - 0.5 * w), boxes[k][1] = float(cy - 0.5 * h);
+            boxes[k][2] = float(cx + 0.5 * w), boxes[k][3] = float(cy + 0.5 * h);
+        }
+    }
+
+    void tanh(double* x, int n) const {
+        double e[16];
+        for (int i = 0; i < n; i++) e[i] = -2.0 * std::fabs(x[i]);
+        exp_(e, n);
+        for (int i = 0; i < n; i++) x[i] = std::copysign((1.0 - e[i]) / (1.0 + e[i]), x[i]);
+    }
+
+    Isa isa_;
+    Nms nms_;
+    void (*exp_)(double*, int);
+    void (*bins_of_)(const float*, int, double*, double*);
+    void (*max_)(float*, const float*, int);
+    void (*planes_)(const char*, ptrdiff_t, int, float*, int32_t*);
+    float (*row_)(const float*, int, int32_t*);
     std::vector<Grid> grids_;
     std::vector<View> views_;
-    std::vector<int> cells_;
-    std::vector<float> best_;
-    int columns_ = 1, found_ = 0;
+    py::list held_;
+    int bins_ = 1, top_class_ = 0, found_ = 0, waiting_ = 0;
     bool all_classes_ = false;
-    void (*max_)(float*, const float*, int) = max_into;
     float threshold_ = 0, low_object_ = 0, low_class_ = 0;
-    float *boxes_ = nullptr, *scores_ = nullptr;
-    int32_t* classes_ = nullptr;
+    int cells_[kTile];
+    float best_[kTile];
+    Entry entries_[kBatch];
+    double exact_[kBatch], object_[kBatch];
+    float score_[kBatch];
+    std::vector<float> logits_;  // [bins][8]
+    std::vector<double> work_;
+    std::vector<float> boxes_, scores_;  // candidates
+    std::vector<int32_t> classes_;
 };
 
 }  // namespace
@@ -344,8 +475,11 @@ private:
 EDGEKIT_KERNEL(decode, m) {
     using edgekit::Decoder;
     py::class_<Decoder>(m, "Decoder")
-        .def(py::init<const py::list&>())
-        .def("run", &Decoder::run, py::arg("tensors"), py::arg("threshold"), py::arg("low_object"),
-             py::arg("low_class"), py::arg("all_classes"), py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
-             py::arg("classes").noconvert());
+        .def(py::init<const py::list&, const std::string&>(), py::arg("grids"), py::arg("isa"))
+        .def("bind", &Decoder::bind, py::arg("tensors"))
+        .def("run", &Decoder::run, py::arg("threshold"), py::arg("low_object"), py::arg("low_class"),
+             py::arg("all_classes"))
+        .def("detect", &Decoder::detect, py::arg("threshold"), py::arg("low_object"), py::arg("low_class"),
+             py::arg("all_classes"), py::arg("iou_threshold"), py::arg("max_detections"), py::arg("max_candidates"),
+             py::arg("mapping").noconvert(), py::arg("clip"));
 }

@@ -119,6 +119,21 @@ def decode(
     return boxes, scores, classes
 
 
+def to_picture(boxes: np.ndarray, mapping: np.ndarray, clip: bool) -> np.ndarray:
+    """Boxes float32 [n, 4] from pixels of the input to pixels of the picture, in place: (x - offset) / scale.
+
+    mapping: float32 [3, 4], offset, scale and limit of x1 y1 x2 y2. `clip`: to 0..limit, where what is
+    not above 0 becomes +0.
+    """
+    offset, scale, limit = mapping
+    boxes -= offset
+    boxes /= scale
+    if clip:
+        boxes[~(boxes > 0)] = 0
+        np.minimum(boxes, limit, out=boxes)
+    return boxes
+
+
 @dataclass(frozen=True)
 class _Cells:
     """Some cells of a grid: flat indices, row by row."""

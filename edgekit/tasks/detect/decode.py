@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.kernels.decode import Decoder
-from edgekit.kernels.nms import nms
+from edgekit.kernels.decode import Decoder, reference
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.spec import DetectSpec
 from edgekit.tasks.preprocess import Placement
@@ -23,10 +22,9 @@ class Postprocess:
     def __init__(self, spec: DetectSpec) -> None:
         self.spec = spec
         self._decoder = Decoder(spec.head, spec.preprocess.width, spec.preprocess.height)
-        self._keep = np.empty(spec.max_detections, np.int32)
         self._placement: Placement | None = None
         self._image_size = (0, 0)
-        self._mapping: Mapping4
+        self._mapping: np.ndarray
 
     def __call__(
         self,
@@ -58,38 +56,19 @@ class Postprocess:
         if placement is not self._placement or image_size != self._image_size:
             self._placement, self._image_size = placement, image_size
             self._mapping = _mapping(placement, image_size)
-        boxes, scores, classes = self._decoder.run(outputs, score, all_classes=for_metric)
-        if limit > len(self._keep):
-            self._keep = np.empty(limit, np.int32)
-        keep = nms(boxes, scores, classes, iou, limit, out=self._keep)
-        return Detections(
-            _map(boxes[keep], self._mapping, clip=not for_metric),
-            scores[keep],
-            classes[keep],
-            self.spec.labels,
+        boxes, scores, classes = self._decoder.detect(
+            outputs, score, iou, limit, self._mapping, clip=not for_metric, all_classes=for_metric
         )
+        return Detections(boxes, scores, classes, self.spec.labels)
 
 
-Mapping4 = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Offset, scale and limit of x1 y1 x2 y2: float32 [4] each."""
-
-
-def _mapping(placement: Placement, image_size: tuple[int, int]) -> Mapping4:
+def _mapping(placement: Placement, image_size: tuple[int, int]) -> np.ndarray:
+    """Offset, scale and limit of x1 y1 x2 y2: float32 [3, 4]."""
     p, (height, width) = placement, image_size
-    offset = np.array((p.left, p.top, p.left, p.top), np.float32)
-    scale = np.array((p.scale_x, p.scale_y, p.scale_x, p.scale_y), np.float32)
-    return offset, scale, np.array((width, height, width, height), np.float32)
-
-
-def _map(boxes: np.ndarray, mapping: Mapping4, clip: bool) -> np.ndarray:
-    offset, scale, limit = mapping
-    boxes -= offset
-    boxes /= scale
-    if not clip:
-        return boxes
-    np.maximum(boxes, np.float32(0), out=boxes)
-    result: np.ndarray = np.minimum(boxes, limit, out=boxes)
-    return result
+    return np.array(
+        ((p.left, p.top) * 2, (p.scale_x, p.scale_y) * 2, (width, height) * 2),
+        np.float32,
+    )
 
 
 def to_picture(
@@ -99,4 +78,4 @@ def to_picture(
 
     The inverse of the letterbox: x = (x_in - left) / scale_x, likewise y.
     """
-    return _map(boxes, _mapping(placement, image_size), clip)
+    return reference.to_picture(boxes, _mapping(placement, image_size), clip)

@@ -1,0 +1,134 @@
+// The loops of the decoder that carry its time, for vectors of B bytes; reference.py defines what they give.
+#pragma once
+
+#include "vectors.h"
+
+#include <cmath>
+#include <limits>
+
+namespace edgekit {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
+constexpr double kInverseFactorials[14] = {1.0,           1.0,            1.0 / 2,         1.0 / 6,         1.0 / 24,
+                                           1.0 / 120,     1.0 / 720,      1.0 / 5040,      1.0 / 40320,     1.0 / 362880,
+                                           1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+
+// e^x. Adding 1.5 * 2^52 rounds to the nearest whole number, ties to even, and leaves it in the low bits.
+template <int B>
+EDGEKIT_INLINE typename V<B>::D exp_of(typename V<B>::D x) {
+    using D = typename V<B>::D;
+    using U = typename V<B>::U;
+    constexpr double kRound = 6755399441055744.0;
+    const D shifted = x * kLog2e + kRound, n = shifted - kRound;
+    const D r = (x - n * kLn2Hi) - n * kLn2Lo, zero{};
+    D p = zero + kInverseFactorials[13];
+    for (int k = 12; k >= 0; k--) p = p * r + kInverseFactorials[k];
+    const D result = p * (D)(((U)shifted + 1023) << 52);
+    const D edge = x > zero ? zero + kInf : (x < zero ? zero : x);
+    return ((x <= zero + 708.0) & (x >= zero - 708.0)) ? result : edge;
+}
+
+// In place; n is a multiple of 8.
+template <int B>
+EDGEKIT_INLINE void exp_all(double* x, int n) {
+    for (int i = 0; i < n; i += V<B>::kDoubles) store(x + i, exp_of<B>(load<typename V<B>::D>(x + i)));
+}
+
+// Mean bin under softmax, of 8 cells: logits [bins][8] -> mean [8]. `work`: [bins * 8]. NaN is no maximum.
+template <int B>
+EDGEKIT_INLINE void expected_bins(const float* logits, int bins, double* work, double* mean) {
+    using F = typename V<B>::F;
+    using D = typename V<B>::D;
+    constexpr int N = V<B>::kDoubles;
+    float top[8];
+    for (int i = 0; i < 8; i += V<B>::kFloats) {
+        F most = load<F>(logits + i);
+        for (int k = 1; k < bins; k++) {
+            const F value = load<F>(logits + 8 * k + i);
+            most = ((value > most) | (most != most)) ? value : most;
+        }
+        store(top + i, most);
+    }
+    const auto wide = [](const float* p) __attribute__((always_inline)) {
+        return __builtin_convertvector(load<typename V<B>::H>(p), D);
+    };
+    // exponentials first: they do not wait for each other as the sums below do
+    for (int k = 0; k < bins; k++)
+        for (int i = 0; i < 8; i += N) store(work + 8 * k + i, exp_of<B>(wide(logits + 8 * k + i) - wide(top + i)));
+    for (int i = 0; i < 8; i += N) {
+        D total{}, sum{};
+        for (int k = 0; k < bins; k++) {
+            const D e = load<D>(work + 8 * k + i);
+            total = total + e;
+            sum = sum + e * double(k);
+        }
+        store(mean + i, sum / total);
+    }
+}
+
+// best[i] = max(best[i], p[i]) for n cells; NaN never wins.
+template <int B>
+EDGEKIT_INLINE void max_into(float* best, const float* p, int n) {
+    using F = typename V<B>::F;
+    int i = 0;
+    for (; i + V<B>::kFloats <= n; i += V<B>::kFloats) {
+        const F a = load<F>(best + i), b = load<F>(p + i);
+        store(best + i, b > a ? b : a);
+    }
+    for (; i < n; i++) best[i] = p[i] > best[i] ? p[i] : best[i];
+}
+
+// Best class of 8 neighbouring cells whose classes lie `step` bytes apart, the first of equals: value and index [8].
+template <int B>
+EDGEKIT_INLINE void best_of_planes(const char* p, ptrdiff_t step, int count, float* value, int32_t* index) {
+    using F = typename V<B>::F;
+    using I = typename V<B>::I;
+    constexpr int N = V<B>::kFloats;
+    F best[8 / N];
+    I at[8 / N];
+    for (int j = 0; j < 8 / N; j++) best[j] = F{} - float(kInf), at[j] = I{};
+    for (int c = 0; c < count; c++, p += step)
+        for (int j = 0; j < 8 / N; j++) {
+            const F v = load<F>(p + j * B);
+            const I up = v > best[j];
+            best[j] = up ? v : best[j], at[j] = up ? I{} + c : at[j];
+        }
+    for (int j = 0; j < 8 / N; j++) store(value + j * N, best[j]), store(index + j * N, at[j]);
+}
+
+// Best class of one cell whose classes are neighbours, the first of equals; -inf and 0 where all are NaN.
+template <int B>
+EDGEKIT_INLINE float best_of_row(const float* p, int count, int32_t* index) {
+    using F = typename V<B>::F;
+    using I = typename V<B>::I;
+    constexpr int N = V<B>::kFloats;
+    F best = F{} - float(kInf);
+    I at{}, here{};
+    for (int k = 0; k < N; k++) here[k] = k;
+    int c = 0;
+    for (; c + N <= count; c += N, here += N) {
+        const F v = load<F>(p + c);
+        const I up = v > best;
+        best = up ? v : best, at = up ? here : at;
+    }
+    float value = best[0];
+    *index = at[0];
+    for (int k = 1; k < N; k++)
+        if (best[k] > value || (best[k] == value && at[k] < *index)) value = best[k], *index = at[k];
+    for (; c < count; c++)
+        if (p[c] > value) value = p[c], *index = c;
+    return value;
+}
+
+EDGEKIT_LANES(void, exp_all, (double* x, int n), (x, n))
+EDGEKIT_LANES(void, expected_bins, (const float* logits, int bins, double* work, double* mean),
+              (logits, bins, work, mean))
+EDGEKIT_LANES(void, max_into, (float* best, const float* p, int n), (best, p, n))
+EDGEKIT_LANES(void, best_of_planes, (const char* p, ptrdiff_t step, int count, float* value, int32_t* index),
+              (p, step, count, value, index))
+EDGEKIT_LANES(float, best_of_row, (const float* p, int count, int32_t* index), (p, count, index))
+
+}  // namespace edgekit
