@@ -9,7 +9,9 @@ import ctypes
 import sys
 from ctypes import c_char_p, c_int, c_size_t, c_void_p
 
-PICTURE = "videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=320,height=240,framerate=30/1"
+PICTURE = (
+    "videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=320,height=240,framerate=30/1"
+)
 CODECS = {
     "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph264pay config-interval=1",
     "jpeg": "jpegenc ! rtpjpegpay",

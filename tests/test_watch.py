@@ -619,7 +619,7 @@ def test_thousands_of_restarts_leak_nothing() -> None:
             break
     found = metrics.snapshot()["cameras"]["cam"]
     assert found["restarts"] == found["faults"]["lost"] == 2100
-    assert descriptors() == before and sum(s.leased for s in opened) == 0
+    assert descriptors() <= before and sum(s.leased for s in opened) == 0
     watch.close()
     assert threading.active_count() == threads
 

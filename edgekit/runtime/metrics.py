@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.errors import printable
+from edgekit.pixels import PixelLayout
 from edgekit.runtime.faults import FAULTS
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.results import StreamResult
@@ -71,6 +72,7 @@ class CameraMetrics:
         self.layout = ""
         self.interval = Series()
         self._last_ns = 0
+        self._layout: PixelLayout | None = None
 
 
 class EngineMetrics:
@@ -139,7 +141,8 @@ class Metrics:
             if m._last_ns:
                 m.interval.add(max(0, frame.captured_ns - m._last_ns))
             m._last_ns = frame.captured_ns
-            m.layout = f"{layout.width}x{layout.height} {layout.format}"
+            if layout is not m._layout:
+                m._layout, m.layout = layout, f"{layout.width}x{layout.height} {layout.format}"
 
     def drop(self, camera: str, reason: str, count: int = 1) -> None:
         """Frames of `camera` that no engine will see: `superseded`, `driver`, `corrupt`, `stale`."""
@@ -162,13 +165,13 @@ class Metrics:
     def engine_facts(self, engine: str, facts: Mapping[str, object]) -> None:
         """What to know about an engine (bundle, library, precision, ...), shown as it is."""
         with self._lock:
-            m = self._engines.setdefault(engine, EngineMetrics())
+            m = self._engine(engine)
             m.facts = {name: printable(fact) for name, fact in facts.items()}
 
     def result(self, item: StreamResult) -> None:
         """A result is there."""
         with self._lock:
-            m = self._engines.setdefault(item.engine, EngineMetrics())
+            m = self._engine(item.engine)
             m.results += 1
             m.age.add(item.age_ns)
             m.unaccounted.add(max(0, item.unaccounted_ns))
@@ -183,17 +186,17 @@ class Metrics:
 
     def sink_wrote(self, sink: str, ns: int) -> None:
         with self._lock:
-            m = self._sinks.setdefault(sink, SinkMetrics())
+            m = self._sink(sink)
             m.written += 1
             m.time.add(ns)
 
     def sink_dropped(self, sink: str) -> None:
         with self._lock:
-            self._sinks.setdefault(sink, SinkMetrics()).dropped += 1
+            self._sink(sink).dropped += 1
 
     def sink_state(self, sink: str, state: str) -> None:
         with self._lock:
-            self._sinks.setdefault(sink, SinkMetrics()).state = state
+            self._sink(sink).state = state
 
     def snapshot(self) -> dict[str, Any]:
         """Everything as JSON values: `seconds`, `cameras`, `engines`, `sinks` by name, `events` (the newest)."""
@@ -238,7 +241,22 @@ class Metrics:
             }
 
     def _camera(self, name: str) -> CameraMetrics:
-        return self._cameras.setdefault(name, CameraMetrics())
+        found = self._cameras.get(name)
+        if found is None:
+            found = self._cameras[name] = CameraMetrics()
+        return found
+
+    def _engine(self, name: str) -> EngineMetrics:
+        found = self._engines.get(name)
+        if found is None:
+            found = self._engines[name] = EngineMetrics()
+        return found
+
+    def _sink(self, name: str) -> SinkMetrics:
+        found = self._sinks.get(name)
+        if found is None:
+            found = self._sinks[name] = SinkMetrics()
+        return found
 
     def _event(self, where: str, name: str, text: str) -> None:
         event = Event(self.seconds(), where, name, printable(text))
