@@ -2,7 +2,8 @@
 
 Everything that costs no time on the device comes first: range schemes, ranges that know their SiLU,
 equalization, repairs. Each is tried and kept only where it lowers the error of the network's outputs on
-calibration pictures; labels are not looked at. Then the gate, which runs the real payload and knows the task's
+calibration pictures; labels are not looked at. What is noisy still gets a few of its worst values back in float, by
+the same measure, where few products are lost to it. Then the gate, which runs the real payload and knows the task's
 metric, is asked. If it refuses, the values whose rounding does the most damage go back to float, twice as
 many each time, until it passes. So the metric is looked at a handful of times, along a path that was ordered
 without it.
@@ -29,7 +30,7 @@ from edgekit.quant.rules import Rules
 from edgekit.quant.sensitivity import Probe, output_error
 from edgekit.quant.silu_range import silu_ranges
 from edgekit.quant.simulate import Feed
-from edgekit.quant.stats import Stats
+from edgekit.quant.stats import Stats, TensorStats
 from edgekit.quant.weights import codes
 
 Progress = Callable[[str, int, int], None]
@@ -210,10 +211,23 @@ class _Bench:
         self.note(label, other, kept)
         return other if kept else best
 
+    def in_float(
+        self, start: Quantized, worst: Sequence[tuple[str, float]], already: Collection[str] = ()
+    ) -> tuple[str, Quantized]:
+        """`start` with what lies around the `worst` values in float, and `already`; what to call that."""
+        nodes = frozenset(_around(start.model, {name for name, _ in worst}, self.problem.rules)) | set(
+            already
+        )
+        choices = replace(start.choices, float_nodes=start.choices.float_nodes | nodes)
+        label = f"{len(nodes)} nodes in float around the worst {len(worst)} values"
+        return label, self.place(start.exact, start.stats, choices, (*start.steps, label))
+
     def rank(self, found: Quantized, progress: Progress | None = None) -> list[tuple[str, float]]:
         """Values by the error that their rounding alone causes, of the most suspect ones."""
         probe = Probe(found.model, self.problem.check[:2])
-        suspects = sorted(probe.values, key=lambda n: -_suspicion(found, n))[:PROBED]
+        graph = found.model.graph
+        values = {str(v.name): v for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
+        suspects = sorted(probe.values, key=lambda n: -_suspicion(values.get(n), found.stats.get(n)))[:PROBED]
         return probe.rank(suspects, progress)
 
 
@@ -302,11 +316,7 @@ def _quieter(bench: _Bench, start: Quantized, best: Quantized, progress: Progres
     """
     ranked = bench.rank(start, progress)
     for count in SMALL:
-        names = {name for name, _ in ranked[:count]}
-        nodes = frozenset(_around(start.model, names, bench.problem.rules))
-        choices = replace(start.choices, float_nodes=start.choices.float_nodes | nodes)
-        label = f"{len(nodes)} nodes in float around the worst {min(count, len(ranked))} values"
-        found = bench.place(start.exact, start.stats, choices, (*start.steps, label))
+        label, found = bench.in_float(start, ranked[:count])
         if integer_share(lint(found.model, bench.problem.rules)) < MOSTLY:
             break
         kept = found.error < start.error * (1 - WORTH)
@@ -360,11 +370,7 @@ def _islands(bench: _Bench, start: Quantized, best: Quantized, progress: Progres
     found = replace(best, ranked=tuple(ranked))
     last = best.error
     for count in (n for n in ISLANDS if n // 2 < len(ranked)):
-        names = {name for name, _ in ranked[:count]}
-        nodes = best.choices.float_nodes | _around(start.model, names, p.rules)
-        choices = replace(start.choices, float_nodes=frozenset(nodes))
-        label = f"{len(nodes)} nodes in float around the worst {min(count, len(ranked))} values"
-        placed = bench.place(start.exact, start.stats, choices, (*start.steps, label))
+        label, placed = bench.in_float(start, ranked[:count], best.choices.float_nodes)
         if integer_share(lint(placed.model, p.rules)) == 0:
             break  # nothing is left to be called INT8: the last look stands
         if placed.error > last * (1 - NEXT) and count < len(ranked):
@@ -372,7 +378,7 @@ def _islands(bench: _Bench, start: Quantized, best: Quantized, progress: Progres
             continue
         last = placed.error
         found = _repaired(bench, placed, REPAIRS, progress, "with these in float, ")
-        progress(f"accuracy with {len(nodes)} nodes in float", 0, 1)
+        progress(f"accuracy with {label}", 0, 1)
         found = replace(found, look=p.gate(found.model), ranked=tuple(ranked))
         bench.note(label, found, found.look.passed is not False)
         if found.look.passed is not False:
@@ -399,12 +405,9 @@ def _around(model: ir.Model, values: Collection[str], rules: Rules) -> set[str]:
     return found
 
 
-def _suspicion(found: Quantized, name: str) -> float:
+def _suspicion(value: ir.Value | None, stats: TensorStats | None) -> float:
     """How coarse a value's scale is for its channels: mean square of the ratio to what each alone would need."""
-    stats = found.stats.get(name)
-    values = {str(v.name): v for v in found.model.graph.inputs}
-    values |= {str(v.name): v for node in found.model.graph for v in node.outputs}
-    params = quant(values.get(name))
+    params = quant(value)
     if stats is None or params is None:
         return 0.0
     span = np.asarray(stats.channel_high - stats.channel_low, np.float64)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.quant.simulate import Feed, fake_quantized
+from edgekit.quant.simulate import Feed, fake_quantized, open_session
 
 Progress = Callable[[str, int, int], None]
 _SWITCH = "round "
@@ -38,19 +38,10 @@ class Probe:
     """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
-        import onnxruntime
-
         switched = fake_quantized(model)
         self.values = _add_switches(switched)
         self._feeds = list(feeds)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        options.enable_cpu_mem_arena = False
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            ir.to_proto(switched).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(switched)
         self._names = [o.name for o in self._session.get_outputs()]
         self._exact = [self._run(feed, ()) for feed in self._feeds]
 
@@ -94,9 +85,7 @@ def _add_switches(model: ir.Model) -> tuple[str, ...]:
         exact, rounded = quantize.inputs[0], node.outputs[0]
         assert exact is not None
         # of a graph input or an inner value: the name that both forms share without their suffix
-        name = (
-            str(exact.name).removesuffix(".exact") if str(exact.name).endswith(".exact") else str(exact.name)
-        )
+        name = str(exact.name).removesuffix(".exact")
         switch = ir.Value(name=_SWITCH + name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
         graph.inputs.append(switch)
         where = ir.node("Where", [switch, rounded, exact], name=f"switch {name}")

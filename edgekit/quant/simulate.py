@@ -113,8 +113,6 @@ def sqnr(
 
 def _session(model: ir.Model, names: Sequence[str]) -> tuple[Any, list[str]]:
     """(ONNX Runtime session, names of its outputs): `model` with the values `names` as its outputs."""
-    import onnxruntime
-
     model = model.clone()
     graph = model.graph
     if names:
@@ -131,13 +129,18 @@ def _session(model: ir.Model, names: Sequence[str]) -> tuple[Any, list[str]]:
         graph.outputs.clear()
         graph.outputs.extend(outputs)
         clean(model)
+    session = open_session(model)
+    return session, [o.name for o in session.get_outputs()]
+
+
+def open_session(model: ir.Model) -> Any:
+    """An ONNX Runtime session that computes the graph as it stands, with the same bits on every machine."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = (
-        1  # sums split over threads round otherwise: the same bits on every machine
-    )
+    options.intra_op_num_threads = 1  # sums split over threads round otherwise
     data = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session, [o.name for o in session.get_outputs()]
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
