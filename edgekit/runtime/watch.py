@@ -134,7 +134,7 @@ class Watch:
             try:
                 frame = self._read(self.source)
             except TimeoutError as error:
-                frame, late = None, f": {error}"
+                frame, late = None, f": {error}" if str(error) else ""
             except (SourceLost, OSError) as error:
                 if not self.source.live:
                     raise
