@@ -125,6 +125,7 @@ class Watch:
         for `give_up_s`.
         """
         since = time.monotonic()
+        late = ""
         while not (self._ended or self._stop.is_set()):
             if self.source is None:
                 self._connect()
@@ -132,8 +133,8 @@ class Watch:
                 continue
             try:
                 frame = self._read(self.source)
-            except TimeoutError:
-                frame = None
+            except TimeoutError as error:
+                frame, late = None, f": {error}" if str(error) else ""
             except (SourceLost, OSError) as error:
                 if not self.source.live:
                     raise
@@ -144,7 +145,7 @@ class Watch:
                 self._resigned = False
                 return frame
             if self.source is not None and not self._resigned and time.monotonic() - since > self._patience():
-                self._lose("stalled", f"no usable frame for {time.monotonic() - since:.1f} s")
+                self._lose("stalled", f"no usable frame for {time.monotonic() - since:.1f} s{late}")
                 since = time.monotonic()
         return None
 
