@@ -7,7 +7,7 @@
 // as the network's values in its layout, so that no intermediate picture exists. packed.h and yuv.h make
 // levels, finish.h stores them.
 #include "letterbox/packed.h"
-#include "letterbox/yuv.h"
+#include "letterbox/yuv_simd.h"
 
 #include <pybind11/stl.h>
 
@@ -64,8 +64,14 @@ public:
             check(color.size() == 7, "letterbox color");
             const int32_t* c = color.data();
             color_ = {int16_t(c[0]), int16_t(c[1]), int16_t(c[2]), int16_t(c[3]), int16_t(c[4]), int16_t(c[5])};
-            set_columns(luma_, x_index, x_weight, 0);
-            set_columns(chroma_, x_index, x_weight, 1);
+            set_columns(luma_, x_index, x_weight, 0, in_w_);
+            set_columns(chroma_, x_index, x_weight, 1, (in_w_ + 1) / 2);
+            halves_ = true;
+            for (int x = 0; x < w_; x++)
+                halves_ = halves_ && x_weight.data()[x] == one / 2 && x_index.data()[x] == x_index.data()[0] + 2 * x;
+            for (int y = 0; y < h_; y++)
+                halves_ = halves_ && y_weight_[y] == one / 2 && y_index_[y] == y_index_[0] + 2 * y;
+            halves_ = halves_ && x_index.data()[0] % 2 == 0 && y_index_[0] % 2 == 0;
         }
     }
 
@@ -143,14 +149,12 @@ private:
         }
     }
 
-    void set_columns(Columns& columns, const Ints& x_index, const Ints& x_weight, int halved) const {
-        columns.n = w_;
+    void set_columns(Columns& columns, const Ints& x_index, const Ints& x_weight, int halved, int row_bytes) const {
         for (int x = 0; x < w_; x++) {
             const int index = x_index.data()[x];
-            columns.first.push_back(index >> halved);
-            columns.second.push_back(std::min(index + 1, in_w_ - 1) >> halved);
-            columns.weight.push_back(int16_t(x_weight.data()[x]));
+            columns.add(index >> halved, std::min(index + 1, in_w_ - 1) >> halved, x_weight.data()[x]);
         }
+        columns.finish(row_bytes);
     }
 
     Source source_of(const py::tuple& planes) const {
@@ -185,6 +189,7 @@ private:
 
         if (!padded) pad_rows(dst, 0, top_);
         if (kind_ == Kind::packed) run_packed(source, rows, levels, turns, dst);
+        else if (halves_) run_halves(source, levels, turns, dst);
         else run_yuv(source, rows, unpacked, levels, turns, dst);
         if (!padded) pad_rows(dst, top_ + h_, out_h_);
     }
@@ -237,6 +242,11 @@ private:
         }
     };
 
+    // Planes of levels by colour, in the order of the network; `order_` is its own inverse.
+    Planes by_color(uint8_t* levels) const {
+        return {levels + order_[0] * plane_, levels + order_[1] * plane_, levels + order_[2] * plane_};
+    }
+
     void run_yuv(const Source& source, uint8_t* const buffers[2], uint8_t* unpacked, uint8_t* levels, uint8_t* turns,
                  uint8_t* dst) const {
         int16_t* rows[2] = {reinterpret_cast<int16_t*>(buffers[0]), reinterpret_cast<int16_t*>(buffers[1])};
@@ -244,33 +254,31 @@ private:
         const int chroma_w = (in_w_ + 1) / 2, halved = packed ? 0 : 1;
         uint8_t *y_bytes = unpacked, *u_bytes = unpacked + in_w_ + 32, *v_bytes = u_bytes + chroma_w + 32;
         Pair luma{{rows[0], rows[1]}}, chroma{{rows[0] + plane_, rows[1] + plane_}};
-        uint8_t* bgr[3];  // planes by output channel; `order_` is its own inverse
-        for (int c = 0; c < 3; c++) bgr[c] = levels + order_[c] * plane_;
-
         for (int y = 0; y < h_; y++) {
             const int j = y_index_[y], weight = y_weight_[y], next = std::min(j + 1, in_h_ - 1);
             if (packed) {
                 luma.take(j, next, weight != 0, [&](int row, int16_t* to) {
-                    unpack_packed(source.plane[0] + row * source.stride[0], second_, 0, in_w_ / 2, y_bytes, u_bytes, v_bytes);
-                    resample(luma_, y_bytes, 0, to);
-                    resample(chroma_, u_bytes, 0, to + plane_);
-                    resample(chroma_, v_bytes, 0, to + 2 * plane_);
+                    const uint8_t* from = source.plane[0] + row * source.stride[0];
+                    unpack_packed(isa_, from, second_, in_w_ / 2, y_bytes, u_bytes, v_bytes);
+                    resample(isa_, luma_, y_bytes, to);
+                    resample(isa_, chroma_, u_bytes, to + plane_);
+                    resample(isa_, chroma_, v_bytes, to + 2 * plane_);
                 });
                 chroma.rows[0] = luma.rows[0] + plane_, chroma.rows[1] = luma.rows[1] + plane_;
             } else {
                 luma.take(j, next, weight != 0, [&](int row, int16_t* to) {
-                    resample(luma_, source.plane[0] + row * source.stride[0], 0, to);
+                    resample(isa_, luma_, source.plane[0] + row * source.stride[0], to);
                 });
                 chroma.take(j >> 1, next >> 1, weight != 0, [&](int row, int16_t* to) {
                     const uint8_t *u = source.plane[1] + row * source.stride[1], *v = u;
                     if (kind_ == Kind::yuv_pairs) {
-                        unpack_pairs(u, 0, chroma_w, second_ ? v_bytes : u_bytes, second_ ? u_bytes : v_bytes);
+                        unpack_pairs(isa_, u, chroma_w, second_ ? v_bytes : u_bytes, second_ ? u_bytes : v_bytes);
                         u = u_bytes, v = v_bytes;
                     } else {
                         v = source.plane[2] + row * source.stride[2];
                     }
-                    resample(chroma_, u, 0, to);
-                    resample(chroma_, v, 0, to + plane_);
+                    resample(isa_, chroma_, u, to);
+                    resample(isa_, chroma_, v, to + plane_);
                 });
             }
             const int l = weight != 0 && next != j, c = weight != 0 && (next >> halved) != (j >> halved);
@@ -278,7 +286,27 @@ private:
                          {chroma.rows[0], chroma.rows[c]},
                          {chroma.rows[0] + plane_, chroma.rows[c] + plane_},
                          int16_t(weight)};
-            convert(r, color_, 0, w_, bgr[0], bgr[1], bgr[2]);
+            convert(isa_, r, color_, w_, by_color(levels));
+            store_row(dst, top_ + y, levels, turns);
+        }
+    }
+
+    void run_halves(const Source& source, uint8_t* levels, uint8_t* turns, uint8_t* dst) const {
+        const int x = luma_.first[0];
+        const ptrdiff_t stride = source.stride[0];
+        for (int y = 0; y < h_; y++) {
+            const uint8_t* row = source.plane[0] + y_index_[y] * stride;
+            if (kind_ == Kind::yuv_packed) {
+                const uint8_t* const two[2] = {row + 2 * x, row + 2 * x + stride};
+                halve_packed(isa_, two, second_, color_, w_, by_color(levels));
+            } else {
+                const uint8_t* const two[2] = {row + x, row + x + stride};
+                const int step = kind_ == Kind::yuv_pairs ? 2 : 1, half = y_index_[y] / 2;
+                const uint8_t *u = source.plane[1] + half * source.stride[1] + x / 2 * step, *v = u + 1;
+                if (step == 1) v = source.plane[2] + half * source.stride[2] + x / 2;
+                else if (second_) std::swap(u, v);
+                halve_planes(isa_, two, u, v, step, color_, w_, by_color(levels));
+            }
             store_row(dst, top_ + y, levels, turns);
         }
     }
@@ -328,7 +356,7 @@ private:
     }
 
     int in_h_, in_w_, channels_, out_h_, out_w_, top_, left_, w_, h_, plane_, safe_, item_, order_[3];
-    bool nhwc_, planar_, second_;  // second_: the other of two orders, UYVY or NV21
+    bool nhwc_, planar_, halves_ = false, second_;  // second_: the other of two orders, UYVY or NV21
     Kind kind_;
     Isa isa_;
     Finish finish_;
