@@ -25,7 +25,7 @@ test-arm: setup
 	PYTHON=$(BIN)/python bash tools/arm/test.sh
 
 test-camera: setup
-	@echo "test-camera: nothing yet (live cameras come with the streaming runtime)"
+	PYTHON=$(BIN)/python bash tools/camera/test.sh
 
 test-nvidia: setup
 	PYTHON=$(BIN)/python bash tools/nvidia/test.sh

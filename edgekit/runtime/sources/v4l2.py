@@ -11,18 +11,20 @@ import select
 import time
 import urllib.parse
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
-from edgekit.errors import EdgekitError, UsageError, did_you_mean, printable
+from edgekit.errors import UsageError, did_you_mean, printable
 from edgekit.pixels import Matrix, PixelLayout, Range
 from edgekit.runtime.faults import SourceLost
 from edgekit.runtime.frames import Frame, Hop
 from edgekit.runtime.sources import v4l2_abi as abi
 from edgekit.runtime.sources.base import Source, split_uri
 from edgekit.runtime.sources.v4l2_buffers import IO, Allocator, BufferLease, BufferPool, pages
+from edgekit.runtime.sources.v4l2_cameras import Camera, find_again, identity, in_words, list_cameras
 from edgekit.runtime.sources.v4l2_device import Device
 from edgekit.runtime.sources.v4l2_modes import choose
+
+__all__ = ["Camera", "Options", "V4l2Source", "list_cameras", "parse_uri"]
 
 BUFFERS = 6
 """Buffers asked for: two for the driver, four for readers."""
@@ -67,7 +69,7 @@ def parse_uri(uri: str) -> Options:
         path = f"/dev/video{path}"
     if not path or parts.fragment:
         raise UsageError(
-            f"source {printable(uri)}: no device, expected v4l2:/dev/video0 or v4l2:0. {_listing()}"
+            f"source {printable(uri)}: no device, expected v4l2:/dev/video0 or v4l2:0. {in_words()}"
         )
     values: dict[str, Any] = {"controls": {}}
     for key, text in urllib.parse.parse_qsl(parts.query, keep_blank_values=True):
@@ -137,17 +139,25 @@ class V4l2Source(Source):
 
     allocator: for io=userptr, gives the memory: bytes -> uint8 [bytes] that begins on a page (default: plain
         pages). On a Jetson: pinned memory, which the GPU sees without a copy.
+    known: what `v4l2_cameras.identity` says of the camera, to find it where it got another number.
     layout, io: what was negotiated. device: name, driver and bus in words.
     Raises: UsageError for what is asked wrongly or not offered, SourceLost where the camera is gone or busy.
     """
 
     live = True
 
-    def __init__(self, uri: str, limit: int | None, *, allocator: Allocator = pages) -> None:
+    def __init__(
+        self,
+        uri: str,
+        limit: int | None,
+        *,
+        allocator: Allocator = pages,
+        known: tuple[str, str, str] | None = None,
+    ) -> None:
         super().__init__(uri, limit)
         options = parse_uri(uri)
         self.io = options.io
-        device = Device(options.path)
+        device = Device(find_again(options.path, known) if known else options.path)
         try:
             if options.input is not None:
                 device.ioctl(
@@ -178,6 +188,8 @@ class V4l2Source(Source):
         self._pool = BufferPool(device, form, options.io, max(options.buffers, own + 1), allocator)
         self.spare = max(1, self._pool.count - own)
         self._device = device
+        known = known or identity(device)
+        self.again = lambda: V4l2Source(uri, limit, allocator=allocator, known=known)
         self._seq = -1
         self._sequence = 0
         self._expect(None)
@@ -185,8 +197,8 @@ class V4l2Source(Source):
     def _read(self, timeout_s: float | None) -> Frame | None:
         began = time.monotonic()
         while True:
-            if self._pool.failed is not None:
-                raise self._pool.failed
+            if self._pool.failed:
+                raise SourceLost(self._pool.failed)
             left = _SLICE_S if timeout_s is None else began + timeout_s - time.monotonic()
             events = self._device.poll(left)
             if events:
@@ -259,64 +271,3 @@ class V4l2Source(Source):
     def close(self) -> None:
         super().close()
         self._pool.close()
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A camera of this machine. link: a path that stays when devices are plugged in another order, or "".
-
-    formats: `yuyv 640x480@30 1280x720@10` and the like, of what is readable or compressed; problem: why it cannot be used, or "".
-    """
-
-    path: str
-    name: str = ""
-    driver: str = ""
-    bus: str = ""
-    link: str = ""
-    formats: tuple[str, ...] = ()
-    problem: str = ""
-
-
-def list_cameras() -> list[Camera]:
-    """The capture devices of this machine, by number; nodes that do not capture pictures are left out."""
-    links = {p.resolve(): str(p) for p in sorted(Path("/dev/v4l/by-id").glob("*"))}
-    nodes = [p for p in Path("/dev").glob("video*") if p.name[5:].isdigit()]
-    cameras = []
-    for node in sorted(nodes, key=lambda p: int(p.name[5:])):
-        link = links.get(node.resolve(), "")
-        try:
-            device = Device(str(node))
-        except UsageError as error:
-            if "permission" in str(error):
-                cameras.append(Camera(str(node), link=link, problem=str(error)))
-            continue
-        except EdgekitError as error:
-            cameras.append(Camera(str(node), link=link, problem=str(error)))
-            continue
-        try:
-            formats, problem = _formats(device), ""
-            try:
-                choose(device.modes(), device.path)
-            except UsageError as error:
-                problem = str(error)
-            cameras.append(Camera(str(node), device.card, device.driver, device.bus, link, formats, problem))
-        except EdgekitError as error:
-            cameras.append(Camera(str(node), device.card, device.driver, device.bus, link, (), str(error)))
-        finally:
-            device.close()
-    return cameras
-
-
-def _formats(device: Device) -> tuple[str, ...]:
-    lines: dict[str, list[str]] = {}
-    for mode in device.modes():
-        if not mode.readable and not mode.compressed:
-            continue
-        rate = f"@{mode.fastest:g}" if mode.rates else ""
-        lines.setdefault(mode.name, []).append(f"{mode.width}x{mode.height}{rate}")
-    return tuple(f"{name} {' '.join(dict.fromkeys(sizes))}" for name, sizes in lines.items())
-
-
-def _listing() -> str:
-    here = ", ".join(f"{c.path} ({c.name})" if c.name else c.path for c in list_cameras())
-    return f"Here are: {here}" if here else "No camera is plugged in"

@@ -45,7 +45,8 @@ class BufferPool:
     A buffer is with the driver or leased. Leases end on any thread, also after `close`; the pixels are
     views that keep their mapping alive, so a reader never touches memory that is gone.
 
-    failed: the error of giving a buffer back, which the reading thread raises.
+    failed: why a buffer could not be given back, which the reading thread raises. Words only: an exception
+        would keep the callers' frames alive, and with them a mapping of a device that is gone.
     Raises: SourceLost, StreamError, UsageError; nothing stays open then.
     """
 
@@ -56,7 +57,7 @@ class BufferPool:
         self.form = form
         self.io = io
         self.memory = IO[io]
-        self.failed: EdgekitError | None = None
+        self.failed = ""
         self.leased: set[int] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -231,7 +232,7 @@ class BufferPool:
                 self._sync(index, abi.DMA_BUF_SYNC_END)
                 self._queue(index)
             except EdgekitError as error:
-                self.failed = self.failed or error
+                self.failed = self.failed or str(error)
 
     def _sync(self, index: int, end: int) -> None:
         for fd in self.descriptors(index):
