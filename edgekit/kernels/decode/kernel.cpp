@@ -13,7 +13,7 @@ namespace edgekit {
 namespace {
 
 constexpr double kSqrtHalf = 0.7071067811865476;
-constexpr int kBatch = 256, kTile = 1024;
+constexpr int kBatch = 256, kTile = 4096;
 
 inline double log64(double x) {
     if (!(x > 0)) return x == 0 ? -kInf : kNan;
@@ -313,6 +313,7 @@ private:
         for (int i = 0; i < good; i += 8) {
             const int count = std::min(8, good - i);
             float boxes[8][4];
+            if (i + 8 < good) fetch(g, entries_ + i + 8, std::min(8, good - i - 8));
             cell_boxes(g, entries_ + i, count, boxes);
             for (int k = 0; k < count; k++) {
                 const float* b = boxes[k];
@@ -384,23 +385,38 @@ private:
         for (int k = 0; k < count; k++) out[k] = T(number(p + at[k]));
     }
 
+    // Asks for the box values of the next cells while these are computed: each channel is another cache line.
+    void fetch(const Grid& g, const Entry* entries, int count) const {
+        const View& v = views_[g.box_tensor];
+        const int channels = std::max(1, g.bins);
+        const char* before = nullptr;
+        for (int k = 0; k < count; k++) {
+            const char* cell = v.base + entries[k].y * v.row + entries[k].x * v.column;
+            const bool near = cell >= before && cell - before < 64 && k > 0;
+            if (near && k + 1 < count) continue;
+            before = cell;
+            for (int side = 0; side < 4; side++)
+                for (int b = 0; b < channels; b++) __builtin_prefetch(cell + (g.box[side] + b) * v.channel);
+        }
+    }
+
     // Boxes of at most 8 cells.
     void cell_boxes(const Grid& g, const Entry* entries, int count, float (*boxes)[4]) {
         const View& v = views_[g.box_tensor];
         ptrdiff_t at[8];
         for (int k = 0; k < count; k++) at[k] = entries[k].y * v.row + entries[k].x * v.column;
         if (g.family == Family::distribution) {
-            double side[4][8];
+            float side[4][8];
             for (int k = 0; k < 4; k++) {
                 for (int b = 0; b < g.bins; b++) gather(v, g.box[k] + b, at, count, logits_.data() + 8 * b);
                 bins_of_(logits_.data(), g.bins, work_.data(), side[k]);
             }
             for (int k = 0; k < count; k++) {
                 const double cx = entries[k].x + g.offset, cy = entries[k].y + g.offset;
-                boxes[k][0] = float((cx - side[0][k]) * g.stride);
-                boxes[k][1] = float((cy - side[1][k]) * g.stride);
-                boxes[k][2] = float((cx + side[2][k]) * g.stride);
-                boxes[k][3] = float((cy + side[3][k]) * g.stride);
+                boxes[k][0] = float((cx - double(side[0][k])) * g.stride);
+                boxes[k][1] = float((cy - double(side[1][k])) * g.stride);
+                boxes[k][2] = float((cx + double(side[2][k])) * g.stride);
+                boxes[k][3] = float((cy + double(side[3][k])) * g.stride);
             }
             return;
         }
@@ -448,7 +464,7 @@ private:
     Isa isa_;
     Nms nms_;
     void (*exp_)(double*, int);
-    void (*bins_of_)(const float*, int, double*, double*);
+    void (*bins_of_)(const float*, int, float*, float*);
     void (*max_)(float*, const float*, int);
     void (*planes_)(const char*, ptrdiff_t, int, float*, int32_t*);
     float (*row_)(const float*, int, int32_t*);
@@ -463,8 +479,7 @@ private:
     Entry entries_[kBatch];
     double exact_[kBatch], object_[kBatch];
     float score_[kBatch];
-    std::vector<float> logits_;  // [bins][8]
-    std::vector<double> work_;
+    std::vector<float> logits_, work_;  // [bins][8]
     std::vector<float> boxes_, scores_;  // candidates
     std::vector<int32_t> classes_;
 };
