@@ -13,7 +13,7 @@ namespace edgekit {
 namespace {
 
 constexpr double kSqrtHalf = 0.7071067811865476;
-constexpr int kBatch = 256, kTile = 4096;
+constexpr int kBatch = 256, kTile = 8192;
 
 inline double log64(double x) {
     if (!(x > 0)) return x == 0 ? -kInf : kNan;
@@ -98,7 +98,8 @@ public:
         work_.resize(size_t(8) * bins_);
         exp_ = EDGEKIT_PICK(exp_all, isa_);
         bins_of_ = EDGEKIT_PICK(expected_bins, isa_);
-        max_ = EDGEKIT_PICK(max_into, isa_);
+        any_ = EDGEKIT_PICK(any_above, isa_);
+        max_ = EDGEKIT_PICK(max_of_planes, isa_);
         planes_ = EDGEKIT_PICK(best_of_planes, isa_);
         row_ = EDGEKIT_PICK(best_of_row, isa_);
     }
@@ -212,8 +213,15 @@ private:
 
     // Which of n cells have a value of at least `low` (never NaN), into cells_.
     int above(const char* p, ptrdiff_t step, int n, float low) {
-        int count = 0;
-        for (int i = 0; i < n; i++, p += step) {
+        int count = 0, i = 0;
+        for (; step == 4 && i + 16 <= n; i += 16, p += 64) {
+            if (!any_(reinterpret_cast<const float*>(p), low)) continue;
+            for (int k = 0; k < 16; k++) {
+                cells_[count] = i + k;
+                count += number(p + 4 * k) >= low;
+            }
+        }
+        for (; i < n; i++, p += step) {
             cells_[count] = i;
             count += number(p) >= low;
         }
@@ -223,9 +231,8 @@ private:
     int above_any_class(const Grid& g, const View& v, int y, int x, int n) {
         const char* p = v.at(g.class_start, y, x);
         if (v.column == 4) {
-            // the tile's maxima stay in the first cache while every class passes over them
-            std::fill_n(best_, n, -std::numeric_limits<float>::infinity());
-            for (int c = 0; c < g.num_classes; c++, p += v.channel) max_(best_, reinterpret_cast<const float*>(p), n);
+            // the tile's maxima stay in the first caches while the classes pass over them
+            max_(p, v.channel, g.num_classes, n, best_);
         } else if (v.channel == 4) {
             int32_t ignored;
             for (int i = 0; i < n; i++, p += v.column)
@@ -465,7 +472,8 @@ private:
     Nms nms_;
     void (*exp_)(double*, int);
     void (*bins_of_)(const float*, int, float*, float*);
-    void (*max_)(float*, const float*, int);
+    bool (*any_)(const float*, float);
+    void (*max_)(const char*, ptrdiff_t, int, int, float*);
     void (*planes_)(const char*, ptrdiff_t, int, float*, int32_t*);
     float (*row_)(const float*, int, int32_t*);
     std::vector<Grid> grids_;
@@ -474,7 +482,7 @@ private:
     int bins_ = 1, top_class_ = 0, found_ = 0, waiting_ = 0;
     bool all_classes_ = false;
     float threshold_ = 0, low_object_ = 0, low_class_ = 0;
-    int cells_[kTile];
+    int cells_[kTile + 1];  // one past the last may be written
     float best_[kTile];
     Entry entries_[kBatch];
     double exact_[kBatch], object_[kBatch];

@@ -19,7 +19,7 @@ constexpr double kInverseFactorials[14] = {1.0,           1.0,            1.0 / 
 
 // e^x. Adding 1.5 * 2^52 rounds to the nearest whole number, ties to even, and leaves it in the low bits.
 template <int B>
-EDGEKIT_INLINE typename V<B>::D exp_of(typename V<B>::D x) {
+EDGEKIT_INLINE typename V<B>::D exp_of(const typename V<B>::D& x) {
     using D = typename V<B>::D;
     using U = typename V<B>::U;
     constexpr double kRound = 6755399441055744.0;
@@ -40,7 +40,7 @@ EDGEKIT_INLINE void exp_all(double* x, int n) {
 
 // e^x of x <= 0 in float32: 0 below -87, so that no result is subnormal.
 template <int B>
-EDGEKIT_INLINE typename V<B>::F exp32_of(typename V<B>::F x) {
+EDGEKIT_INLINE typename V<B>::F exp32_of(const typename V<B>::F& x) {
     using F = typename V<B>::F;
     using I = typename V<B>::I;
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23, as above
@@ -75,16 +75,42 @@ EDGEKIT_INLINE void expected_bins(const float* logits, int bins, float* work, fl
     }
 }
 
-// best[i] = max(best[i], p[i]) for n cells; NaN never wins.
+// Whether one of 16 values is at least `low`.
 template <int B>
-EDGEKIT_INLINE void max_into(float* best, const float* p, int n) {
+EDGEKIT_INLINE bool any_above(const float* p, float low) {
+    typename V<B>::I hit{};
+    for (int i = 0; i < 16; i += V<B>::kFloats) hit |= load<typename V<B>::F>(p + i) >= low;
+    return any<B>(hit);
+}
+
+// Greatest of `count` planes that lie `step` bytes apart, for n cells: best[i]; NaN never wins, -inf where all
+// are NaN. Four planes a pass: four streams keep the memory busier than one.
+template <int B>
+EDGEKIT_INLINE void max_of_planes(const char* p, ptrdiff_t step, int count, int n, float* best) {
     using F = typename V<B>::F;
-    int i = 0;
-    for (; i + V<B>::kFloats <= n; i += V<B>::kFloats) {
-        const F a = load<F>(best + i), b = load<F>(p + i);
-        store(best + i, b > a ? b : a);
+    for (int i = 0; i < n; i++) best[i] = -float(kInf);
+    int c = 0;
+    for (; c + 4 <= count; c += 4, p += 4 * step) {
+        int i = 0;
+        for (; i + V<B>::kFloats <= n; i += V<B>::kFloats) {
+            F most = load<F>(best + i);
+            for (int k = 0; k < 4; k++) {
+                const F v = load<F>(p + k * step + 4 * i);
+                most = v > most ? v : most;
+            }
+            store(best + i, most);
+        }
+        for (; i < n; i++)
+            for (int k = 0; k < 4; k++) {
+                const float v = load<float>(p + k * step + 4 * i);
+                best[i] = v > best[i] ? v : best[i];
+            }
     }
-    for (; i < n; i++) best[i] = p[i] > best[i] ? p[i] : best[i];
+    for (; c < count; c++, p += step)
+        for (int i = 0; i < n; i++) {
+            const float v = load<float>(p + 4 * i);
+            best[i] = v > best[i] ? v : best[i];
+        }
 }
 
 // Best class of 8 neighbouring cells whose classes lie `step` bytes apart, the first of equals: value and index [8].
@@ -132,7 +158,9 @@ EDGEKIT_INLINE float best_of_row(const float* p, int count, int32_t* index) {
 EDGEKIT_LANES(void, exp_all, (double* x, int n), (x, n))
 EDGEKIT_LANES(void, expected_bins, (const float* logits, int bins, float* work, float* mean),
               (logits, bins, work, mean))
-EDGEKIT_LANES(void, max_into, (float* best, const float* p, int n), (best, p, n))
+EDGEKIT_LANES(bool, any_above, (const float* p, float low), (p, low))
+EDGEKIT_LANES(void, max_of_planes, (const char* p, ptrdiff_t step, int count, int n, float* best),
+              (p, step, count, n, best))
 EDGEKIT_LANES(void, best_of_planes, (const char* p, ptrdiff_t step, int count, float* value, int32_t* index),
               (p, step, count, value, index))
 EDGEKIT_LANES(float, best_of_row, (const float* p, int count, int32_t* index), (p, count, index))
