@@ -29,9 +29,9 @@ template <int B>
 struct V {
     typedef float F __attribute__((vector_size(B)));
     typedef int32_t I __attribute__((vector_size(B)));
+    typedef uint32_t W __attribute__((vector_size(B)));
     typedef double D __attribute__((vector_size(B)));
     typedef uint64_t U __attribute__((vector_size(B)));
-    typedef float H __attribute__((vector_size(B / 2)));  // as many floats as D has doubles
     static constexpr int kFloats = B / 4, kDoubles = B / 8;
 };
 
@@ -43,13 +43,13 @@ EDGEKIT_INLINE T load(const void* p) {
 }
 
 template <class T>
-EDGEKIT_INLINE void store(void* p, T v) {
+EDGEKIT_INLINE void store(void* p, const T& v) {
     std::memcpy(p, &v, sizeof v);
 }
 
 // Whether any lane of a comparison's result is set.
 template <int B>
-EDGEKIT_INLINE bool any(typename V<B>::I mask) {
+EDGEKIT_INLINE bool any(const typename V<B>::I& mask) {
     uint64_t parts[B / 8], all = 0;
     std::memcpy(parts, &mask, B);
     for (int k = 0; k < B / 8; k++) all |= parts[k];

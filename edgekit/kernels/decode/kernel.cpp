@@ -13,7 +13,7 @@ namespace edgekit {
 namespace {
 
 constexpr double kSqrtHalf = 0.7071067811865476;
-constexpr int kBatch = 256, kTile = 1024;
+constexpr int kBatch = 256, kTile = 8192;
 
 inline double log64(double x) {
     if (!(x > 0)) return x == 0 ? -kInf : kNan;
@@ -98,7 +98,8 @@ public:
         work_.resize(size_t(8) * bins_);
         exp_ = EDGEKIT_PICK(exp_all, isa_);
         bins_of_ = EDGEKIT_PICK(expected_bins, isa_);
-        max_ = EDGEKIT_PICK(max_into, isa_);
+        any_ = EDGEKIT_PICK(any_above, isa_);
+        max_ = EDGEKIT_PICK(max_of_planes, isa_);
         planes_ = EDGEKIT_PICK(best_of_planes, isa_);
         row_ = EDGEKIT_PICK(best_of_row, isa_);
     }
@@ -212,8 +213,15 @@ private:
 
     // Which of n cells have a value of at least `low` (never NaN), into cells_.
     int above(const char* p, ptrdiff_t step, int n, float low) {
-        int count = 0;
-        for (int i = 0; i < n; i++, p += step) {
+        int count = 0, i = 0;
+        for (; step == 4 && i + 16 <= n; i += 16, p += 64) {
+            if (!any_(reinterpret_cast<const float*>(p), low)) continue;
+            for (int k = 0; k < 16; k++) {
+                cells_[count] = i + k;
+                count += number(p + 4 * k) >= low;
+            }
+        }
+        for (; i < n; i++, p += step) {
             cells_[count] = i;
             count += number(p) >= low;
         }
@@ -223,9 +231,8 @@ private:
     int above_any_class(const Grid& g, const View& v, int y, int x, int n) {
         const char* p = v.at(g.class_start, y, x);
         if (v.column == 4) {
-            // the tile's maxima stay in the first cache while every class passes over them
-            std::fill_n(best_, n, -std::numeric_limits<float>::infinity());
-            for (int c = 0; c < g.num_classes; c++, p += v.channel) max_(best_, reinterpret_cast<const float*>(p), n);
+            // the tile's maxima stay in the first caches while the classes pass over them
+            max_(p, v.channel, g.num_classes, n, best_);
         } else if (v.channel == 4) {
             int32_t ignored;
             for (int i = 0; i < n; i++, p += v.column)
@@ -313,6 +320,7 @@ private:
         for (int i = 0; i < good; i += 8) {
             const int count = std::min(8, good - i);
             float boxes[8][4];
+            if (i + 8 < good) fetch(g, entries_ + i + 8, std::min(8, good - i - 8));
             cell_boxes(g, entries_ + i, count, boxes);
             for (int k = 0; k < count; k++) {
                 const float* b = boxes[k];
@@ -384,23 +392,38 @@ private:
         for (int k = 0; k < count; k++) out[k] = T(number(p + at[k]));
     }
 
+    // Asks for the box values of the next cells while these are computed: each channel is another cache line.
+    void fetch(const Grid& g, const Entry* entries, int count) const {
+        const View& v = views_[g.box_tensor];
+        const int channels = std::max(1, g.bins);
+        const char* before = nullptr;
+        for (int k = 0; k < count; k++) {
+            const char* cell = v.base + entries[k].y * v.row + entries[k].x * v.column;
+            const bool near = cell >= before && cell - before < 64 && k > 0;
+            if (near && k + 1 < count) continue;
+            before = cell;
+            for (int side = 0; side < 4; side++)
+                for (int b = 0; b < channels; b++) __builtin_prefetch(cell + (g.box[side] + b) * v.channel);
+        }
+    }
+
     // Boxes of at most 8 cells.
     void cell_boxes(const Grid& g, const Entry* entries, int count, float (*boxes)[4]) {
         const View& v = views_[g.box_tensor];
         ptrdiff_t at[8];
         for (int k = 0; k < count; k++) at[k] = entries[k].y * v.row + entries[k].x * v.column;
         if (g.family == Family::distribution) {
-            double side[4][8];
+            float side[4][8];
             for (int k = 0; k < 4; k++) {
                 for (int b = 0; b < g.bins; b++) gather(v, g.box[k] + b, at, count, logits_.data() + 8 * b);
                 bins_of_(logits_.data(), g.bins, work_.data(), side[k]);
             }
             for (int k = 0; k < count; k++) {
                 const double cx = entries[k].x + g.offset, cy = entries[k].y + g.offset;
-                boxes[k][0] = float((cx - side[0][k]) * g.stride);
-                boxes[k][1] = float((cy - side[1][k]) * g.stride);
-                boxes[k][2] = float((cx + side[2][k]) * g.stride);
-                boxes[k][3] = float((cy + side[3][k]) * g.stride);
+                boxes[k][0] = float((cx - double(side[0][k])) * g.stride);
+                boxes[k][1] = float((cy - double(side[1][k])) * g.stride);
+                boxes[k][2] = float((cx + double(side[2][k])) * g.stride);
+                boxes[k][3] = float((cy + double(side[3][k])) * g.stride);
             }
             return;
         }
@@ -448,8 +471,9 @@ private:
     Isa isa_;
     Nms nms_;
     void (*exp_)(double*, int);
-    void (*bins_of_)(const float*, int, double*, double*);
-    void (*max_)(float*, const float*, int);
+    void (*bins_of_)(const float*, int, float*, float*);
+    bool (*any_)(const float*, float);
+    void (*max_)(const char*, ptrdiff_t, int, int, float*);
     void (*planes_)(const char*, ptrdiff_t, int, float*, int32_t*);
     float (*row_)(const float*, int, int32_t*);
     std::vector<Grid> grids_;
@@ -458,13 +482,12 @@ private:
     int bins_ = 1, top_class_ = 0, found_ = 0, waiting_ = 0;
     bool all_classes_ = false;
     float threshold_ = 0, low_object_ = 0, low_class_ = 0;
-    int cells_[kTile];
+    int cells_[kTile + 1];  // one past the last may be written
     float best_[kTile];
     Entry entries_[kBatch];
     double exact_[kBatch], object_[kBatch];
     float score_[kBatch];
-    std::vector<float> logits_;  // [bins][8]
-    std::vector<double> work_;
+    std::vector<float> logits_, work_;  // [bins][8]
     std::vector<float> boxes_, scores_;  // candidates
     std::vector<int32_t> classes_;
 };

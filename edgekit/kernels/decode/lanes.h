@@ -12,13 +12,14 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kLog2e = 1.4426950408889634;
 constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
+constexpr float kLn2Hi32 = 0.693359375f, kLn2Lo32 = -2.12194440e-4f;
 constexpr double kInverseFactorials[14] = {1.0,           1.0,            1.0 / 2,         1.0 / 6,         1.0 / 24,
                                            1.0 / 120,     1.0 / 720,      1.0 / 5040,      1.0 / 40320,     1.0 / 362880,
                                            1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 // e^x. Adding 1.5 * 2^52 rounds to the nearest whole number, ties to even, and leaves it in the low bits.
 template <int B>
-EDGEKIT_INLINE typename V<B>::D exp_of(typename V<B>::D x) {
+EDGEKIT_INLINE typename V<B>::D exp_of(const typename V<B>::D& x) {
     using D = typename V<B>::D;
     using U = typename V<B>::U;
     constexpr double kRound = 6755399441055744.0;
@@ -37,48 +38,79 @@ EDGEKIT_INLINE void exp_all(double* x, int n) {
     for (int i = 0; i < n; i += V<B>::kDoubles) store(x + i, exp_of<B>(load<typename V<B>::D>(x + i)));
 }
 
+// e^x of x <= 0 in float32: 0 below -87, so that no result is subnormal.
+template <int B>
+EDGEKIT_INLINE typename V<B>::F exp32_of(const typename V<B>::F& x) {
+    using F = typename V<B>::F;
+    using I = typename V<B>::I;
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23, as above
+    const F zero{}, shifted = x * float(kLog2e) + kRound, n = shifted - kRound;
+    const F r = (x - n * kLn2Hi32) - n * kLn2Lo32;
+    F p = zero + float(kInverseFactorials[7]);
+    for (int k = 6; k >= 0; k--) p = p * r + float(kInverseFactorials[k]);
+    typename V<B>::W bits = (((typename V<B>::W)shifted + 127) << 23);
+    const F result = p * (F)bits;
+    const I tiny = x < zero - 87.0f;
+    return tiny ? zero : x != x ? x : result;
+}
+
 // Mean bin under softmax, of 8 cells: logits [bins][8] -> mean [8]. `work`: [bins * 8]. NaN is no maximum.
 template <int B>
-EDGEKIT_INLINE void expected_bins(const float* logits, int bins, double* work, double* mean) {
+EDGEKIT_INLINE void expected_bins(const float* logits, int bins, float* work, float* mean) {
     using F = typename V<B>::F;
-    using D = typename V<B>::D;
-    constexpr int N = V<B>::kDoubles;
-    float top[8];
     for (int i = 0; i < 8; i += V<B>::kFloats) {
-        F most = load<F>(logits + i);
+        F top = load<F>(logits + i), total{}, sum{};
         for (int k = 1; k < bins; k++) {
             const F value = load<F>(logits + 8 * k + i);
-            most = ((value > most) | (most != most)) ? value : most;
+            top = ((value > top) | (top != top)) ? value : top;
         }
-        store(top + i, most);
-    }
-    const auto wide = [](const float* p) __attribute__((always_inline)) {
-        return __builtin_convertvector(load<typename V<B>::H>(p), D);
-    };
-    // exponentials first: they do not wait for each other as the sums below do
-    for (int k = 0; k < bins; k++)
-        for (int i = 0; i < 8; i += N) store(work + 8 * k + i, exp_of<B>(wide(logits + 8 * k + i) - wide(top + i)));
-    for (int i = 0; i < 8; i += N) {
-        D total{}, sum{};
+        // exponentials first: they do not wait for each other as the sums below do
+        for (int k = 0; k < bins; k++) store(work + 8 * k + i, exp32_of<B>(load<F>(logits + 8 * k + i) - top));
         for (int k = 0; k < bins; k++) {
-            const D e = load<D>(work + 8 * k + i);
+            const F e = load<F>(work + 8 * k + i);
             total = total + e;
-            sum = sum + e * double(k);
+            sum = sum + e * float(k);
         }
         store(mean + i, sum / total);
     }
 }
 
-// best[i] = max(best[i], p[i]) for n cells; NaN never wins.
+// Whether one of 16 values is at least `low`.
 template <int B>
-EDGEKIT_INLINE void max_into(float* best, const float* p, int n) {
+EDGEKIT_INLINE bool any_above(const float* p, float low) {
+    typename V<B>::I hit{};
+    for (int i = 0; i < 16; i += V<B>::kFloats) hit |= load<typename V<B>::F>(p + i) >= low;
+    return any<B>(hit);
+}
+
+// Greatest of `count` planes that lie `step` bytes apart, for n cells: best[i]; NaN never wins, -inf where all
+// are NaN. Four planes a pass: four streams keep the memory busier than one.
+template <int B>
+EDGEKIT_INLINE void max_of_planes(const char* p, ptrdiff_t step, int count, int n, float* best) {
     using F = typename V<B>::F;
-    int i = 0;
-    for (; i + V<B>::kFloats <= n; i += V<B>::kFloats) {
-        const F a = load<F>(best + i), b = load<F>(p + i);
-        store(best + i, b > a ? b : a);
+    for (int i = 0; i < n; i++) best[i] = -float(kInf);
+    int c = 0;
+    for (; c + 4 <= count; c += 4, p += 4 * step) {
+        int i = 0;
+        for (; i + V<B>::kFloats <= n; i += V<B>::kFloats) {
+            F most = load<F>(best + i);
+            for (int k = 0; k < 4; k++) {
+                const F v = load<F>(p + k * step + 4 * i);
+                most = v > most ? v : most;
+            }
+            store(best + i, most);
+        }
+        for (; i < n; i++)
+            for (int k = 0; k < 4; k++) {
+                const float v = load<float>(p + k * step + 4 * i);
+                best[i] = v > best[i] ? v : best[i];
+            }
     }
-    for (; i < n; i++) best[i] = p[i] > best[i] ? p[i] : best[i];
+    for (; c < count; c++, p += step)
+        for (int i = 0; i < n; i++) {
+            const float v = load<float>(p + 4 * i);
+            best[i] = v > best[i] ? v : best[i];
+        }
 }
 
 // Best class of 8 neighbouring cells whose classes lie `step` bytes apart, the first of equals: value and index [8].
@@ -124,9 +156,11 @@ EDGEKIT_INLINE float best_of_row(const float* p, int count, int32_t* index) {
 }
 
 EDGEKIT_LANES(void, exp_all, (double* x, int n), (x, n))
-EDGEKIT_LANES(void, expected_bins, (const float* logits, int bins, double* work, double* mean),
+EDGEKIT_LANES(void, expected_bins, (const float* logits, int bins, float* work, float* mean),
               (logits, bins, work, mean))
-EDGEKIT_LANES(void, max_into, (float* best, const float* p, int n), (best, p, n))
+EDGEKIT_LANES(bool, any_above, (const float* p, float low), (p, low))
+EDGEKIT_LANES(void, max_of_planes, (const char* p, ptrdiff_t step, int count, int n, float* best),
+              (p, step, count, n, best))
 EDGEKIT_LANES(void, best_of_planes, (const char* p, ptrdiff_t step, int count, float* value, int32_t* index),
               (p, step, count, value, index))
 EDGEKIT_LANES(float, best_of_row, (const float* p, int count, int32_t* index), (p, count, index))

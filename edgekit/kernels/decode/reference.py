@@ -3,7 +3,8 @@
 Only cells that can reach the threshold are looked at: an objectness or class value below
 `screen(threshold)` ends it before any exponential. The survivors are computed in float64 with the
 elementary functions below, written out operation by operation because libm's differ between
-platforms, and rounded once to float32.
+platforms, and rounded once to float32. Distributions over bins alone are float32, as most of the time
+goes there: a side is within 4e-6 of a bin, 1e-4 pixels at stride 32.
 
 The best class of a cell only (the first of equals), as detectors are deployed; with `all_classes` one
 candidate for every class above the threshold, as AP is measured. NaN counts as -inf where classes
@@ -23,6 +24,7 @@ from edgekit.tasks.detect.spec import Family
 
 LOG2E = 1.4426950408889634
 LN2_HI, LN2_LO = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # fdlibm e_exp.c
+LN2_HI32, LN2_LO32 = np.float32(0.693359375), np.float32(-2.12194440e-4)  # Cephes expf.c
 SQRT_HALF = 0.7071067811865476
 INVERSE_FACTORIALS = tuple(1.0 / math.factorial(k) for k in range(14))
 
@@ -66,6 +68,20 @@ def exp(x: np.ndarray) -> np.ndarray:
         p = p * r + INVERSE_FACTORIALS[k]
     edge = np.where(x > 0, np.inf, np.where(x < 0, 0.0, np.nan))
     return np.where(ok, np.ldexp(p, n.astype(np.int32)), edge)
+
+
+def exp32(x: np.ndarray) -> np.ndarray:
+    """e^x of x <= 0, float32 as `exp`: Taylor series of degree 7 (2 ulp). 0 below -87."""
+    ok = x >= np.float32(-87.0)
+    inside = np.where(ok, x, np.float32(0))
+    n = np.rint(inside * np.float32(LOG2E))
+    r = (inside - n * LN2_HI32) - n * LN2_LO32
+    p = np.full_like(r, np.float32(INVERSE_FACTORIALS[7]))
+    for k in range(6, -1, -1):
+        p = p * r + np.float32(INVERSE_FACTORIALS[k])
+    edge = np.where(x < 0, np.float32(0), x)  # NaN stays
+    result: np.ndarray = np.where(ok, np.ldexp(p, n.astype(np.int32)), edge)
+    return result
 
 
 def log(x: np.ndarray) -> np.ndarray:
@@ -227,11 +243,11 @@ def _boxes(grid: Grid, cells: _Cells) -> np.ndarray:
 
 
 def _expected_bin(logits: np.ndarray) -> np.ndarray:
-    """Mean bin under softmax, [bins, n] -> [n] (Generalized Focal Loss, Li et al. 2020, eq. 3)."""
+    """Mean bin under softmax, [bins, n] -> [n] (Generalized Focal Loss, Li et al. 2020, eq. 3), in float32."""
+    logits = logits.astype(np.float32)
     top = np.fmax.reduce(logits, axis=0)
     total, mean = np.zeros_like(top), np.zeros_like(top)
     for k, row in enumerate(logits):
-        e = exp(row - top)
-        total, mean = total + e, mean + e * k
-    result: np.ndarray = mean / total
-    return result
+        e = exp32(row - top)
+        total, mean = total + e, mean + e * np.float32(k)
+    return (mean / total).astype(np.float64)
