@@ -12,7 +12,7 @@ setup: $(VENV)/.stamp
 $(VENV)/.stamp: constraints.txt pyproject.toml setup.py $(shell find edgekit/kernels -name '*.cpp' -o -name '*.h')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel pybind11 torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,openvino,sign,torch,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,openvino,sign,torch,mcap,dev]'
 	touch $@
 
 demo: setup

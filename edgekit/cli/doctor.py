@@ -63,7 +63,11 @@ PACKAGES = (
     Package("cryptography", "cryptography", "option", "sign", "sign and verify bundles"),
     Package("tensorrt", "tensorrt", "option", "tensorrt", "run on a Jetson's GPU"),
     Package("cuda.bindings.runtime", "cuda-bindings", "option", "tensorrt", "run on a Jetson's GPU"),
+    Package("ai_edge_litert", "ai-edge-litert", "option", "litert", "run on CPUs, ARM first"),
+    Package("openvino", "openvino", "option", "openvino", "run on x86 CPUs"),
     Package("torch", "torch", "option", "torch", "train and export models"),
+    Package("mcap", "mcap", "option", "mcap", "record and replay"),
+    Package("rerun", "rerun-sdk", "option", "rerun", "show results in Rerun"),
     Package("rich", "rich", "option", "build", "coloured output"),
     Package("supervision", "supervision", "option", "supervision", "convert detections"),
 )
@@ -130,6 +134,7 @@ def examine(packages: Sequence[Package] = PACKAGES) -> dict[str, Any]:
         "can_run": {b: {"ok": not p, "problem": p} for b, p in can_run.items()},
         "packages": [{**to_json(p), "install": p.install} for p in found],
         "kernels": _kernels(),
+        "cameras": _cameras(),
         "cache": cache,
         "problems": problems,
     }
@@ -213,6 +218,22 @@ def _kernels() -> dict[str, Any]:
     return {"native": word == "ok", "problem": "" if word == "ok" else f"built but does not load: {text}"}
 
 
+def _cameras() -> dict[str, Any]:
+    """Video4Linux devices, and whether GStreamer is here for the others."""
+    from edgekit.errors import EdgekitError
+    from edgekit.runtime.sources import gst_native, v4l2_cameras
+
+    try:
+        gst_native.library()
+        gstreamer = ""
+    except EdgekitError as error:
+        gstreamer = str(error)
+    return {
+        "v4l2": [to_json(camera) for camera in v4l2_cameras.list_cameras()],
+        "gstreamer_problem": gstreamer,
+    }
+
+
 def _cache() -> dict[str, Any]:
     """Can the cache folder be written, and how much room is there?"""
     path = cache_dir()
@@ -255,12 +276,20 @@ def _page(report: dict[str, Any]) -> list[str]:
         (f"run {backend} bundles", "yes" if state["ok"] else f"no: {state['problem']}")
         for backend, state in report["can_run"].items()
     ]
+    streams = report["cameras"]["gstreamer_problem"]
+    verbs.append(("read usb:, csi:, rtsp:, gst:", f"no: {streams}" if streams else "yes"))
     verbs.append(("use native kernels", "yes" if kernels["native"] else f"no: {kernels['problem']}"))
     room = "" if cache["free_bytes"] is None else f", {quantity('bytes', cache['free_bytes'])} free"
     verbs.append(
         ("keep a cache", f"no: {cache['problem']}" if cache["problem"] else f"yes: {cache['path']}{room}")
     )
     lines += table(verbs, indent="  ")
+    cameras = report["cameras"]
+    rows = [("CAMERA", "NAME", "FORMATS", "")]
+    for c in cameras["v4l2"]:
+        rows.append((f"v4l2:{c['path']}", c["name"], " ".join(c["formats"]), c["problem"]))
+    if len(rows) > 1:
+        lines += ["", *table(rows)]
     if cache["free_bytes"] is not None and cache["free_bytes"] < MIN_FREE_BYTES:
         lines.append(f"  warning: less than {quantity('bytes', MIN_FREE_BYTES)} free for bundles and caches")
     rows = [("PACKAGE", "VERSION", "STATE", "FOR", "")]
