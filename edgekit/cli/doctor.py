@@ -18,6 +18,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from edgekit import __version__, content, host
+from edgekit.backends.base import BACKENDS
 from edgekit.cli.targets import quantity, table
 from edgekit.schema import to_json
 from edgekit.target import Target
@@ -106,7 +107,7 @@ def examine(packages: Sequence[Package] = PACKAGES) -> dict[str, Any]:
     machine = Target.load("host")
     here = host.board()
     cache = _cache()
-    can_run = {backend: _run_problem(backend, states) for backend in ("onnxruntime", "tensorrt")}
+    can_run = {backend: _run_problem(backend, states) for backend in BACKENDS}
     absent = [p.distribution for p in found if p.need in ("core", "build") and p.status != "ok"]
     problems = []
     if sys.version_info < MIN_PYTHON:
@@ -199,7 +200,9 @@ def _version(distribution: str) -> str | None:
 def _run_problem(backend: str, states: dict[str, Package]) -> str:
     """Why this backend cannot run bundles here, "" when it can."""
     problem = host.backend_problem(backend)
-    needed = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "cuda.bindings.runtime")}[backend]
+    needed = {"litert": ("ai_edge_litert",), "tensorrt": ("tensorrt", "cuda.bindings.runtime")}.get(
+        backend, (backend,)
+    )
     for name in needed if not problem else ():
         package = states.get(name)
         if package and package.status == "broken":
@@ -277,7 +280,7 @@ def _page(report: dict[str, Any]) -> list[str]:
         for backend, state in report["can_run"].items()
     ]
     streams = report["cameras"]["gstreamer_problem"]
-    verbs.append(("read usb:, csi:, rtsp:, gst:", f"no: {streams}" if streams else "yes"))
+    verbs.append(("use GStreamer sources", f"no: {streams}" if streams else "yes"))
     verbs.append(("use native kernels", "yes" if kernels["native"] else f"no: {kernels['problem']}"))
     room = "" if cache["free_bytes"] is None else f", {quantity('bytes', cache['free_bytes'])} free"
     verbs.append(
@@ -285,11 +288,9 @@ def _page(report: dict[str, Any]) -> list[str]:
     )
     lines += table(verbs, indent="  ")
     cameras = report["cameras"]
-    rows = [("CAMERA", "NAME", "FORMATS", "")]
-    for c in cameras["v4l2"]:
-        rows.append((f"v4l2:{c['path']}", c["name"], " ".join(c["formats"]), c["problem"]))
-    if len(rows) > 1:
-        lines += ["", *table(rows)]
+    found = [(f"v4l2:{c['path']}", c["name"], " ".join(c["formats"]), c["problem"]) for c in cameras["v4l2"]]
+    if found:
+        lines += ["", *table([("CAMERA", "NAME", "FORMATS", ""), *found])]
     if cache["free_bytes"] is not None and cache["free_bytes"] < MIN_FREE_BYTES:
         lines.append(f"  warning: less than {quantity('bytes', MIN_FREE_BYTES)} free for bundles and caches")
     rows = [("PACKAGE", "VERSION", "STATE", "FOR", "")]
