@@ -95,12 +95,14 @@ def test_an_import_that_hangs(modules: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (found.status, found.error) == ("broken", "did not import within 1 s")
 
 
-def test_broken_onnxruntime_is_a_problem(
+def test_broken_libraries_are_a_problem(
     modules: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (modules / "onnxruntime.py").write_text("raise ImportError('GLIBC_2.99 not found')\n")
+    broken = ("onnxruntime", "ai_edge_litert", "openvino")
+    for name in broken:
+        (modules / f"{name}.py").write_text("raise ImportError('GLIBC_2.99 not found')\n")
     examine = doctor.examine
-    few = tuple(p for p in PACKAGES if p.module in ("numpy", "onnxruntime"))
+    few = tuple(p for p in PACKAGES if p.module in ("numpy", *broken))
     monkeypatch.setattr(doctor, "examine", lambda: examine(few))
     code, page = run(capsys)
     assert code == 1
