@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from edgekit.kernels.decode import decode
-from edgekit.kernels.letterbox import letterbox
+from edgekit.kernels.letterbox import letterbox, plan
 from edgekit.kernels.nms import nms
-from edgekit.spec import DType
+from edgekit.pixels import FORMATS, PixelLayout, Pixels
+from edgekit.spec import DType, QuantParams
 from edgekit.tasks.detect.spec import Channels, DetectHead, HeadLevel
 from edgekit.tasks.preprocess import ImagePreprocess
 
@@ -26,11 +27,17 @@ RULES = {
 }
 PICTURES = ((48, 37), (64, 96), (127, 333))
 """Heights and widths: enlarged, as it is, shrunk."""
+CAMERA = ((48, 38), (64, 96), (128, 192), (127, 334))
+"""The same with an even width, and twice the input's size."""
+QUANTS = {
+    "shifted": QuantParams(DType.int8, (1.0,), (-128,)),
+    "per channel": QuantParams(DType.uint8, (0.7, 0.3, 250.0), (3, 20, 0)),
+}
 
 
 def results() -> dict[str, np.ndarray]:
     """Every kernel on every case, by name. Runs the kernels that `EDGEKIT_KERNELS` selects."""
-    return {**_letterbox(), **_decode(), **_nms()}
+    return {**_letterbox(), **_camera(), **_decode(), **_nms()}
 
 
 def _letterbox() -> dict[str, np.ndarray]:
@@ -43,6 +50,27 @@ def _letterbox() -> dict[str, np.ndarray]:
             tensor = np.empty(shape, rule.dtype.value)
             letterbox(picture, rule, tensor)
             out[f"letterbox {name} {width}x{height}"] = tensor
+    return out
+
+
+def _camera() -> dict[str, np.ndarray]:
+    """Every pixel format into every input, in values and in codes."""
+    rng = np.random.default_rng(4)
+    out = {}
+    for height, width in CAMERA:
+        for format in FORMATS:
+            matrix, range_ = ("bt709", "full") if format in ("uyvy", "nv21") else ("bt601", "limited")
+            layout = PixelLayout(format, width, height, matrix, range_)
+            strides = [int(np.prod(shape[1:])) + 16 for shape in layout.plane_shapes]
+            ends = [stride * shape[0] for stride, shape in zip(strides, layout.plane_shapes, strict=True)]
+            buffer = rng.integers(0, 256, sum(ends), dtype=np.uint8)
+            pixels = Pixels.view(buffer, layout, strides, [sum(ends[:i]) for i in range(len(ends))])
+            for name, rule in RULES.items():
+                for code, quant in ({"values": None, **QUANTS}).items():
+                    made = plan(rule, layout, quant if rule.dtype == DType.float32 else None)
+                    tensor = np.empty(made.out_shape, made.out_dtype)
+                    made.run(pixels, tensor)
+                    out[f"letterbox {format} {name} {code} {width}x{height}"] = tensor
     return out
 
 
