@@ -76,7 +76,7 @@ def parse_uri(uri: str) -> Options:
         if key.startswith("ctrl."):
             values["controls"][key.removeprefix("ctrl.")] = _whole(uri, key, text, -(2**31), 2**31 - 1)
         elif key in KEYS:
-            values[key] = _value(uri, key, text)
+            values[key] = _value(uri, path, key, text)
         else:
             raise UsageError(
                 f"source {printable(uri)}: unknown option {printable(key)!r}. {did_you_mean(key, (*KEYS, 'ctrl.NAME'))}"
@@ -84,7 +84,7 @@ def parse_uri(uri: str) -> Options:
     return Options(path, **values)
 
 
-def _value(uri: str, key: str, text: str) -> Any:
+def _value(uri: str, path: str, key: str, text: str) -> Any:
     if key == "size":
         size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
         if not size or "0" in size.groups():
@@ -102,7 +102,7 @@ def _value(uri: str, key: str, text: str) -> Any:
         if name in ("mjpeg", "mjpg", "jpeg", "h264"):
             raise UsageError(
                 f"source {printable(uri)}: {text} is compressed, expected pixels as they are. "
-                "Use usb:0 (GStreamer), which decodes it"
+                f"Use usb:{path} (GStreamer), which decodes it"
             )
         if name not in known:
             raise UsageError(
