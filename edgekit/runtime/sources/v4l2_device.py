@@ -64,8 +64,6 @@ class Device:
             self._file = open(path, "r+b", buffering=0, opener=_opener)  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise self.failure(error, "opening") from None
-        except ValueError as error:  # a NUL in the name
-            raise UsageError(f"camera {self.path}: {error}. Check the path") from None
         self.fd = self._file.fileno()
         try:
             self._identify()
