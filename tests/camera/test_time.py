@@ -66,10 +66,9 @@ def test_frame_numbers_go_on_when_the_driver_s_wrap(vivid):
 
 def test_the_first_frame_is_not_an_old_one():
     with V4l2Source(f"{SMALL}&fps=30&buffers=4", None) as source:
-        time.sleep(1.0)  # an engine is loaded meanwhile: the driver has filled its buffers and waits
+        time.sleep(2.0)  # an engine is loaded meanwhile: the driver has filled its buffers and waits
         first, second = frames(source, 2)
-        assert (first.seq, second.seq > 0) == (0, True)
-        # the oldest of the four buffers is from when it was opened
+        assert first.seq == 0 < second.seq
         assert first.captured_ns - first.pts_ns < 1e9
 
 

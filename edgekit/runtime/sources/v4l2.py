@@ -67,7 +67,7 @@ def parse_uri(uri: str) -> Options:
     path = urllib.parse.unquote(parts.netloc + parts.path)
     if path.isdigit():
         path = f"/dev/video{path}"
-    if not path or parts.fragment:
+    if not path or parts.fragment or not path.isprintable():
         raise UsageError(
             f"source {printable(uri)}: no device, expected v4l2:/dev/video0 or v4l2:0. {in_words()}"
         )
@@ -76,7 +76,7 @@ def parse_uri(uri: str) -> Options:
         if key.startswith("ctrl."):
             values["controls"][key.removeprefix("ctrl.")] = _whole(uri, key, text, -(2**31), 2**31 - 1)
         elif key in KEYS:
-            values[key] = _value(uri, key, text)
+            values[key] = _value(uri, path, key, text)
         else:
             raise UsageError(
                 f"source {printable(uri)}: unknown option {printable(key)!r}. {did_you_mean(key, (*KEYS, 'ctrl.NAME'))}"
@@ -84,7 +84,7 @@ def parse_uri(uri: str) -> Options:
     return Options(path, **values)
 
 
-def _value(uri: str, key: str, text: str) -> Any:
+def _value(uri: str, path: str, key: str, text: str) -> Any:
     if key == "size":
         size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
         if not size or "0" in size.groups():
@@ -102,7 +102,7 @@ def _value(uri: str, key: str, text: str) -> Any:
         if name in ("mjpeg", "mjpg", "jpeg", "h264"):
             raise UsageError(
                 f"source {printable(uri)}: {text} is compressed, expected pixels as they are. "
-                "Use usb:0 (GStreamer), which decodes it"
+                f"Use usb:{path} (GStreamer), which decodes it"
             )
         if name not in known:
             raise UsageError(
@@ -132,8 +132,8 @@ def _wrong(uri: str, key: str, expected: str, got: str) -> UsageError:
 class V4l2Source(Source):
     """Frames of a V4L2 camera; `parse_uri` tells the options.
 
-    Streams from when it is opened; frames that were ready before the first `read` but the newest are passed
-    over, so that it is not old. A frame's pixels are read-only views of the driver's buffer, which it gets back
+    Streams from when it is opened; frames that came before the first `read` are passed over, since the
+    driver stops when its buffers are full and they may be old by then. A frame's pixels are read-only views of the driver's buffer, which it gets back
     when the frame's last handle is released; a frame that was released and is looked at all the same shows a
     later picture, never memory that is gone. `clock` is `monotonic` where the driver stamps its buffers so.
 
@@ -190,12 +190,15 @@ class V4l2Source(Source):
         self._device = device
         known = known or identity(device)
         self.again = lambda: V4l2Source(uri, limit, allocator=allocator, known=known)
+        self._reading = False
         self._seq = -1
         self._sequence = 0
         self._expect(None)
 
     def _read(self, timeout_s: float | None) -> Frame | None:
         began = time.monotonic()
+        if not self._reading:
+            self._pass_over()
         while True:
             if self._pool.failed:
                 raise SourceLost(self._pool.failed)
@@ -204,7 +207,7 @@ class V4l2Source(Source):
             if events:
                 if self._device.source_changed():
                     raise SourceLost(f"camera {self._device.path}: its signal changed. Open it again")
-                taken = self._newest() if self._seq < 0 else self._pool.take()
+                taken = self._pool.take()
                 if taken is not None:
                     return self._frame(*taken)
                 if events & ~(
@@ -221,14 +224,11 @@ class V4l2Source(Source):
             if timeout_s is not None and time.monotonic() - began >= timeout_s:
                 raise TimeoutError(f"camera {self._device.path}: no frame within {timeout_s:g} s")
 
-    def _newest(self) -> tuple[abi.Buffer, Any, bool] | None:
-        """Of the buffers that are ready; the others go back."""
-        newest = None
+    def _pass_over(self) -> None:
+        """Give back what was filled before anyone read: the driver may have stopped there seconds ago."""
         while (taken := self._pool.take()) is not None:
-            if newest is not None:
-                self._pool.give_back(newest[0].index)
-            newest = taken
-        return newest
+            self._pool.give_back(taken[0].index)
+        self._reading = True
 
     def _frame(self, buffer: abi.Buffer, pixels: Any, whole: bool) -> Frame:
         captured = time.monotonic_ns()

@@ -64,8 +64,6 @@ class Device:
             self._file = open(path, "r+b", buffering=0, opener=_opener)  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise self.failure(error, "opening") from None
-        except ValueError as error:  # a NUL in the name
-            raise UsageError(f"camera {self.path}: {error}. Check the path") from None
         self.fd = self._file.fileno()
         try:
             self._identify()
@@ -112,38 +110,14 @@ class Device:
             self._file.close()
 
     def ioctl(self, request: int, argument: Any, doing: str) -> None:
-        """Raises: SourceLost, StreamError, UsageError: see `failure`."""
+        """Raises: SourceLost, StreamError, UsageError: see `explain`."""
         try:
             abi.ioctl(self.fd, request, argument)
         except OSError as error:
             raise self.failure(error, doing) from None
 
     def failure(self, error: OSError, doing: str) -> EdgekitError:
-        """An errno of this device in one line; SourceLost where opening it again may mend it."""
-        number = error.errno or 0
-        name = errno.errorcode.get(number, str(number))
-        if number in _GONE:
-            there = "" if os.path.exists(self.real) else f" {_others()}"
-            what = "no such device" if doing == "opening" else f"unplugged, seen while {doing}"
-            return SourceLost(f"camera {self.path}: {what} ({name}).{there or ' Plug it in again'}")
-        if number == errno.EBUSY:
-            return SourceLost(f"camera {self.path}: busy, {_holders(self.real)}. End that and try again")
-        if number in (errno.EACCES, errno.EPERM):
-            return UsageError(
-                f"camera {self.path}: no permission ({name}). Add yourself to the group video: "
-                "sudo usermod -aG video $USER, and log in again"
-            )
-        if number == errno.ENOSPC:
-            return SourceLost(
-                f"camera {self.path}: not enough USB bandwidth while {doing} ({name}). "
-                "Ask for a smaller size or rate, or use another USB port"
-            )
-        if number == errno.ENOMEM:
-            return StreamError(
-                f"camera {self.path}: no memory for its buffers ({name}). Ask for fewer: buffers=4"
-            )
-        what = "the driver reports a streaming error" if number in (errno.EIO, errno.EPIPE) else "failed"
-        return SourceLost(f"camera {self.path}: {what} while {doing} ({name}). Open it again")
+        return explain(self.path, error, doing)
 
     # ---- what it offers
 
@@ -376,6 +350,33 @@ class Device:
         poller.register(self.fd, select.POLLIN | select.POLLPRI)
         events = poller.poll(max(0, seconds * 1000))
         return events[0][1] if events else 0
+
+
+def explain(path: str, error: OSError, doing: str) -> EdgekitError:
+    """An errno of the device at `path` in one line; SourceLost where opening it again may mend it."""
+    real = os.path.realpath(path)
+    number = error.errno or 0
+    name = errno.errorcode.get(number, str(number))
+    if number in _GONE:
+        there = "" if os.path.exists(real) else f" {_others()}"
+        what = "no such device" if doing == "opening" else f"unplugged, seen while {doing}"
+        return SourceLost(f"camera {path}: {what} ({name}).{there or ' Plug it in again'}")
+    if number == errno.EBUSY:
+        return SourceLost(f"camera {path}: busy, {_holders(real)}. End that and try again")
+    if number in (errno.EACCES, errno.EPERM):
+        return UsageError(
+            f"camera {path}: no permission ({name}). Add yourself to the group video: "
+            "sudo usermod -aG video $USER, and log in again"
+        )
+    if number == errno.ENOSPC:
+        return SourceLost(
+            f"camera {path}: not enough USB bandwidth while {doing} ({name}). "
+            "Ask for a smaller size or rate, or use another USB port"
+        )
+    if number == errno.ENOMEM:
+        return StreamError(f"camera {path}: no memory for its buffers ({name}). Ask for fewer: buffers=4")
+    what = "the driver reports a streaming error" if number in (errno.EIO, errno.EPIPE) else "failed"
+    return SourceLost(f"camera {path}: {what} while {doing} ({name}). Open it again")
 
 
 def lay_out(

@@ -86,19 +86,18 @@ def choose(
     Without a wish: fast enough to be live, then the largest size up to 1280x720, then few bytes per pixel,
     then colour before grey.
     """
-    number = camera.removeprefix("/dev/video")
-    other = f"usb:{number if number.isdigit() else camera} (GStreamer)"
+    other = f"usb:{camera}"
     raw = [m for m in modes if m.readable]
     if not raw:
         packed = _list(m.name for m in modes if m.compressed)
         if packed:
             raise UsageError(
-                f"camera {camera}: offers only {packed}, expected pixels as they are. Use {other}, which decodes it"
+                f"camera {camera}: offers only {packed}, expected pixels as they are. Use {other} (GStreamer), which decodes it"
             )
         what = f"offers {_list(m.name for m in modes)}" if modes else "offers no format"
         raise UsageError(
             f"camera {camera}: {what}, expected one of {_list(c.format for c in abi.PIXEL_CODES.values())}. "
-            f"Use {other}, or csi:0 for a bare sensor"
+            f"Use {other} (GStreamer), or csi:0 for a bare sensor"
         )
     left = raw
     if format is not None:
@@ -114,7 +113,7 @@ def choose(
             if any(m.compressed and (m.width, m.height) == size for m in modes):
                 names = _list(m.name for m in modes if m.compressed and (m.width, m.height) == size)
                 raise UsageError(
-                    f"camera {camera}: {text} is offered only as {names}. Use {other}, which decodes it"
+                    f"camera {camera}: {text} is offered only as {names}. Use {other} (GStreamer), which decodes it"
                 )
             near = sorted(
                 {(m.width, m.height) for m in left}, key=lambda s: abs(s[0] * s[1] - size[0] * size[1])
