@@ -7,7 +7,7 @@ import heapq
 import random
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -48,6 +48,7 @@ KINDS = {
 _TIMED = ("hang", "stall", "burst", "slow", "freeze")
 _COUNTED = ("drop", "corrupt")
 RANDOM_KINDS = ("unplug", "stall", "freeze", "slow", "burst", "drop", "corrupt", "jump", "format")
+_NEWEST = 10_000
 _REST = 60
 """Frames between the end of a random fault and the next: shorter, and two count as one."""
 
@@ -81,7 +82,8 @@ class Injector:
     """A device with a plan of faults. It outlives the sources opened on it, as a camera does its driver's handles.
 
     injected: faults so far by the name under which a watchdog counts them, `driver` and `damaged` frames.
-    replugged: for each time it was gone, how long from its return to the first frame, seconds.
+    began: the newest of them, with `time.monotonic()` of when they began.
+    replugged: for each time it was gone (the newest), how long from its return to the first frame, seconds.
     """
 
     def __init__(self, open_: Callable[[], Source], plan: Iterable[Planned], rest: int = 0) -> None:
@@ -91,12 +93,19 @@ class Injector:
         self._plan = iter(plan)
         self._rest = rest
         self._not_before = 0
+        self._active = False
         self._due = next(self._plan, None)
         self.frames = 0
         self.injected: Counter[str] = Counter()
-        self.replugged: list[float] = []
+        self.began: deque[tuple[float, Planned]] = deque(maxlen=_NEWEST)
+        self.replugged: deque[float] = deque(maxlen=_NEWEST)
         self.halved = False
         self.gone_until: float | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether all is well, and has been for `rest` frames."""
+        return not self._active and self.frames >= self._not_before
 
     def open(self) -> FaultySource:
         """Open it again. Raises: SourceLost while it is gone; what opening the source underneath raises."""
@@ -118,10 +127,13 @@ class Injector:
             return None
         self._due = next(self._plan, None)
         self.injected.update(KINDS[fault.kind].counts)
+        self._active = True
+        self.began.append((time.monotonic(), fault))
         return fault
 
     def over(self) -> None:
         """The fault has ended."""
+        self._active = False
         self._not_before = self.frames + self._rest
 
     def unplug(self, seconds: float, other_format: bool = False) -> None:
