@@ -79,18 +79,16 @@ class Clock:
         begins = frame.clock != self._kind
         if begins:
             self._kind = frame.clock
-            self._base = 0 if ours else offset
+            self._base = 0 if ours else offset  # ours: the first frame may have waited for its reader
         jumped = (not begins and frame.pts_ns < self._last) or offset < self._base - SECOND
         self._last = frame.pts_ns
-        if jumped:
-            self._base = min(0, offset) if ours else offset
-        else:
-            self._base = min(self._base, offset)
-        if ours:
-            if begins or jumped or not self._believed:
-                self._believed = 0 <= offset <= SECOND
-            if offset < 0 or not self._believed:
-                frame.clock = "none"
+        if begins or jumped or not self._believed:
+            self._believed = not ours or 0 <= offset <= SECOND
+        if jumped:  # a clock that went seconds back and comes right again jumps once more
+            self._base = min(0, offset) if ours and self._believed else offset
+        self._base = min(self._base, offset)
+        if not self._believed or (ours and offset < 0):
+            frame.clock = "none"
         return jumped
 
 
