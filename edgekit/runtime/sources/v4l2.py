@@ -22,7 +22,7 @@ from edgekit.runtime.sources.base import Source, split_uri
 from edgekit.runtime.sources.v4l2_buffers import IO, Allocator, BufferLease, BufferPool, pages
 from edgekit.runtime.sources.v4l2_cameras import Camera, find_again, identity, in_words, list_cameras
 from edgekit.runtime.sources.v4l2_device import Device
-from edgekit.runtime.sources.v4l2_modes import choose
+from edgekit.runtime.sources.v4l2_modes import RATE_SLACK, choose
 
 __all__ = ["Camera", "Options", "V4l2Source", "list_cameras", "parse_uri"]
 
@@ -35,6 +35,7 @@ SYNONYMS = {"yuy2": "yuyv", "yu12": "i420", "yuv420": "i420", "rgb3": "rgb", "rg
     "bgr24": "bgr", "gray": "grey", "y8": "grey", "bgrx": "bgra", "rgbx": "rgba",
 }  # fmt: skip
 _SLICE_S = 1.0
+_TROUBLE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,10 @@ class V4l2Source(Source):
     """Frames of a V4L2 camera; `parse_uri` tells the options.
 
     Streams from when it is opened; frames that came before the first `read` are passed over, since the
-    driver stops when its buffers are full and they may be old by then. A frame's pixels are read-only views of the driver's buffer, which it gets back
-    when the frame's last handle is released; a frame that was released and is looked at all the same shows a
-    later picture, never memory that is gone. `clock` is `monotonic` where the driver stamps its buffers so.
+    driver stops when its buffers are full and they may be old by then. A frame's pixels are read-only views
+    of the driver's buffer, which it gets back when the frame's last handle is released. A frame that was
+    released and is looked at all the same shows a later picture, never memory that is gone. `clock` is
+    `monotonic` where the driver stamps its buffers so.
 
     allocator: for io=userptr, gives the memory: bytes -> uint8 [bytes] that begins on a page (default: plain
         pages). On a Jetson: pinned memory, which the GPU sees without a copy.
@@ -172,6 +174,11 @@ class V4l2Source(Source):
             )
             form = device.set_format(mode, options.stride)
             self.fps = device.set_rate(mode.rate(options.fps))
+            if options.fps and self.fps is not None and self.fps < options.fps * RATE_SLACK:
+                raise UsageError(
+                    f"camera {device.path}: agreed to {self.fps:g} frames per second, expected {options.fps:g}. "
+                    "Ask for fewer, or a smaller size"
+                )
             if options.matrix or options.range:
                 form = form.recoloured(options.matrix, options.range)
             for name, value in options.controls.items():
@@ -205,14 +212,12 @@ class V4l2Source(Source):
             left = _SLICE_S if timeout_s is None else began + timeout_s - time.monotonic()
             events = self._device.poll(left)
             if events:
-                if self._device.source_changed():
+                if events & select.POLLPRI and self._device.source_changed():
                     raise SourceLost(f"camera {self._device.path}: its signal changed. Open it again")
                 taken = self._pool.take()
                 if taken is not None:
                     return self._frame(*taken)
-                if events & ~(
-                    select.POLLIN | select.POLLPRI
-                ):  # an error that reading a buffer did not explain
+                if events & _TROUBLE:  # which reading a buffer did not explain
                     raise SourceLost(
                         f"camera {self._device.path}: the driver stopped streaming. Open it again"
                     )
@@ -226,7 +231,10 @@ class V4l2Source(Source):
 
     def _pass_over(self) -> None:
         """Give back what was filled before anyone read: the driver may have stopped there seconds ago."""
-        while (taken := self._pool.take()) is not None:
+        for _ in range(self._pool.count):  # no more, or a camera faster than this loop would keep us here
+            taken = self._pool.take()
+            if taken is None:
+                break
             self._pool.give_back(taken[0].index)
         self._reading = True
 

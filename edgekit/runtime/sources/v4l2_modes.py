@@ -13,7 +13,7 @@ USUAL = (1280, 720)
 USUAL_FPS = 30.0
 LIVE_FPS = 24.0
 """Slower cameras than this are taken unasked only where nothing faster is offered."""
-_SLACK = 0.99
+RATE_SLACK = 0.99
 """Cameras call 29.97 frames per second 30."""
 
 
@@ -70,7 +70,7 @@ class Mode:
         wanted = fps or USUAL_FPS
         if self.any_rate:
             return min(max(wanted, self.rates[0]), self.rates[-1])
-        return next((r for r in self.rates if r >= wanted * _SLACK), self.rates[-1])
+        return next((r for r in self.rates if r >= wanted * RATE_SLACK), self.rates[-1])
 
 
 def choose(
@@ -124,7 +124,7 @@ def choose(
             )
         left = sized
     if fps is not None:
-        fast = [m for m in left if m.fastest >= fps * _SLACK]
+        fast = [m for m in left if m.fastest >= fps * RATE_SLACK]
         if not fast:
             best = max(left, key=lambda m: m.fastest)
             raise UsageError(
@@ -138,7 +138,7 @@ def choose(
 def _rank(mode: Mode) -> tuple[bool, bool, int, int]:
     area, usual = mode.width * mode.height, USUAL[0] * USUAL[1]
     order = list(abi.PIXEL_CODES).index(mode.code)
-    return mode.fastest < LIVE_FPS * _SLACK, area > usual, area if area > usual else -area, order
+    return mode.fastest < LIVE_FPS * RATE_SLACK, area > usual, area if area > usual else -area, order
 
 
 def _list(names: Iterable[str]) -> str:
