@@ -545,10 +545,51 @@ def test_what_cannot_be_opened_again_is_counted_and_left_open() -> None:
     assert source.closed == 1
 
 
+def test_a_recording_played_as_live_is_never_begun_again() -> None:
+    source = Scripted([blank(i, captured_ns=i * SECOND) for i in range(6)] + [None])  # one picture, for 5 s
+    source.reopens = False
+    metrics = Metrics()
+    watch = Watch(lambda: pytest.fail("opened again"), metrics, "cam", stop=threading.Event(), source=source)
+    assert [f.seq for f in watch.frames()] == list(range(6))
+    assert metrics.snapshot()["cameras"]["cam"]["faults"] == {"frozen": 1}
+
+
 def test_epochs_of_the_source_itself_count() -> None:
     source = Scripted([blank(0, epoch=3), blank(1, epoch=3), blank(2, epoch=4), None])
     watch = Watch(lambda: source, Metrics(), "cam", stop=threading.Event())
     assert [f.epoch for f in watch.frames()] == [0, 0, 1]
+
+
+def test_frames_that_waited_for_the_first_read_are_stale() -> None:
+    """The driver filled its buffers while an engine was loading, then had none: old frames, and a gap."""
+    now = time.monotonic_ns()
+    old = [blank(i, pts_ns=now - 3 * SECOND + i, captured_ns=now, clock="monotonic") for i in range(3)]
+    new = [blank(90 + i, pts_ns=now + i, captured_ns=now + i, clock="monotonic") for i in range(3)]
+    metrics = Metrics()
+    watch = Watch(None, metrics, "cam", stop=threading.Event(), source=Scripted([*old, *new, None]))
+    assert [(f.seq, f.clock) for f in watch.frames()] == [
+        (90, "monotonic"),
+        (91, "monotonic"),
+        (92, "monotonic"),
+    ]
+    found = metrics.snapshot()["cameras"]["cam"]
+    assert found["faults"] == {} and found["drops"] == {"stale": 3}
+
+
+def test_a_wrong_clock_is_not_taken_for_old_frames_for_long() -> None:
+    def frames() -> Iterator[Frame]:
+        for i in range(20):
+            now = time.monotonic_ns()
+            yield blank(i, pts_ns=now - 3600 * SECOND, captured_ns=now, clock="monotonic")
+            time.sleep(0.01)
+
+    metrics = Metrics()
+    source = Scripted([])
+    making = frames()
+    source._read = lambda timeout_s: next(making, None)  # type: ignore[method-assign]
+    watch = Watch(None, metrics, "cam", stop=threading.Event(), source=source)
+    got = [(f.seq, f.clock) for f in watch.frames()]
+    assert got[-1] == (19, "none") and len(got) >= 10
 
 
 def test_a_limit_counts_over_reconnects() -> None:

@@ -155,6 +155,10 @@ class Freeze:
         self._checksum = None
         self._look_ns = 0
 
+    def accept(self) -> None:
+        """Say no more of this picture, until it changes."""
+        self._limit_ns = 1 << 62
+
     def seen(self, frame: Frame) -> bool:
         """Whether the picture has been the same for too long."""
         now = frame.captured_ns

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from edgekit.errors import EdgekitError, printable
+from edgekit.runtime.health import Burst
 from edgekit.runtime.mailbox import Closed, Mailbox
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.results import StreamResult
@@ -14,6 +16,8 @@ from edgekit.runtime.sinks.base import Sink
 
 JOIN_S = 5.0
 """How long the end of a stream waits for a sink's last write."""
+_QUIET = 30
+"""Results taken in time after which the next one that is not is a new fault."""
 
 
 class Outlet:
@@ -30,7 +34,8 @@ class Outlet:
         self._wait = wait
         self._box: Mailbox[StreamResult] = Mailbox([name], newest=False, capacity=1)
         self._held = 0
-        self._blocked = False
+        self._blocked = Burst(_QUIET)
+        self._over = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"edgekit-sink-{name}", daemon=True)
         metrics.sink_state(name, "running")
@@ -45,13 +50,12 @@ class Outlet:
         """Hand over a result; the item stays the caller's. may_lease: a camera buffer can be spared."""
         if self.error is not None:
             return
-        if not self._wait and (self._held >= 2 or (self.sink.needs_pixels and not may_lease)):
+        busy = not self._wait and (self._held >= 2 or (self.sink.needs_pixels and not may_lease))
+        if self._blocked.begins(busy):
+            self._metrics.fault(self.name, "sink-blocked", "does not take the next result in time")
+        if busy:
             self._metrics.sink_dropped(self.name)
-            if not self._blocked:
-                self._metrics.fault(self.name, "sink-blocked", "does not take the next result in time")
-            self._blocked = True
             return
-        self._blocked = False
         own = item.share() if self.sink.needs_pixels else replace(item, frame=replace(item.frame, lease=None))
         self._add(1)
         refused = self._box.put(self.name, own)
@@ -76,7 +80,12 @@ class Outlet:
                     item.frame.release()
                     self._add(-1)
         except Closed:
-            return
+            with self._lock:
+                self._over = True
+                abandoned = self.error is not None
+            if abandoned:  # nobody waits for us any more
+                with suppress(Exception):
+                    self.sink.abort()
         except BaseException as error:  # noqa: BLE001 - kept for the stream, which raises or reports it
             self._fail(error)
 
@@ -104,8 +113,11 @@ class Outlet:
         self._thread.join(JOIN_S)
         if not self._thread.is_alive():
             return True
+        with self._lock:
+            if self._over:
+                return True
+            self.error = self.error or TimeoutError()
         self._discard()
-        self.error = self.error or TimeoutError()
         self._metrics.sink_state(self.name, "failed")
         self._metrics.fault(self.name, "sink-blocked", f"its last write did not end within {JOIN_S:g} s")
         return False

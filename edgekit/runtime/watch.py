@@ -20,6 +20,9 @@ from edgekit.runtime.health import Burst, Clock, Freeze, Pace, Sequence
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.sources.base import Source
 
+_AT_ONCE_NS, _OLD_NS = 50_000_000, 200_000_000
+"""A frame that comes so soon after the first read, and is so old, had waited for it."""
+
 
 @dataclass(frozen=True)
 class WatchOptions:
@@ -75,7 +78,7 @@ class Watch:
         options: WatchOptions | None = None,
     ) -> None:
         """open_: opens the source, each time anew; a source that says `again` is asked instead. None when it
-        cannot be opened again: then a stall or a frozen picture is counted only, and a loss raised.
+        cannot be opened again (or the source says so): then a stall or a frozen picture is counted only, and a loss raised.
         source: one that is open already, which the watch closes. stop: ends reading within `poll_s`."""
         assert open_ is not None or source is not None
         self.source: Source | None = None
@@ -182,7 +185,10 @@ class Watch:
 
     def _read(self, source: Source) -> Frame | None:
         """One read; None at the end, which is then noted. Raises: as Source.read."""
-        self._call = ("read", time.monotonic())
+        now = time.monotonic()
+        self._call = ("read", now)
+        if self._health.asked is None:
+            self._health.asked = now
         try:
             frame = source.read(self.options.poll_s)
         finally:
@@ -198,6 +204,10 @@ class Watch:
         """Judge a live source's frame and number its epoch. False when it was released instead."""
         metrics, camera, health = self._metrics, self._camera, self._health
         now = time.monotonic()
+        if health.began is None and health.waited(frame):
+            metrics.drop(camera, "stale")
+            frame.release()
+            return False
         if missing := health.sequence.missing(frame.seq):
             metrics.drop(camera, "driver", missing)
         if health.drops.begins(missing > 0):
@@ -230,10 +240,12 @@ class Watch:
             self._layout = layout
         self.epoch += changed
         frame.epoch = self.epoch
-        if self._freeze.seen(frame) and self._lose("frozen", "the same picture again and again"):
-            metrics.drop(camera, "stale")
-            frame.release()
-            return False
+        if self._freeze.seen(frame):
+            if self._lose("frozen", "the same picture again and again"):
+                metrics.drop(camera, "stale")
+                frame.release()
+                return False
+            self._freeze.accept()
         return True
 
     def _patience(self) -> float:
@@ -311,7 +323,7 @@ class Watch:
             source.limit = self._limit - self._delivered
             self._ended = source.limit <= 0
         self.source = source
-        self._open = source.again or self._open
+        self._open = (source.again or self._open) if source.reopens else None
         self._health = _Health(source.fps, self.options)
         self._freeze.restart()
 
@@ -328,9 +340,11 @@ class Watch:
 
 
 class _Health:
-    """What is known of the frames since the source was opened. began: when the first came; epoch: its own."""
+    """What is known of the frames since the source was opened. asked: when the first was; began: when it came;
+    epoch: its own."""
 
     def __init__(self, fps: float | None, options: WatchOptions) -> None:
+        self.asked: float | None = None
         self.began: float | None = None
         self.epoch = 0
         self.sequence = Sequence()
@@ -338,3 +352,11 @@ class _Health:
         self.damage = Burst(options.quiet)
         self.clock = Clock()
         self.pace = Pace(fps, options.window)
+
+    def waited(self, frame: Frame) -> bool:
+        """Whether it lay ready, old, when the first frame was asked for: taken while an engine was loading, and
+        what the driver had no buffer for after it is no fault either."""
+        assert self.asked is not None
+        asked_ns = round(self.asked * 1e9)
+        at_once = frame.captured_ns < asked_ns + _AT_ONCE_NS
+        return frame.clock == "monotonic" and at_once and frame.pts_ns < asked_ns - _OLD_NS

@@ -21,6 +21,7 @@ class Source(abc.ABC):
     frames: how many frames are to come at most, `limit` considered; None where unknown.
     skipped: (file, reason) of everything that should have given a frame and could not.
     ignored: files in a folder that are no pictures by their name.
+    reopens: whether opening it again can mend it; not so for a recording that is played as if it were live.
     again: opens the same device anew, where that is more than opening the URI once more (None: it is not).
     spare: buffers that readers may hold on to before the device runs dry; None where frames own theirs.
 
@@ -29,6 +30,7 @@ class Source(abc.ABC):
 
     live: bool = False
     spare: int | None = None
+    reopens: bool = True
     again: Callable[[], Source] | None = None
 
     def __init__(self, uri: str, limit: int | None) -> None:

@@ -70,6 +70,8 @@ class ReplaySource(Source):
     Raises: UsageError for an unknown key or value, no MCAP file, or a file without pictures; MissingExtraError.
     """
 
+    reopens = False
+
     def __init__(self, uri: str, limit: int | None = None) -> None:
         super().__init__(uri, limit)
         self._path, query = _split(uri)
