@@ -77,8 +77,12 @@ def test_a_network_camera(serve: Serve, codec: str, needs: tuple[str, ...], swin
         assert source.live and source.size == (320, 240)
         assert source.uri == f"rtsp://127.0.0.1:{port}/street"
         places, seqs, pictures = set(), [], []
-        for _ in range(30):
+        while len(pictures) < 30:
             frame = read(source)
+            if frame.corrupt:  # joined between two key frames: the decoder says so, and a stream drops it
+                assert codec == "h264" and not pictures
+                frame.release()
+                continue
             assert frame.clock == "monotonic"
             assert before - 10**9 < frame.pts_ns < time.monotonic_ns() + 10**9
             layout = frame.pixels.layout
