@@ -134,7 +134,9 @@ class GstSource(Source):
         else:
             self._lib.gst_element_set_state(self._pipeline, native.PLAYING)
         caps = self._lib.gst_pad_get_current_caps(self._pad)
-        if not caps:
+        if not caps or self._lib.gst_app_sink_is_eos(self._sink):
+            if caps:
+                self._lib.gst_mini_object_unref(caps)
             self._drain()
             if self._error:
                 raise self._failure(opening=True)
@@ -327,7 +329,7 @@ class GstSource(Source):
         if resource and code == _NOT_AUTHORIZED:
             return UsageError(f"{text}. Give rtsp://USER:PASSWORD@HOST/PATH")
         if resource and code == _RESOURCE_SETTINGS and opening:
-            return UsageError(f"{text}. Ask for another size, rate or format")
+            return UsageError(f"{text}. Check the device, and the size, rate and format asked for")
         files = kind.endswith("filesrc") or kind in ("filesink", "pngdec", "uridecodebin")
         if self._plan.camera or self.live or (resource and not files):
             return SourceLost(f"{text}. Check the camera and its connection")

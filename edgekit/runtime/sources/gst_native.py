@@ -305,7 +305,7 @@ class Library:
         if error or not found:
             if found:
                 self.gst_object_unref(found)
-            return None, self.take_error(error)[2], missing
+            return None, self.take_error(error)[2], [m for m in missing if not self.has(m)]
         return found, "", []
 
     def _strings(self, address: int | None) -> list[str]:

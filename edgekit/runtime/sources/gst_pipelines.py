@@ -91,6 +91,9 @@ def pipeline(uri: str, has: Callable[[str], bool]) -> Pipeline:
 def _described(uri: str, text: str) -> Pipeline:
     # open_source shows control characters escaped; between elements a line break is a space
     text = re.sub(r"\\[nt]|\s", " ", text).strip()
+    secrets = _inline_secrets(text)
+    for secret in secrets:
+        uri = uri.replace(secret, _HIDDEN)
     if not text:
         raise UsageError(
             f"source {uri}: no pipeline. Give one as gst-launch-1.0 takes it, such as gst:videotestsrc ! appsink"
@@ -100,7 +103,7 @@ def _described(uri: str, text: str) -> Pipeline:
         raise UsageError(
             f"source {uri}: {sinks} appsinks, expected one. Open one source per camera, or compose them first"
         )
-    return Pipeline(uri, text if sinks else f"{text} ! appsink name={SINK}", secrets=_inline_secrets(text))
+    return Pipeline(uri, text if sinks else f"{text} ! appsink name={SINK}", secrets=secrets)
 
 
 def _inline_secrets(text: str) -> tuple[str, ...]:
@@ -222,8 +225,11 @@ def _size(uri: str, text: str) -> tuple[int, int]:
 
 def _rate(uri: str, text: str) -> str:
     """As a fraction, which is how caps have it: 30/1, 30000/1001."""
-    match = re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,4}|/[1-9][0-9]{0,4})?", text)
-    rate = Fraction(text).limit_denominator(1001) if match else Fraction(0)
+    match = re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3}|/[1-9][0-9]{0,4})?", text)
+    rate = Fraction(text) if match else Fraction(0)
+    television = Fraction(round(rate * 1001 / 1000) * 1000, 1001)  # 29.97 is said, 30000/1001 is meant
+    if rate.denominator > 1 and abs(rate - television) < Fraction(1, 200):
+        rate = television
     if not 0 < rate <= 1000:
         raise UsageError(f"source {uri}: fps {text[:40]!r} is not usable, expected above 0 up to 1000")
     return f"{rate.numerator}/{rate.denominator}"
