@@ -91,6 +91,7 @@ class PreprocessHint:
     std: tuple[float, float, float] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
     dtype: DType | None = None
+    interpolation: Literal["bilinear", "area"] | None = None
 
     def __post_init__(self) -> None:
         ImagePreprocess(width=1, height=1, **_given(self))  # its checks, now rather than in the build

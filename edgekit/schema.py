@@ -28,6 +28,10 @@ from edgekit.errors import EdgekitError, did_you_mean
 
 T = TypeVar("T")
 
+LATER = {"later": True}
+"""Metadata of a field that came after files had been written: its default says what those mean, and writing
+it would change their digests."""
+
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_VALUES = 1_000_000
 MAX_JSON_DEPTH = 64
@@ -140,10 +144,17 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> Any:
-    """Dataclasses, enums and tuples as dicts, values and lists; fields equal to None are left out."""
+    """Dataclasses, enums and tuples as dicts, values and lists.
+
+    Left out are fields equal to None, and fields of metadata `LATER` equal to their default.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: to_json(item) for name, item in items if item is not None}
+        items = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {
+            f.name: to_json(item)
+            for f, item in items
+            if item is not None and not ("later" in f.metadata and item == f.default)
+        }
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Mapping):

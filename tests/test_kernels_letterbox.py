@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edgekit.errors import UsageError
 from edgekit.kernels.letterbox import LetterboxPlan, _array, letterbox, reference
 from edgekit.pixels import PixelLayout, Pixels
+from edgekit.schema import from_json, to_json
 from edgekit.spec import DType
 from edgekit.tasks.preprocess import ImagePreprocess, place
 from tests.test_kernels import PATHS, using
@@ -21,18 +22,20 @@ NORMS = ({}, IMAGENET, {"std": (255.0, 255.0, 255.0)}, {"mean": (127.5,) * 3, "s
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[np.ndarray, ImagePreprocess, str]:
+def cases(draw: st.DrawFn, interpolation: str = "bilinear") -> tuple[np.ndarray, ImagePreprocess, str]:
     side = st.one_of(st.integers(1, 12), st.integers(1, 200))
     height, width, channels = draw(side), draw(side), draw(st.sampled_from((1, 3, 4)))
+    divisor = draw(st.sampled_from((0, 0, 2, 3)))  # a half has code of its own
     dtype = draw(st.sampled_from((DType.float32, DType.float16, DType.uint8)))
     spec = ImagePreprocess(
-        width=draw(side),
-        height=draw(side),
+        width=max(1, width // divisor) if divisor else draw(side),
+        height=max(1, height // divisor) if divisor else draw(side),
         resize=draw(st.sampled_from(("letterbox", "letterbox-center", "stretch"))),
         pad_value=draw(st.integers(0, 255)),
         color=draw(st.sampled_from(("bgr", "rgb"))),
         layout=draw(st.sampled_from(("NCHW", "NHWC"))),
         dtype=dtype,
+        interpolation=interpolation,
         **(draw(st.sampled_from(NORMS)) if dtype != DType.uint8 else {}),
     )
     gap, seed = draw(st.integers(0, 9)), draw(st.integers(0, 2**32 - 1))
@@ -62,7 +65,7 @@ def by_reference(image: np.ndarray, spec: ImagePreprocess, color: str) -> np.nda
 
 @pytest.mark.parametrize("isa", ["auto", "portable"])
 @settings(deadline=None, max_examples=400)
-@given(case=cases())
+@given(case=st.one_of(cases(), cases("area")))
 def test_native_is_the_reference_bit_for_bit(isa: str, case: tuple[np.ndarray, ImagePreprocess, str]) -> None:
     image, spec, color = case
     expected = by_reference(image, spec, color)
@@ -76,7 +79,7 @@ def test_native_is_the_reference_bit_for_bit(isa: str, case: tuple[np.ndarray, I
 
 @pytest.mark.parametrize("path", PATHS)
 @settings(deadline=None, max_examples=150)
-@given(case=cases())
+@given(case=st.one_of(cases(), cases("area")))
 def test_whole_input_is_written_as_specified(
     path: str, case: tuple[np.ndarray, ImagePreprocess, str]
 ) -> None:
@@ -90,7 +93,8 @@ def test_whole_input_is_written_as_specified(
     if image.ndim == 3 and color != spec.color:
         bgr = bgr[:, :, ::-1]
     canvas = np.full((spec.height, spec.width, 3), float(spec.pad_value))
-    picture = float_resize(bgr, placement.width, placement.height)
+    resize = float_resize if spec.interpolation == "bilinear" else float_mean
+    picture = resize(bgr, placement.width, placement.height)
     canvas[
         placement.top : placement.top + placement.height, placement.left : placement.left + placement.width
     ] = picture
@@ -114,6 +118,64 @@ def float_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     y0, y1, fy = taps(image.shape[0], height)
     rows = image[:, x0] * (1 - fx)[None, :, None] + image[:, x1] * fx[None, :, None]
     return rows[y0] * (1 - fy)[:, None, None] + rows[y1] * fy[:, None, None]
+
+
+def mean_matrix(source: int, size: int) -> np.ndarray:
+    """[size, source]: how much of each output pixel a source pixel covers; bilinear where it is enlarged."""
+    if size > source:
+        eye: np.ndarray = float_resize(np.eye(source)[:, :, None], source, size)[:, :, 0]
+        return eye
+    edges, pixels = np.arange(size + 1) * source / size, np.arange(source)
+    low, high = np.maximum(edges[:-1, None], pixels), np.minimum(edges[1:, None], pixels + 1)
+    result: np.ndarray = np.maximum(high - low, 0) * size / source
+    return result
+
+
+def float_mean(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    rows, columns = mean_matrix(image.shape[0], height), mean_matrix(image.shape[1], width)
+    summed = np.tensordot(rows, image.astype(np.float64), 1)
+    result: np.ndarray = np.tensordot(columns, summed, (1, 1)).transpose(1, 0, 2)
+    return result
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_area_is_within_one_level_of_cv2(path: str) -> None:
+    cv2 = pytest.importorskip("cv2")
+    image = np.random.default_rng(6).integers(0, 256, (360, 480, 3), np.uint8)
+    for size in ((160, 120), (240, 180), (480, 360), (123, 71), (77, 359), (1, 1)):
+        spec = ImagePreprocess(*size, "stretch", layout="NHWC", dtype=DType.uint8, interpolation="area")
+        with using(path):
+            out = empty_input(spec)
+            letterbox(image, spec, out)
+        want = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        assert np.abs(out[0].astype(int) - want).max() <= 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sums_beyond_31_bits(path: str) -> None:
+    """Sides without a common divisor, as large as they get: white stays white, and black black."""
+    spec = ImagePreprocess(7, 5, "stretch", pad_value=0, dtype=DType.uint8, interpolation="area")
+    rng = np.random.default_rng(7)
+    for height, width in ((1999, 1403), (3, 65521)):
+        for image in (
+            np.full((height, width, 3), 255, np.uint8),
+            np.zeros((height, width, 3), np.uint8),
+            rng.integers(0, 256, (height, width, 3), np.uint8),
+        ):
+            with using(path):
+                out = empty_input(spec)
+                letterbox(image, spec, out)
+            want = float_mean(image, 7, 5).transpose(2, 0, 1)
+            assert np.abs(out[0] - want).max() <= 0.51
+
+
+def test_manifests_written_before_interpolation_keep_their_bytes() -> None:
+    """A field that is its default is not written, so digests stay; one that is not is, and reads back."""
+    plain, area = ImagePreprocess(8, 8), ImagePreprocess(8, 8, interpolation="area")
+    assert "interpolation" not in to_json(plain)
+    assert from_json(ImagePreprocess, to_json(plain), "rule") == plain
+    assert to_json(area)["interpolation"] == "area"
+    assert from_json(ImagePreprocess, to_json(area), "rule") == area
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -13,6 +13,7 @@ from edgekit.pixels import YUV, Format, PixelLayout, Pixels
 from edgekit.spec import DType, QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess, place
 from tests.test_kernels import PATHS, using
+from tests.test_kernels_letterbox import float_mean, float_resize
 
 IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 QUANTS = (
@@ -58,6 +59,7 @@ def rules(draw: st.DrawFn, layout: PixelLayout, dtype: DType = DType.float32) ->
         color=draw(st.sampled_from(("bgr", "rgb"))),
         layout=draw(st.sampled_from(("NCHW", "NHWC"))),
         dtype=dtype,
+        interpolation=draw(st.sampled_from(("bilinear", "bilinear", "area"))),
         **(draw(st.sampled_from(({}, IMAGENET))) if dtype != DType.uint8 else {}),
     )
 
@@ -111,16 +113,9 @@ def exact(pixels: Pixels, spec: ImagePreprocess) -> np.ndarray:
         for plane in reference.split(pixels)
     ]  # fmt: skip
 
-    def taps(source: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        position = np.clip((np.arange(size) + 0.5) * source / size - 0.5, 0, source - 1)
-        first = np.floor(position).astype(int)
-        return first, np.minimum(first + 1, source - 1), position - first
-
-    x0, x1, fx = taps(layout.width, placement.width)
-    y0, y1, fy = taps(layout.height, placement.height)
     yuv = np.stack(full, -1).astype(np.float64)
-    yuv = yuv[:, x0] * (1 - fx)[None, :, None] + yuv[:, x1] * fx[None, :, None]
-    yuv = yuv[y0] * (1 - fy)[:, None, None] + yuv[y1] * fy[:, None, None]
+    resize = float_resize if spec.interpolation == "bilinear" else float_mean
+    yuv = resize(yuv, placement.width, placement.height)
     kr, kb = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}[layout.matrix]
     limited = layout.range == "limited"
     y = (yuv[..., 0] - 16) / 219 if limited else yuv[..., 0] / 255

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from edgekit.schema import LATER
 from edgekit.spec import DType
 
 
@@ -21,6 +22,9 @@ class ImagePreprocess:
     color: channel order of the network's input.
     mean, std: per channel in the order of `color`, in 8-bit levels: x = (pixel - mean) / std.
         `std = 255` is the usual "/255".
+    interpolation: `bilinear` looks at the two nearest pixels per axis, as cv2's INTER_LINEAR does; `area`
+        is the exact mean of all that an input pixel covers, free of aliasing where the picture is much
+        larger than the input (an axis that grows is bilinear). What the network was trained with decides.
     """
 
     width: int
@@ -33,6 +37,7 @@ class ImagePreprocess:
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: DType = DType.float32
     shorter_side: int | None = None
+    interpolation: Literal["bilinear", "area"] = field(default="bilinear", metadata=LATER)
 
     def __post_init__(self) -> None:
         if not (1 <= self.width <= 16384 and 1 <= self.height <= 16384):

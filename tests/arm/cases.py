@@ -24,6 +24,7 @@ RULES = {
     ),
     "half": ImagePreprocess(WIDTH, HEIGHT, std=(255.0, 255.0, 255.0), dtype=DType.float16),
     "bytes": ImagePreprocess(WIDTH, HEIGHT, "stretch", dtype=DType.uint8),
+    "area": ImagePreprocess(WIDTH, HEIGHT, interpolation="area"),
 }
 PICTURES = ((48, 37), (64, 96), (127, 333))
 """Heights and widths: enlarged, as it is, shrunk."""

@@ -77,6 +77,7 @@ class LetterboxPlan:
             y_weight=t.y_weight,
             order=t.order,
             color=t.color,
+            filters=[(f.start, f.weight, f.total) for f in t.filters],
             mean=t.mean,
             std=t.std,
             values=t.values.view(np.uint8),
@@ -221,4 +222,5 @@ def to_bgr(pixels: Pixels) -> np.ndarray:
         raise UsageError(f"picture: {error}") from None
     out = np.empty((1, layout.height, layout.width, 3), np.uint8)
     plan(spec, layout).run(pixels, out)
-    return out[0]
+    result: np.ndarray = out[0]
+    return result

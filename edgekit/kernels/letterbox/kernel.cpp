@@ -4,8 +4,9 @@
 //
 // Row by row, as cv2 does it: the source rows of an output row are resampled horizontally into 16-bit
 // row buffers (kept while the next output row needs them), then blended vertically, converted, and stored
-// as the network's values in its layout, so that no intermediate picture exists. packed.h and yuv.h make
-// levels, finish.h stores them.
+// as the network's values in its layout, so that no intermediate picture exists. packed.h, yuv.h and area.h
+// make levels, finish.h stores them.
+#include "letterbox/area.h"
 #include "letterbox/packed.h"
 #include "letterbox/yuv_simd.h"
 
@@ -33,7 +34,7 @@ public:
     Letterbox(const std::string& format, std::pair<int, int> in_size, std::pair<int, int> out_size,
               std::pair<int, int> corner, bool nhwc, const std::string& dtype, const Ints& x_index,
               const Ints& x_weight, const Ints& y_index, const Ints& y_weight, std::tuple<int, int, int> order,
-              const Ints& color, const Floats& mean, const Floats& std, const Raw& values, const Raw& pad,
+              const Ints& color, const std::vector<std::tuple<Ints, Ints, int>>& filters, const Floats& mean, const Floats& std, const Raw& values, const Raw& pad,
               const std::string& isa)
         : y_index_(copy(y_index)), y_weight_(copy(y_weight)), table_(copy(values)) {
         std::tie(in_h_, in_w_) = in_size;
@@ -56,6 +57,15 @@ public:
         }
         for (int y = 0; y < h_; y++)
             check(y_index_[y] >= 0 && y_index_[y] < in_h_ && y_weight_[y] >= 0 && y_weight_[y] < one, "letterbox rows");
+        set_filters(filters);
+        halves_ = x_index.data()[0] % 2 == 0 && y_index_[0] % 2 == 0;
+        for (int x = 0; x < w_; x++)
+            halves_ = halves_ && x_weight.data()[x] == one / 2 && x_index.data()[x] == x_index.data()[0] + 2 * x;
+        for (int y = 0; y < h_; y++)
+            halves_ = halves_ && y_weight_[y] == one / 2 && y_index_[y] == y_index_[0] + 2 * y;
+        // one output pixel of a larger picture may look the same to bilinear taps
+        if (!filters_.empty()) halves_ = halves_ && filters_[0].total == 2 && filters_[1].total == 2;
+        left_pixel_ = x_index.data()[0];
         set_values(dtype, mean, std, pad);
         plane_ = (w_ + 63) / 64 * 64;
         if (kind_ == Kind::packed) {
@@ -66,12 +76,6 @@ public:
             color_ = {int16_t(c[0]), int16_t(c[1]), int16_t(c[2]), int16_t(c[3]), int16_t(c[4]), int16_t(c[5])};
             set_columns(luma_, x_index, x_weight, 0, in_w_);
             set_columns(chroma_, x_index, x_weight, 1, (in_w_ + 1) / 2);
-            halves_ = true;
-            for (int x = 0; x < w_; x++)
-                halves_ = halves_ && x_weight.data()[x] == one / 2 && x_index.data()[x] == x_index.data()[0] + 2 * x;
-            for (int y = 0; y < h_; y++)
-                halves_ = halves_ && y_weight_[y] == one / 2 && y_index_[y] == y_index_[0] + 2 * y;
-            halves_ = halves_ && x_index.data()[0] % 2 == 0 && y_index_[0] % 2 == 0;
         }
     }
 
@@ -131,7 +135,19 @@ private:
             pad_.insert(pad_.end(), value, value + item_);
         }
         // a table per channel is looked up plane by plane
-        planar_ = !nhwc_ || kind_ != Kind::packed || (item_ == 1 && finish_.bytes == Bytes::looked_up);
+        planar_ = !nhwc_ || kind_ != Kind::packed || halves_ || !filters_.empty() || (item_ == 1 && finish_.bytes == Bytes::looked_up);
+    }
+
+    // x and y, of luma (all channels) and of chroma.
+    void set_filters(const std::vector<std::tuple<Ints, Ints, int>>& filters) {
+        if (filters.empty()) return;
+        check(filters.size() == 4, "letterbox filters");
+        const bool square = kind_ == Kind::yuv_pairs || kind_ == Kind::yuv_planes;
+        const int sources[4] = {in_w_, in_h_, (in_w_ + 1) / 2, square ? (in_h_ + 1) / 2 : in_h_};
+        for (int i = 0; i < 4; i++) {
+            const auto& [start, weight, total] = filters[i];
+            filters_.emplace_back(start, weight, total, i % 2 ? h_ : w_, sources[i]);
+        }
     }
 
     void set_taps(const Ints& x_index, const Ints& x_weight) {
@@ -147,6 +163,12 @@ private:
             shuffle_[4 * c] = uint8_t(order_[c]);
             shuffle_[4 * c + 2] = uint8_t(order_[c] + channels_);
         }
+        halving_mask_.resize(size_t(3) * channels_ * 16, 0x80);
+        for (int c = 0; c < 3; c++)
+            for (int i = 0; i < 16; i++) {
+                const int byte = i * channels_ + order_[c];
+                halving_mask_[(c * channels_ + byte / 16) * 16 + i] = uint8_t(byte % 16);
+            }
     }
 
     void set_columns(Columns& columns, const Ints& x_index, const Ints& x_weight, int halved, int row_bytes) const {
@@ -188,8 +210,9 @@ private:
         uint8_t *levels = at + 2 * row, *turns = levels + 3 * plane_, *unpacked = turns + 3 * plane_;
 
         if (!padded) pad_rows(dst, 0, top_);
-        if (kind_ == Kind::packed) run_packed(source, rows, levels, turns, dst);
-        else if (halves_) run_halves(source, levels, turns, dst);
+        if (halves_) run_halves(source, levels, turns, dst);
+        else if (!filters_.empty()) run_area(source, rows[0], levels, turns, dst);
+        else if (kind_ == Kind::packed) run_packed(source, rows, levels, turns, dst);
         else run_yuv(source, rows, unpacked, levels, turns, dst);
         if (!padded) pad_rows(dst, top_ + h_, out_h_);
     }
@@ -292,11 +315,16 @@ private:
     }
 
     void run_halves(const Source& source, uint8_t* levels, uint8_t* turns, uint8_t* dst) const {
-        const int x = luma_.first[0];
+        const int x = left_pixel_;
         const ptrdiff_t stride = source.stride[0];
+        const Halving halving{channels_, order_, halving_mask_.data()};
+        uint8_t* const planes[3] = {levels, levels + plane_, levels + 2 * plane_};
         for (int y = 0; y < h_; y++) {
             const uint8_t* row = source.plane[0] + y_index_[y] * stride;
-            if (kind_ == Kind::yuv_packed) {
+            if (kind_ == Kind::packed) {
+                const uint8_t* const two[2] = {row + x * channels_, row + x * channels_ + stride};
+                halve(isa_, halving, two, w_, planes);
+            } else if (kind_ == Kind::yuv_packed) {
                 const uint8_t* const two[2] = {row + 2 * x, row + 2 * x + stride};
                 halve_packed(isa_, two, second_, color_, w_, by_color(levels));
             } else {
@@ -308,6 +336,44 @@ private:
                 halve_planes(isa_, two, u, v, step, color_, w_, by_color(levels));
             }
             store_row(dst, top_ + y, levels, turns);
+        }
+    }
+
+    void run_area(const Source& source, uint8_t* buffer, uint8_t* levels, uint8_t* turns, uint8_t* dst) const {
+        static thread_local std::vector<uint32_t> sums;
+        const int luma_n = in_w_ * (kind_ == Kind::packed || kind_ == Kind::yuv_packed ? channels_ : 1);
+        const int chroma_w = (in_w_ + 1) / 2;
+        if (sums.size() < size_t(luma_n) + 2 * chroma_w) sums.resize(size_t(luma_n) + 2 * chroma_w);
+        uint32_t *luma = sums.data(), *chroma = luma + luma_n;
+        const Filter &x = filters_[0], &y = filters_[1], &cx = filters_[2], &cy = filters_[3];
+        const int bits = kind_ == Kind::packed ? 0 : 7;
+        const Mean mean(bits, uint64_t(x.total) * y.total);
+        int16_t *ys = reinterpret_cast<int16_t*>(buffer), *us = ys + plane_, *vs = us + plane_;
+        for (int row = 0; row < h_; row++) {
+            sum_rows(isa_, y, row, source.plane[0], source.stride[0], luma_n, luma);
+            if (kind_ == Kind::packed) {
+                for (int c = 0; c < 3; c++) mean_columns(x, mean, luma + order_[c], channels_, levels + c * plane_);
+                store_row(dst, top_ + row, levels, turns);
+                continue;
+            }
+            if (kind_ == Kind::yuv_packed) {
+                mean_columns(x, mean, luma + second_, 2, ys);
+                mean_columns(cx, mean, luma + 1 - second_, 4, us);
+                mean_columns(cx, mean, luma + 3 - second_, 4, vs);
+            } else if (kind_ == Kind::yuv_pairs) {
+                mean_columns(x, mean, luma, 1, ys);
+                sum_rows(isa_, cy, row, source.plane[1], source.stride[1], 2 * chroma_w, chroma);
+                mean_columns(cx, mean, chroma + second_, 2, us);
+                mean_columns(cx, mean, chroma + 1 - second_, 2, vs);
+            } else {
+                mean_columns(x, mean, luma, 1, ys);
+                sum_rows(isa_, cy, row, source.plane[1], source.stride[1], chroma_w, chroma);
+                sum_rows(isa_, cy, row, source.plane[2], source.stride[2], chroma_w, chroma + chroma_w);
+                mean_columns(cx, mean, chroma, 1, us);
+                mean_columns(cx, mean, chroma + chroma_w, 1, vs);
+            }
+            convert(isa_, {{ys, ys}, {us, us}, {vs, vs}, 0}, color_, w_, by_color(levels));
+            store_row(dst, top_ + row, levels, turns);
         }
     }
 
@@ -355,7 +421,7 @@ private:
                 std::memcpy(dst + (size_t(c) * out_h_ + y) * bytes, pad_.data() + c * bytes, bytes);
     }
 
-    int in_h_, in_w_, channels_, out_h_, out_w_, top_, left_, w_, h_, plane_, safe_, item_, order_[3];
+    int in_h_, in_w_, channels_, out_h_, out_w_, top_, left_, w_, h_, plane_, safe_, item_, left_pixel_, order_[3];
     bool nhwc_, planar_, halves_ = false, second_;  // second_: the other of two orders, UYVY or NV21
     Kind kind_;
     Isa isa_;
@@ -366,7 +432,8 @@ private:
     std::vector<uint32_t> weight_;
     uint8_t shuffle_[16];
     std::vector<float> mean_, std_, inverse_;
-    std::vector<uint8_t> table_, pad_;
+    std::vector<uint8_t> table_, pad_, halving_mask_;
+    std::vector<Filter> filters_;
 };
 
 }  // namespace
@@ -377,11 +444,11 @@ EDGEKIT_KERNEL(letterbox, m) {
     py::class_<Letterbox>(m, "Letterbox")
         .def(py::init<const std::string&, std::pair<int, int>, std::pair<int, int>, std::pair<int, int>, bool,
                       const std::string&, const edgekit::Ints&, const edgekit::Ints&, const edgekit::Ints&,
-                      const edgekit::Ints&, std::tuple<int, int, int>, const edgekit::Ints&, const edgekit::Floats&,
-                      const edgekit::Floats&, const edgekit::Raw&, const edgekit::Raw&, const std::string&>(),
+                      const edgekit::Ints&, std::tuple<int, int, int>, const edgekit::Ints&,
+                      const std::vector<std::tuple<edgekit::Ints, edgekit::Ints, int>>&, const edgekit::Floats&, const edgekit::Floats&, const edgekit::Raw&, const edgekit::Raw&, const std::string&>(),
              py::kw_only(), py::arg("format"), py::arg("in_size"), py::arg("out_size"), py::arg("corner"),
              py::arg("nhwc"), py::arg("dtype"), py::arg("x_index"), py::arg("x_weight"), py::arg("y_index"),
-             py::arg("y_weight"), py::arg("order"), py::arg("color"), py::arg("mean"), py::arg("std"),
+             py::arg("y_weight"), py::arg("order"), py::arg("color"), py::arg("filters"), py::arg("mean"), py::arg("std"),
              py::arg("values"), py::arg("pad"), py::arg("isa"))
         .def("run", py::overload_cast<const py::tuple&, py::array, bool>(&Letterbox::run, py::const_),
              py::arg("planes"), py::arg("out").noconvert(), py::arg("padded"))

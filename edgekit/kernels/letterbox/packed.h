@@ -192,6 +192,94 @@ void vertical_neon(const Vertical& v, uint8_t* dst) {
 }
 #endif
 
+// Half the size both ways: weights are all 1/2, and the arithmetic above is (a + b + c + d + 2) >> 2.
+struct Halving {
+    int channels;
+    const int* order;     // [3] source channel of each output channel
+    const uint8_t* mask;  // [3][channels][16]: where the bytes of a channel lie in `channels` times 16
+};
+
+inline void halve_portable(const Halving& h, const uint8_t* const row[2], int from, int n, uint8_t* const to[3]) {
+    for (int c = 0; c < 3; c++)
+        for (int x = from; x < n; x++) {
+            const uint8_t *a = row[0] + 2 * x * h.channels + h.order[c], *b = row[1] + 2 * x * h.channels + h.order[c];
+            to[c][x] = uint8_t((a[0] + a[h.channels] + b[0] + b[h.channels] + 2) >> 2);
+        }
+}
+
+#if EDGEKIT_AVX2
+// 16 output pixels; each lane has 16 source pixels of a row in `channels` vectors.
+template <int channels>
+EDGEKIT_TARGET_AVX2 int halve_avx2(const Halving& h, const uint8_t* const row[2], int n, uint8_t* const to[3]) {
+    const __m256i ones = _mm256_set1_epi8(1), two = _mm256_set1_epi16(2);
+    int x = 0;
+    for (; x + 16 <= n; x += 16) {
+        __m256i v[2][channels];
+        for (int r = 0; r < 2; r++)
+            for (int k = 0; k < channels; k++) {
+                const uint8_t* p = row[r] + 2 * x * channels + 16 * k;
+                const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+                const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * channels));
+                v[r][k] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+            }
+        for (int c = 0; c < 3; c++) {
+            __m256i sum = two;
+            for (int r = 0; r < 2; r++) {
+                __m256i bytes = _mm256_setzero_si256();
+                for (int k = 0; k < channels; k++) {
+                    const __m128i* mask = reinterpret_cast<const __m128i*>(h.mask + (c * channels + k) * 16);
+                    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(mask));
+                    bytes = _mm256_or_si256(bytes, _mm256_shuffle_epi8(v[r][k], both));
+                }
+                sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(bytes, ones));
+            }
+            sum = _mm256_srli_epi16(sum, 2);
+            sum = _mm256_permute4x64_epi64(_mm256_packus_epi16(sum, sum), 0xd8);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to[c] + x), _mm256_castsi256_si128(sum));
+        }
+    }
+    return x;
+}
+#endif
+
+#if EDGEKIT_NEON
+EDGEKIT_INLINE void halve8(uint8x16_t a, uint8x16_t b, uint8_t* to) {
+    vst1_u8(to, vrshrn_n_u16(vpadalq_u8(vpaddlq_u8(a), b), 2));
+}
+
+int halve_neon(const Halving& h, const uint8_t* const row[2], int n, uint8_t* const to[3]) {
+    int x = 0;
+    for (; x + 8 <= n; x += 8) {
+        const uint8_t *p = row[0] + 2 * x * h.channels, *q = row[1] + 2 * x * h.channels;
+        if (h.channels == 1) {
+            for (int c = 0; c < 3; c++) halve8(vld1q_u8(p), vld1q_u8(q), to[c] + x);
+        } else if (h.channels == 3) {
+            const uint8x16x3_t a = vld3q_u8(p), b = vld3q_u8(q);
+            halve8(a.val[0], b.val[0], to[h.order[0]] + x);  // the order is its own inverse
+            halve8(a.val[1], b.val[1], to[h.order[1]] + x);
+            halve8(a.val[2], b.val[2], to[h.order[2]] + x);
+        } else {
+            const uint8x16x4_t a = vld4q_u8(p), b = vld4q_u8(q);
+            halve8(a.val[0], b.val[0], to[h.order[0]] + x);
+            halve8(a.val[1], b.val[1], to[h.order[1]] + x);
+            halve8(a.val[2], b.val[2], to[h.order[2]] + x);
+        }
+    }
+    return x;
+}
+#endif
+
+inline void halve(Isa isa, const Halving& h, const uint8_t* const row[2], int n, uint8_t* const to[3]) {
+    int x = 0;
+#if EDGEKIT_AVX2
+    if (isa == Isa::avx2) x = h.channels == 1 ? halve_avx2<1>(h, row, n, to) : h.channels == 3 ? halve_avx2<3>(h, row, n, to)
+                                                                             : halve_avx2<4>(h, row, n, to);
+#elif EDGEKIT_NEON
+    if (isa == Isa::neon) x = halve_neon(h, row, n, to);
+#endif
+    halve_portable(h, row, x, n, to);
+}
+
 inline void horizontal(Isa isa, const Horizontal& s, const uint8_t* row, const uint8_t* ahead, uint16_t* dst) {
 #if EDGEKIT_AVX2
     if (isa == Isa::avx2) return horizontal_avx2(s, row, ahead, dst);

@@ -30,6 +30,11 @@ of exact real arithmetic on the same steps (interpolate, convert, clip once). Wh
 cv2 chain does, clips before it interpolates: where saturated colours meet, beyond what RGB can show, the
 two differ by more.
 
+**Area**: per axis, output pixel d covers source pixels from d m / n to (d + 1) m / n, each with a whole weight
+out of m / gcd(m, n); an axis that grows has the bilinear taps, out of 2^b. With T the product of both axes'
+totals and S the weighted sum of bytes, the RGB level is (2 S + T) // (2 T), the exact mean rounded half up;
+a YUV value is (256 S + T) // (2 T), converted as above. At half size this is the bilinear result.
+
 **Values**: a table of 256 per channel takes the level to the input's value, made in float32 with each
 operation rounded once: x = (level - mean) / std, then float16 to nearest even where the input is that,
 or, where it is quantized, clamp(round_half_even(x / scale) + zero_point).
@@ -38,11 +43,12 @@ or, where it is quantized, clamp(round_half_even(x / scale) + zero_point).
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgekit.pixels import SEMI_PLANAR, YUV, PixelLayout, Pixels, as_pixels
+from edgekit.pixels import PLANAR, SEMI_PLANAR, YUV, PixelLayout, Pixels, as_pixels
 from edgekit.spec import QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess, Placement
 
@@ -66,6 +72,41 @@ def axis_taps(
     return np.clip(index, 0, source - 1).astype(np.int32), weight.astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Filter:
+    """Of one axis: output pixel d sums source pixels start[d] + k times weight[d, k], each row of which makes `total`."""
+
+    start: np.ndarray
+    weight: np.ndarray
+    total: int
+
+
+def area_filter(source: int, size: int, first: int, count: int, bits: int) -> Filter:
+    """The mean of what each of `count` output pixels from `first` on covers; bilinear where it is less than a pixel."""
+    if size > source:
+        index, weight = axis_taps(source, size, first, count, bits)
+        return Filter(index, np.stack([(1 << bits) - weight, weight], -1), 1 << bits)
+    gcd = math.gcd(source, size)
+    total, unit = (
+        source // gcd,
+        size // gcd,
+    )  # a source pixel is `unit` wide, what an output pixel covers `total`
+    begin = np.arange(first, first + count, dtype=np.int64)[:, None] * total
+    start = begin // unit
+    left = (start + np.arange(-(-total // unit) + 1)) * unit
+    weight = np.minimum(left + unit, begin + total) - np.maximum(left, begin)
+    return Filter(start[:, 0].astype(np.int32), np.maximum(weight, 0).astype(np.int32), total)
+
+
+def halved(f: Filter) -> Filter:
+    """The same over chroma, of which a pixel serves two of luma."""
+    start = f.start >> 1
+    place = ((f.start[:, None] + np.arange(f.weight.shape[1])) >> 1) - start[:, None]
+    weight = np.zeros((len(start), int(place.max()) + 1), np.int32)
+    np.add.at(weight, (np.arange(len(start))[:, None], place), f.weight)
+    return Filter(start, weight, f.total)
+
+
 def channel_order(color: str, wanted: str) -> tuple[int, int, int]:
     """Source channel of each input channel, for pictures of the format `color`; YUV becomes B, G, R."""
     if color == "grey":
@@ -78,6 +119,7 @@ class Tables:
     """All that depends on the picture's layout and the rule only.
 
     values: [3, 256] of the input's dtype, per channel what it gets for each level; pad: [3], for the padding.
+    filters: for `area` those of x and y, of luma and then of chroma; empty otherwise.
     color: YUV to B, G, R, int32 [7]: 128 * black, cy, then cu of B; cu, cv of G; cv of R, and 0.
     """
 
@@ -92,6 +134,7 @@ class Tables:
     values: np.ndarray
     pad: np.ndarray
     color: np.ndarray
+    filters: tuple[Filter, ...]
 
 
 def tables(
@@ -109,7 +152,15 @@ def tables(
     order = channel_order(layout.format, spec.color)
     pad = np.ascontiguousarray(values[:, spec.pad_value])
     color = yuv_coefficients(layout)
-    return Tables(layout, x_index, x_weight, y_index, y_weight, order, mean, std, values, pad, color)
+    filters: tuple[Filter, ...] = ()
+    if spec.interpolation == "area":
+        along = (
+            area_filter(layout.width, placement.width, *x, bits),
+            area_filter(layout.height, placement.height, *y, bits),
+        )
+        square = layout.format in (*SEMI_PLANAR, *PLANAR)
+        filters = (*along, halved(along[0]), halved(along[1]) if square else along[1])
+    return Tables(layout, x_index, x_weight, y_index, y_weight, order, mean, std, values, pad, color, filters)
 
 
 def value_table(
@@ -159,28 +210,47 @@ def split(pixels: Pixels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return planes[0], planes[1], planes[2]
 
 
+def _interpolated(plane: np.ndarray, t: Tables, chroma: bool) -> np.ndarray:
+    """A Y, U or V plane -> int32 [h, w] with 7 fractional bits, bilinear."""
+    halved_x = 1 if chroma else 0
+    halved_y = 0 if t.layout.format in ("yuyv", "uyvy") else halved_x
+    x0, x1 = t.x_index >> halved_x, np.minimum(t.x_index + 1, t.layout.width - 1) >> halved_x
+    y0, y1 = t.y_index >> halved_y, np.minimum(t.y_index + 1, t.layout.height - 1) >> halved_y
+
+    def horizontal(rows: np.ndarray) -> np.ndarray:
+        picture = plane[rows].astype(np.int32) << 7
+        a = picture[:, x0]
+        result: np.ndarray = a + _m(picture[:, x1] - a, t.x_weight[None])
+        return result
+
+    h = horizontal(y0)
+    result: np.ndarray = h + _m(horizontal(y1) - h, t.y_weight[:, None])
+    return result
+
+
+def _mean(plane: np.ndarray, t: Tables, chroma: bool, bits: int) -> np.ndarray:
+    """A plane [H, W] or [H, W, C] -> int64 [h, w] or [h, w, C] with `bits` fractional bits, rounded half up."""
+    x, y = t.filters[2:] if chroma else t.filters[:2]
+    tail = (1,) * (plane.ndim - 2)
+    rows: np.ndarray = np.zeros((len(y.start), *plane.shape[1:]), np.int64)
+    for k, weight in enumerate(y.weight.T):  # beyond the last pixel weights are 0
+        rows += weight.reshape(-1, 1, *tail) * plane[np.minimum(y.start + k, len(plane) - 1)]
+    total: np.ndarray = np.zeros((len(y.start), len(x.start), *plane.shape[2:]), np.int64)
+    for k, weight in enumerate(x.weight.T):
+        total += weight.reshape(1, -1, *tail) * rows[:, np.minimum(x.start + k, plane.shape[1] - 1)]
+    divisor = x.total * y.total
+    result: np.ndarray = ((total << (bits + 1)) + divisor) // (2 * divisor)
+    return result
+
+
 def resize_yuv(pixels: Pixels, t: Tables) -> np.ndarray:
     """YUV -> uint8 [h, w, 3], in the channel order of the network."""
-    right = np.minimum(t.x_index + 1, pixels.width - 1)
-    below = np.minimum(t.y_index + 1, pixels.height - 1)
-
-    def interpolate(plane: np.ndarray, halved_x: int, halved_y: int) -> np.ndarray:
-        x0, x1, y0, y1 = t.x_index >> halved_x, right >> halved_x, t.y_index >> halved_y, below >> halved_y
-
-        def horizontal(rows: np.ndarray) -> np.ndarray:
-            picture = plane[rows].astype(np.int32) << 7
-            a = picture[:, x0]
-            return a + _m(picture[:, x1] - a, t.x_weight[None])
-
-        h = horizontal(y0)
-        return h + _m(horizontal(y1) - h, t.y_weight[:, None])
-
-    luma, u_plane, v_plane = split(pixels)
-    halved_y = 0 if pixels.layout.format in ("yuyv", "uyvy") else 1
+    y, u, v = (
+        _mean(plane, t, i > 0, 7).astype(np.int32) if t.filters else _interpolated(plane, t, i > 0)
+        for i, plane in enumerate(split(pixels))
+    )
     black, cy, u_blue, u_green, v_green, v_red = (int(c) for c in t.color[:6])
-    y = _m(interpolate(luma, 0, 0) - black, cy) + 32
-    u = 2 * (interpolate(u_plane, 1, halved_y) - (1 << 14))
-    v = 2 * (interpolate(v_plane, 1, halved_y) - (1 << 14))
+    y, u, v = _m(y - black, cy) + 32, 2 * (u - (1 << 14)), 2 * (v - (1 << 14))
     saturated = [y + _m(u, u_blue), y + _m(u, u_green) + _m(v, v_green), y + _m(v, v_red)]
     bgr = np.stack([np.clip(np.clip(s, -32768, 32767) >> 6, 0, 255) for s in saturated], -1)
     result: np.ndarray = bgr.astype(np.uint8)[:, :, list(t.order)]
@@ -189,6 +259,9 @@ def resize_yuv(pixels: Pixels, t: Tables) -> np.ndarray:
 
 def resize(image: np.ndarray, t: Tables) -> np.ndarray:
     """uint8 [H, W, C] -> uint8 [h, w, 3], in the channel order of the network."""
+    if t.filters:
+        mean: np.ndarray = _mean(image, t, False, 0).astype(np.uint8)[:, :, list(t.order)]
+        return mean
     right = np.minimum(t.x_index + 1, image.shape[1] - 1)
     below = np.minimum(t.y_index + 1, image.shape[0] - 1)
     wx, wy = t.x_weight[None, :, None], t.y_weight[:, None, None]

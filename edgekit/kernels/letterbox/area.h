@@ -1,0 +1,102 @@
+// The mean of what an output pixel covers, exactly: rows are summed with their weights in 32 bits over the
+// whole width, then columns, and one division rounds (reference.py). Sums of columns take 64 bits where 31 do
+// not hold them.
+#pragma once
+
+#include "letterbox/finish.h"
+
+#include <algorithm>
+
+namespace edgekit {
+namespace {
+
+// One axis: output pixel d sums `count[d]` source pixels from start[d] on, times weight[d * most + k].
+struct Filter {
+    std::vector<int32_t> start, count, weight;
+    int most;
+    uint32_t total;
+
+    Filter(const py::array_t<int32_t, py::array::c_style>& starts, const py::array_t<int32_t, py::array::c_style>& weights,
+           int sum, int n, int source)
+        : start(copy(starts)), weight(copy(weights)), most(int(weights.shape(1))), total(uint32_t(sum)) {
+        check(int(start.size()) == n && weights.shape(0) == n && sum >= 1, "letterbox filter");
+        for (int d = 0; d < n; d++) {
+            int64_t seen = 0;
+            int used = 0;
+            for (int k = 0; k < most; k++) {
+                const int w = weight[size_t(d) * most + k];
+                check(w >= 0, "letterbox filter weight");
+                seen += w;
+                if (w > 0) used = k + 1;
+            }
+            check(seen == sum && start[d] >= 0 && start[d] + used <= source, "letterbox filter range");
+            count.push_back(used);
+        }
+    }
+};
+
+// (s * 2^(bits + 1) + t) / 2 t for a weighted sum s of bytes whose weights make t.
+struct Mean {
+    int bits, shift = 0;
+    uint64_t total, factor = 0;
+    bool narrow;  // numerators fit 31 bits: a product and a shift divide them exactly
+
+    Mean(int bits, uint64_t total) : bits(bits), total(total), narrow((((255ull << bits) * 2 + 1) * total) >> 31 == 0) {
+        if (!narrow) return;
+        int log2 = 0;
+        while ((1ull << log2) < 2 * total) log2++;
+        shift = 31 + log2;
+        // 1 / 2 t rounded up: too large by less than 2^-31 of itself, which no numerator below 2^31 shows
+        factor = (1ull << shift) / (2 * total) + 1;
+    }
+};
+
+template <class T>
+void mean_columns(const Filter& f, const Mean& mean, const uint32_t* sums, int step, T* dst) {
+    const int n = int(f.start.size());
+    for (int x = 0; x < n; x++) {
+        const uint32_t* from = sums + size_t(f.start[x]) * step;
+        const int32_t* weight = f.weight.data() + size_t(x) * f.most;
+        const int count = f.count[x];
+        if (mean.narrow) {
+            uint32_t s = 0;
+            for (int k = 0; k < count; k++) s += uint32_t(weight[k]) * from[size_t(k) * step];
+            dst[x] = T((((s << (mean.bits + 1)) + mean.total) * mean.factor) >> mean.shift);
+        } else {
+            uint64_t s = 0;
+            for (int k = 0; k < count; k++) s += uint64_t(weight[k]) * from[size_t(k) * step];
+            dst[x] = T(((s << (mean.bits + 1)) + mean.total) / (2 * mean.total));
+        }
+    }
+}
+
+EDGEKIT_INLINE void add_row(const uint8_t* row, uint32_t weight, int n, uint32_t* sums) {
+    for (int i = 0; i < n; i++) sums[i] += weight * row[i];
+}
+
+void add_row_portable(const uint8_t* row, uint32_t weight, int n, uint32_t* sums) { add_row(row, weight, n, sums); }
+#if EDGEKIT_AVX2
+EDGEKIT_TARGET_AVX2 void add_row_avx2(const uint8_t* row, uint32_t weight, int n, uint32_t* sums) {
+    add_row(row, weight, n, sums);
+}
+#endif
+
+// Weighted sums of the rows that output row y covers, n bytes each.
+inline void sum_rows(Isa isa, const Filter& f, int y, const uint8_t* plane, ptrdiff_t stride, int n, uint32_t* sums) {
+    std::fill(sums, sums + n, 0u);
+    for (int k = 0; k < f.count[y]; k++) {
+        const uint8_t* row = plane + (f.start[y] + k) * stride;
+        const uint32_t weight = uint32_t(f.weight[size_t(y) * f.most + k]);
+#if EDGEKIT_AVX2
+        if (isa == Isa::avx2) {
+            add_row_avx2(row, weight, n, sums);
+            continue;
+        }
+#endif
+        (void)isa;
+        add_row_portable(row, weight, n, sums);
+    }
+}
+
+}  // namespace
+}  // namespace edgekit
