@@ -80,6 +80,7 @@ class RerunSink(Sink):
                 self._stream.spawn()
         except (RuntimeError, ValueError, OSError) as error:
             raise self._failed(error) from None
+        self._flush()  # a viewer that is not there is told now
 
     def _option(self, tail: str) -> str:
         images = "jpeg"
