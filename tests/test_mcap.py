@@ -446,7 +446,7 @@ except OutputError as error:
 """
 
 
-@pytest.mark.parametrize("limit", [1_000_000, 263_000, 800_123])
+@pytest.mark.parametrize("limit", [1_000_000, 263_000, 800_123])  # room for a summary, no frame, no summary
 def test_a_full_disk_is_one_line_and_the_file_stays_readable(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "a.mcap"
     out = subprocess.run(
@@ -462,6 +462,12 @@ def test_a_full_disk_is_one_line_and_the_file_stays_readable(tmp_path: Path, lim
     if int(written):
         with replay(path) as source:
             assert [f.seq for f in source] == list(range(int(written)))
+        told = [reason for _, reason in source.skipped]
+        if limit == 1_000_000:
+            assert told == [], "the part that did not fit is gone, and the summary found room"
+            assert len(of_topic(path, "/camera/image")) == int(written)
+        else:
+            assert len(told) == 1 and "has no end" in told[0], "what is there ends behind a whole record"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         with open_sink(f"rerun:{tmp_path / 'a.rrd'}?images=raw") as sink:
             sink.write(StreamResult(frame(0), FOUND, 1))
 
-    with pytest.raises(OutputError, match="No space left on device.*Free some space") as error:
+    with pytest.raises(OutputError, match=r"No space left on device.*Free some space") as error:
         work()
     assert "\n" not in str(error.value)
 
