@@ -524,7 +524,7 @@ def _unzstd(data: memoryview, size: int) -> bytes:
 
     try:
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
-            return bytes(stream.read(size))
+            return bytes(stream.read(size + 1))  # one more shows that there is more
     except (zstandard.ZstdError, MemoryError) as error:
         raise ValueError(f"damaged zstd data ({error})") from None
 
@@ -533,6 +533,6 @@ def _unlz4(data: memoryview, size: int) -> bytes:
     import lz4.frame  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     try:
-        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size))
+        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size + 1))
     except (RuntimeError, EOFError, MemoryError) as error:
         raise ValueError(f"damaged lz4 data ({error})") from None

@@ -57,14 +57,15 @@ class RerunSink(Sink):
                 "Name the file with .rrd"
             )
         try:
-            import rerun
+            import rerun  # type: ignore[import-untyped,import-not-found,unused-ignore]
         except ImportError:
             raise MissingExtraError("rerun-sdk", "rerun", "show results in Rerun") from None
         self._rr: Any = rerun
         self._stream: Any = rerun.RecordingStream("edgekit")
         self._flushed = time.monotonic()
         self._wall_ns = time.time_ns() - time.monotonic_ns()
-        if target and not address:
+        self._is_file = bool(target and not address)
+        if self._is_file:
             make_parent(self.path)
             try:  # the library tells of a file that it cannot write only in its own log
                 self.path.open("wb").close()
@@ -79,6 +80,7 @@ class RerunSink(Sink):
                 self._stream.spawn()
         except (RuntimeError, ValueError, OSError) as error:
             raise self._failed(error) from None
+        self._flush()  # a viewer that is not there is told now
 
     def _option(self, tail: str) -> str:
         images = "jpeg"
@@ -93,7 +95,12 @@ class RerunSink(Sink):
 
     def _failed(self, error: Exception) -> OutputError:
         reason = printable(str(error).partition("\n")[0])
-        return OutputError(f"{self._name}: {reason}. Start the viewer with 'rerun', or write a file.rrd")
+        step = (
+            "Free some space or write elsewhere"
+            if self._is_file
+            else "Start the viewer with 'rerun', or write a file.rrd"
+        )
+        return OutputError(f"{self._name}: {reason}. {step}")
 
     def _write(self, item: StreamResult) -> None:
         rr, stream, frame = self._rr, self._stream, item.frame

@@ -81,7 +81,7 @@ class ReplaySource(Source):
         self._name = printable(self._path)
         self._topic = ""
         self._noted: set[str] = set()
-        self._turn = _Turn()
+        self._first_stamp_ns: int | None = None
         self._pace: _Pace | None = None
         self._reader = McapReader(self._path)
         try:
@@ -110,6 +110,7 @@ class ReplaySource(Source):
                 f"{', '.join(sorted(name for name, _ in _PICTURES))}. Record with the .mcap sink and images=raw"
             )
         self.size = (first.width, first.height)
+        self._turn = _Turn(first.pts_ns)
 
     def _choose(self, topics: list[tuple[Topic, int]]) -> None:
         """Settle which camera is played, from the file's summary. Raises: UsageError."""
@@ -190,7 +191,7 @@ class ReplaySource(Source):
             now_ns = time.monotonic_ns()
             due_ns = now_ns
             if self.live:
-                self._pace = self._pace or _Pace(now_ns, 5e9 / self.fps if self.fps else 0)
+                self._pace = self._pace or _Pace(now_ns)
                 due_ns = self._pace.due(item)
                 if due_ns > now_ns:
                     wait_s = (due_ns - now_ns) / 1e9
@@ -267,6 +268,9 @@ class ReplaySource(Source):
         if facts is None:
             stamp_ns = picture.stamp_ns or message.publish_ns
             camera = _camera(message.topic)
+            if self._first_stamp_ns is None:
+                self._first_stamp_ns = stamp_ns
+            stamp_ns -= self._first_stamp_ns
             return Frame(
                 pixels, item.number, stamp_ns, message.log_ns, source, "media", camera=camera, hops=hops
             )
@@ -288,43 +292,42 @@ class ReplaySource(Source):
 class _Turn:
     """What `loop=1` adds to the numbers of a file, so that they go on rising."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_ns: int) -> None:
+        """first_ns: timestamp of the first frame in the file."""
         self.seq = self.pts_ns = self.epoch = 0
-        self._first_ns: int | None = None
+        self._first_ns = self._last_ns = first_ns
         self._last_seq = self._last_epoch = -1
-        self._last_ns = self._step_ns = 0
+        self._step_ns = 0
 
     def saw(self, frame: Frame) -> None:
-        if self._first_ns is None:
-            self._first_ns = frame.pts_ns
-        else:
-            self._step_ns = max(0, frame.pts_ns - self._last_ns)
+        """A frame as recorded. Some may be left out, but not the last."""
+        if frame.pts_ns > self._last_ns:
+            self._step_ns = frame.pts_ns - self._last_ns
         self._last_seq, self._last_epoch = max(self._last_seq, frame.seq), max(self._last_epoch, frame.epoch)
         self._last_ns = frame.pts_ns
 
     def over(self) -> bool:
         """The end of the file was reached; whether it had a picture, without which looping would never end."""
-        if self._first_ns is None:
+        if self._last_seq < 0:
             return False
         self.seq += self._last_seq + 1
         self.epoch += self._last_epoch + 1
         self.pts_ns += self._last_ns - self._first_ns + self._step_ns
-        self._first_ns, self._last_seq, self._last_epoch = None, -1, -1
+        self._last_ns, self._last_seq, self._last_epoch = self._first_ns, -1, -1
         return True
 
 
 class _Pace:
     """When the frames of a recording are due in real time."""
 
-    def __init__(self, now_ns: int, slowest_ns: float) -> None:
-        self._pause_ns = max(_PAUSE_NS, round(slowest_ns))
+    def __init__(self, now_ns: int) -> None:
         self._due_ns, self._gap_ns = now_ns, 0
         self._arrived_ns: int | None = None
 
     def due(self, item: _Recorded) -> int:
         if self._arrived_ns is None:
             return self._due_ns + self._gap_ns
-        longest_ns = max(self._pause_ns, 5 * self._gap_ns)
+        longest_ns = max(_PAUSE_NS, 5 * self._gap_ns)
         return self._due_ns + min(max(item.arrived_ns - self._arrived_ns, 0), longest_ns)
 
     def passed(self, item: _Recorded, due_ns: int) -> None:
