@@ -289,7 +289,7 @@ function showCameras() {
   for (const view of views.values()) {
     const name = cameraOf(view)?.name;
     const fps = rate((s) => s.cameras[name]?.frames || 0);
-    view.rate.textContent = fps === null ? "" : `${fps.toFixed(1)} frames/s`;
+    view.rate.textContent = fps === null ? "" : `${fps.toFixed(1)} fps`;
     showBadge(view);
   }
 }
