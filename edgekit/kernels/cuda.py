@@ -234,7 +234,7 @@ def compile_letterbox(arch: str) -> bytes:
         _call(nvrtc, "nvrtcGetProgramLog", program, log)
         text = " ".join(log.decode(errors="replace").strip("\0 ").split())
         _fail(nvrtc, f"nvrtcCompileProgram for {arch}", error, text)
-    cubin = b" " * _call(nvrtc, "nvrtcGetCUBINSize", program)
+    cubin: bytes = b" " * _call(nvrtc, "nvrtcGetCUBINSize", program)
     _call(nvrtc, "nvrtcGetCUBIN", program, cubin)
     nvrtc.nvrtcDestroyProgram(program)
     return cubin
