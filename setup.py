@@ -64,7 +64,7 @@ setup(
     packages=find_packages(include=["edgekit", "edgekit.*"]) + list(content),
     package_dir=content,
     package_data={
-        "edgekit": ["py.typed", "**/*.css", "**/*.html", "**/*.js", "**/*.json", "**/*.svg"],
+        "edgekit": ["py.typed", "**/*.css", "**/*.cu", "**/*.html", "**/*.js", "**/*.json", "**/*.svg"],
         **{
             pkg: [str(f.relative_to(top)) for f in Path(top).rglob("*") if f.is_file()]
             for pkg, top in content.items()

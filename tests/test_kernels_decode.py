@@ -119,12 +119,13 @@ def test_native_is_the_reference_bit_for_bit(case: tuple[DetectHead, dict[str, n
     head, outputs, threshold = case
     with using("numpy"):
         expected = decode(outputs, head, *SIZE, threshold)
-    with using("native"):
-        got = decode(outputs, head, *SIZE, threshold)
-    for a, b in zip(got, expected, strict=True):
-        assert a.dtype == b.dtype
-        assert a.shape == b.shape
-        assert a.tobytes() == b.tobytes()
+    for isa in ("auto", "portable"):
+        with using("native"):
+            got = Decoder(head, *SIZE, isa=isa).run(outputs, threshold)
+        for a, b in zip(got, expected, strict=True):
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            assert a.tobytes() == b.tobytes()
 
 
 def s(x: float) -> float:

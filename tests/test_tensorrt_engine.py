@@ -95,6 +95,28 @@ def test_run_allocates_nothing(board) -> None:
     executable.close()
 
 
+@pytest.mark.parametrize("runs", [0, 1, 3])
+def test_an_input_that_the_caller_fills_on_the_device(board, runs: int) -> None:
+    """After any number of runs: the host array no longer counts, and graphs go on, without its copy."""
+    executable = load()
+    binding = executable.bind()
+    for _ in range(runs):
+        binding.run()
+    address, stream = binding.take_input("x")
+    assert stream in board.streams
+    binding.inputs["x"][:] = 100
+    for i in range(4):
+        board.device_range(address, 192).view(np.float32)[:] = i
+        board.calls.clear()
+        binding.run()
+        assert (binding.outputs["y"] == 2 * i + 1).all()
+        assert "to_device" not in board.calls
+    assert board.calls == ["launch", "synchronize"]
+    executable.close()
+    with pytest.raises(StreamError, match="closed"):
+        binding.take_input("x")
+
+
 def test_without_a_graph_it_still_runs_and_says_why(board) -> None:
     board.sync_inside_execute = True
     executable = load()

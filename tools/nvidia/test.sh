@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# make test-nvidia: parses and builds every Jetson payload with NVIDIA's own builder, without a GPU.
+# make test-nvidia: compiles the CUDA kernels with NVIDIA's NVRTC and parses and builds every Jetson payload with
+# NVIDIA's own builder, without a GPU.
 #   PYTHON             an environment with edgekit's toolchain (default: .venv/bin/python, else python3)
 #   NVIDIA_VENV        where NVIDIA's builder is installed, kept between runs (default: .venv/nvidia)
 #   NVIDIA_REQUIRED=1  a builder that cannot be had is a failure instead of a skip
@@ -29,6 +30,9 @@ if [ ! -e "$STAMP" ]; then
 fi
 "$VENV/bin/python" -c 'import tensorrt_rtx as trt; print("test-nvidia: tensorrt_rtx", trt.__version__)' ||
     skip "tensorrt_rtx does not load on this machine"
+
+echo "== CUDA kernels for Orin and Thor"
+"$VENV/bin/python" tools/nvidia/kernels.py
 
 echo "== tests marked nvidia"
 # only their own files: the small environment lacks what others import

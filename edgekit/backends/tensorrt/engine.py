@@ -209,6 +209,7 @@ class TensorRtBinding:
         self._stream: int | None = None
         self._device: list[int] = []
         self._context: Any = None
+        self._addresses: dict[str, int] = {}
         self._uploads: list[tuple[int, int, int]] = []
         self._downloads: list[tuple[int, int, int]] = []
         inputs: dict[str, np.ndarray] = {}
@@ -233,11 +234,29 @@ class TensorRtBinding:
         host, array = _pinned(self._api, spec)
         device = self._api.alloc(spec.nbytes)
         self._device.append(device)
+        self._addresses[spec.name] = device
         copies.append((host, device, spec.nbytes))
         if not self._context.set_tensor_address(spec.name, device):
             assert self._executable is not None
             raise StreamError(f"TensorRT: tensor {spec.name!r} refused: {self._executable._log.last_error()}")
         return array
+
+    def take_input(self, name: str) -> tuple[int, int]:
+        """(device address, stream) of an input that the caller fills there from now on, by work on that stream.
+
+        It is no longer copied from `inputs[name]`. `kernels.cuda.CudaLetterbox.launch` writes to it.
+        Raises: StreamError when closed.
+        """
+        if self._executable is None or self._stream is None:
+            raise StreamError("TensorRT: the session is closed")
+        address = self._addresses[name]
+        self._uploads = [copy for copy in self._uploads if copy[1] != address]
+        if self._graph is not None:  # it holds the copy: recorded anew by the next run
+            self._api.activate()
+            self._api.destroy_graph(self._graph)
+            self._graph = None
+        self._graph_tried, self._runs = False, min(self._runs, 1)
+        return address, self._stream
 
     def run(self) -> None:
         """Inputs to device, network, outputs to host; returns when the outputs are there.

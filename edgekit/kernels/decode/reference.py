@@ -250,4 +250,5 @@ def _expected_bin(logits: np.ndarray) -> np.ndarray:
     for k, row in enumerate(logits):
         e = exp32(row - top)
         total, mean = total + e, mean + e * np.float32(k)
-    return (mean / total).astype(np.float64)
+    result: np.ndarray = (mean / total).astype(np.float64)
+    return result

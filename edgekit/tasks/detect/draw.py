@@ -36,7 +36,7 @@ _PALETTE: tuple[Color, ...] = (
 
 
 def class_color(cls: int) -> Color:
-    """BGR colour of a class: always the same, different for classes that are near in number."""
+    """BGR colour of a class or of a tracked object: always the same, different for numbers that are near."""
     base = _PALETTE[cls % len(_PALETTE)]
     shade = (1.0, 0.8, 1.15, 0.65)[cls // len(_PALETTE) % 4]  # 64 colours before one comes again
     return (_level(base[0] * shade), _level(base[1] * shade), _level(base[2] * shade))
@@ -54,7 +54,7 @@ def _level(value: float) -> int:
 
 
 def draw(image: np.ndarray, detections: Detections, *, copy: bool = True) -> np.ndarray:
-    """Draw every box with its label and score.
+    """Draw every box with its label and score; tracked ones with their number, in a colour of their own.
 
     image: uint8 BGR [height, width, 3]; with `copy=False` it is drawn on itself (it must be
     writable and C-contiguous). detections: boxes in its pixels; boxes outside the picture or
@@ -74,26 +74,28 @@ def draw(image: np.ndarray, detections: Detections, *, copy: bool = True) -> np.
     height, width = canvas.shape[:2]
     thickness = max(1, round(min(width, height) / 240))
     shown = []
+    ids = [-1] * len(detections) if detections.ids is None else detections.ids.tolist()
     # worst first, so that the best lies on top
-    for box, score, cls, label in reversed(list(detections)):
+    for (box, score, cls, label), who in reversed(list(zip(detections, ids, strict=True))):
         rect = _clip(box, width, height)
         if rect is None:
             continue
-        shown.append((rect, score, cls, label))
+        color = class_color(who if who >= 0 else cls)
+        shown.append((rect, score, color, label if who < 0 else f"#{who} {label}"))
         # a dark rim keeps the line visible on a ground of its own colour
         cv2.rectangle(canvas, rect[:2], rect[2:], (24, 24, 24), thickness + 2)
-        cv2.rectangle(canvas, rect[:2], rect[2:], class_color(cls), thickness)
+        cv2.rectangle(canvas, rect[:2], rect[2:], color, thickness)
     font = _Font(cv2, width, height)
     boxes = np.array([rect for rect, *_ in shown], np.int64).reshape(-1, 4)
     tags = np.zeros((0, 4), np.int64)
     texts = []
     # the best choose their place first ...
-    for rect, score, cls, label in reversed(shown):
+    for rect, score, color, label in reversed(shown):
         text = f"{_printable(label)} {score:.0%}" if np.isfinite(score) else _printable(label)
         tag = font.place(rect, text, thickness, boxes, tags)
         if tag is not None:
             tags = np.append(tags, [tag], axis=0)
-            texts.append((tag, text, class_color(cls)))
+            texts.append((tag, text, color))
     # ... and all are drawn after the boxes, whose lines would cross them
     for tag, text, color in texts:
         font.write(canvas, tag, text, color)

@@ -1,0 +1,177 @@
+"""kernels/letterbox/kernel.cu without a GPU: its arithmetic, compiled as C++ for this CPU, against reference.py; and
+(marked nvidia) that NVIDIA's compiler takes it for the boards' GPUs. What neither shows is a launch on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.errors import EdgekitError, MissingExtraError, StreamError, UsageError
+from edgekit.kernels import cuda
+from edgekit.kernels.cuda import BLOCK, LetterboxTables, Parameters
+from edgekit.kernels.letterbox import LetterboxPlan
+from edgekit.pixels import FORMATS, PixelLayout, Pixels
+from edgekit.spec import DType, QuantParams
+from edgekit.tasks.preprocess import ImagePreprocess
+from tests.test_kernels import using
+
+# CUDA's keywords and indices, and a loop over the threads in place of a launch
+SHIM = """
+#define __device__
+#define __global__
+struct Index { unsigned x, y, z; };
+static thread_local Index blockIdx, blockDim, threadIdx;
+#include "kernel.cu"
+extern "C" int size() { return int(sizeof(Letterbox)); }
+extern "C" void run(const Letterbox* p, int padded, unsigned gx, unsigned gy, unsigned bx, unsigned by) {
+    blockDim = {bx, by, 1};
+    for (unsigned i = 0; i < gx * gy * bx * by; i++) {
+        blockIdx = {i / (bx * by) % gx, i / (bx * by) / gx, 0};
+        threadIdx = {i % (bx * by) % bx, i % (bx * by) / bx, 0};
+        letterbox(*p, padded);
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA source as a CPU library; undefined behaviour (overflow, shifts) ends the process."""
+    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("cuda")
+    (folder / "shim.cpp").write_text(SHIM)
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror"]
+    flags += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+    include, out = f"-I{cuda.SOURCE.parent}", folder / "shim.so"
+    subprocess.run([compiler, *flags, include, str(folder / "shim.cpp"), "-o", str(out)], check=True)
+    return ctypes.CDLL(str(out))
+
+
+def launch(library: ctypes.CDLL, p: Parameters, padded: bool = False) -> None:
+    grid = (-(-p.width // BLOCK[0]), -(-p.height // BLOCK[1]))
+    library.run(ctypes.byref(p), int(padded), *grid, *BLOCK)
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def test_the_argument_is_the_struct(emulated: ctypes.CDLL) -> None:
+    assert emulated.size() == ctypes.sizeof(Parameters)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[ImagePreprocess, QuantParams | None, Pixels]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    format = draw(st.sampled_from(FORMATS))
+    width, height = draw(st.integers(1, 40)), draw(st.integers(1, 30))
+    if format in ("yuyv", "uyvy"):
+        width += width % 2
+    matrix, range_ = draw(st.sampled_from(("bt601", "bt709"))), draw(st.sampled_from(("full", "limited")))
+    layout = PixelLayout(format, width, height, matrix, range_)
+    planes = []
+    for shape in layout.plane_shapes:
+        row, spare = int(np.prod(shape[1:])), draw(st.integers(0, 9))
+        # extremes show saturation, which random bytes seldom reach
+        levels = rng.integers(0, 256, (shape[0], row + spare), np.uint8)
+        levels = np.where(levels > 127, np.uint8(255), np.uint8(0)) if draw(st.booleans()) else levels
+        inner = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(1, len(shape)))
+        plane = np.lib.stride_tricks.as_strided(levels, shape, (row + spare, *inner))
+        planes.append(plane[::-1] if draw(st.booleans()) else plane)
+    dtype = draw(st.sampled_from((DType.float32, DType.float16, DType.uint8)))
+    plain = dtype is DType.uint8
+    spec = ImagePreprocess(
+        draw(st.integers(1, 40)),
+        draw(st.integers(1, 40)),
+        draw(st.sampled_from(("letterbox", "letterbox-center", "stretch", "crop"))),
+        draw(st.integers(0, 255)),
+        draw(st.sampled_from(("bgr", "rgb"))),
+        (0.0,) * 3 if plain else (123.7, 116.3, 103.5),
+        (1.0,) * 3 if plain else (58.4, 57.1, 57.4),
+        draw(st.sampled_from(("NCHW", "NHWC"))),
+        dtype,
+    )
+    quant = draw(
+        st.sampled_from(
+            (None, QuantParams(DType.int8, (0.02,), (-3,)), QuantParams(DType.uint8, (1.0,), (0,)))
+        )
+    )
+    return spec, quant, Pixels(tuple(planes), layout)
+
+
+@settings(deadline=None, max_examples=400)
+@given(case=cases())
+def test_the_cuda_source_compiled_for_the_cpu_is_the_reference(
+    emulated: ctypes.CDLL, case: tuple[ImagePreprocess, QuantParams | None, Pixels]
+) -> None:
+    spec, quant, pixels = case
+    with using("numpy"):
+        plan = LetterboxPlan(spec, pixels.layout, quant)
+        expected = np.empty(plan.out_shape, plan.out_dtype)
+        plan.run(pixels, expected)
+    tables = LetterboxTables(spec, pixels.layout, quant)
+    got = np.full(tables.out_shape, 77, tables.out_dtype)
+    pitches = [plane.strides[0] for plane in pixels.planes]
+    p = tables.parameters(address(tables.blob), pixels.addresses, pitches, address(got))
+    launch(emulated, p)
+    np.testing.assert_array_equal(got.view(np.uint8), expected.view(np.uint8))
+    # with the padding in place only the picture is written
+    launch(emulated, p, padded=True)
+    np.testing.assert_array_equal(got.view(np.uint8), expected.view(np.uint8))
+
+
+def test_padding_that_is_there_is_left_alone(emulated: ctypes.CDLL) -> None:
+    layout = PixelLayout("grey", 8, 4)
+    tables = LetterboxTables(ImagePreprocess(8, 8, dtype=DType.uint8), layout)
+    image, got = np.full((4, 8, 1), 9, np.uint8), np.full((1, 3, 8, 8), 55, np.uint8)
+    launch(
+        emulated, tables.parameters(address(tables.blob), [address(image)], [8], address(got)), padded=True
+    )
+    assert (got[:, :, :4] == 9).all() and (got[:, :, 4:] == 55).all()
+
+
+def test_planes_that_do_not_fit() -> None:
+    tables = LetterboxTables(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 4))
+    with pytest.raises(UsageError, match="expected 2 planes with their pitches, got 1 and 1"):
+        tables.parameters(0, [0], [8], 0)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"edgekit\[tensorrt\]"):
+        cuda.CudaLetterbox(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 4))
+
+
+def test_a_machine_without_a_gpu_says_so() -> None:
+    pytest.importorskip("cuda.bindings.driver")
+    if Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EdgekitError, match=r"NVIDIA's driver|CUDA cuInit"):
+        cuda.CudaLetterbox(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 4))
+
+
+@pytest.mark.nvidia
+@pytest.mark.parametrize("arch", ["sm_87", "sm_110"])
+def test_nvrtc_compiles_it_for_the_boards(arch: str) -> None:
+    cubin = cuda.compile_letterbox(arch)
+    assert cubin[:4] == b"\x7fELF" and b"letterbox" in cubin
+
+
+@pytest.mark.nvidia
+def test_nvrtc_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "broken.cu").write_text(cuda.SOURCE.read_text() + "\nint broken( {\n")
+    monkeypatch.setattr(cuda, "SOURCE", tmp_path / "broken.cu")
+    cuda.compile_letterbox.cache_clear()
+    with pytest.raises(StreamError, match=r"nvrtcCompileProgram for sm_87: .*expected"):
+        cuda.compile_letterbox("sm_87")
