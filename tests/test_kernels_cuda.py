@@ -164,12 +164,14 @@ def test_a_machine_without_a_gpu_says_so() -> None:
 @pytest.mark.nvidia
 @pytest.mark.parametrize("arch", ["sm_87", "sm_110"])
 def test_nvrtc_compiles_it_for_the_boards(arch: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs NVIDIA's compiler: make test-nvidia")
     cubin = cuda.compile_letterbox(arch)
     assert cubin[:4] == b"\x7fELF" and b"letterbox" in cubin
 
 
 @pytest.mark.nvidia
 def test_nvrtc_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs NVIDIA's compiler: make test-nvidia")
     (tmp_path / "broken.cu").write_text(cuda.SOURCE.read_text() + "\nint broken( {\n")
     monkeypatch.setattr(cuda, "SOURCE", tmp_path / "broken.cu")
     cuda.compile_letterbox.cache_clear()

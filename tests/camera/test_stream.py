@@ -28,7 +28,7 @@ def engine(prepared):
 @pytest.mark.parametrize(
     ("bundle", "frames", "uri", "mapped"),
     [
-        ("detector", 3, f"v4l2:{USB}?size=1280x720&format=yuyv&io=mmap&fps=10", USB),
+        ("tiny", 4, f"v4l2:{USB}?size=1280x720&format=yuyv&io=mmap", USB),
         ("tiny", 6, f"v4l2:{USB}?size=320x180&format=nv12&io=mmap", USB),
         ("tiny", 6, f"v4l2:{BOARD}?size=320x180&format=nv12&io=dmabuf", "/dmabuf"),
     ],
