@@ -269,7 +269,7 @@ def soak(
                     verdict.threads.append(threading.active_count())
                 if progress is not None:
                     progress(verdict.frames, verdict)
-                if verdict.frames >= frames and device.quiet:
+                if verdict.frames >= frames and device.finished:
                     break
         except KeyboardInterrupt:
             verdict.interrupted = True
