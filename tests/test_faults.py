@@ -492,6 +492,18 @@ def test_a_soak_can_fail() -> None:
     ]  # fmt: skip
 
 
+def test_a_soak_sees_a_leak(tmp_path: Path) -> None:
+    soak = load_soak()
+    settled, verdict = soak.Settled(), soak.Verdict()
+    while not settled.now(verdict):
+        pass
+    with (tmp_path / "leaked").open("w"):
+        while not settled.now(verdict):
+            pass
+    assert verdict.descriptors[1] == verdict.descriptors[0] + 1
+    assert "descriptors" in verdict.broken()[0]
+
+
 def test_a_soak_sees_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     soak = load_soak()
     monkeypatch.setattr(soak, "STALL_S", 0.2)
