@@ -41,7 +41,7 @@ from tests.classifiers import RULE, network
 from tests.helpers import ROOT
 
 LAYOUT = PixelLayout("bgr", 64, 48)
-FPS = 200.0
+FPS = 100.0
 LATE_S = 4.0
 """What a busy machine may add to a stated time."""
 INJECTED: set[str] = set()
@@ -152,7 +152,8 @@ class Run:
 
     def seconds_to(self, name: str) -> float:
         """From the beginning of the first planned fault to the event."""
-        return next(at for at, event in self.seen if event.name == name) - self.device.began[0][0]
+        began = self.device.began[0][0]
+        return next(at for at, event in self.seen if event.name == name and at >= began) - began
 
 
 # --- sensors -------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ CASES: dict[str, tuple[str, float, float, dict[str, int]]] = {
     "lost": ("unplug@40,0.4", 0, 0.1, REOPENED),
     "stalled": ("stall@40,60", 1.0, 1.2, REOPENED),
     "frozen": ("freeze@40,60", 2.0, 2.3, REOPENED | {"stale": 1}),
-    "slow": ("slow@40,1.5", 0, 30 * 3 / FPS, {"restarts": 0, "epochs": 1}),
+    "slow": ("slow@40,3", 0, 30 * 3 / FPS, {"restarts": 0, "epochs": 1}),
     "dropped": ("drop@40,7", 0, 0.1, {"restarts": 0, "epochs": 1, "driver": 7}),
     "corrupt": ("corrupt@40,3", 0, 0.1, {"restarts": 0, "epochs": 1, "corrupt": 3}),
     "clock-jump": ("jump@40,-30", 0, 0.1, {"restarts": 0, "epochs": 2}),
@@ -175,23 +176,19 @@ CASES: dict[str, tuple[str, float, float, dict[str, int]]] = {
 @pytest.mark.parametrize("fault", CASES)
 def test_a_sensor_fault_is_seen_in_time_handled_and_counted(engine: Engine, fault: str) -> None:
     plan, least, most, wanted = CASES[fault]
-    # at its own pace and with a reader that keeps up, so that only the planned frames are dropped
-    with Run(engine, plan) as run:
+    # as fast as it is read, so that only the planned frames are dropped, however busy the machine
+    with Run(engine, plan, lambda: camera(fps=None, declared=FPS)) as run:
         run.until(lambda: run.count(fault) and run.camera["restarts"] >= wanted["restarts"])
         found = run.camera
         took = run.seconds_to(fault)
         assert least <= took < most + LATE_S
     lost = {"lost": 1} if fault == "format-changed" else {}
-    late = (
-        {"dropped": found["faults"]["dropped"]} if fault != "dropped" and "dropped" in found["faults"] else {}
-    )
-    assert found["faults"] == {fault: 1} | lost | late
+    assert found["faults"] == {fault: 1} | lost
     assert found["restarts"] == wanted["restarts"]
     epochs = [epoch for epoch, _, _ in run.results]
     assert epochs == sorted(epochs) and len(set(epochs)) == wanted["epochs"]
-    for reason in ("corrupt", "stale"):
+    for reason in ("corrupt", "stale", "driver"):
         assert found["drops"].get(reason, 0) == wanted.get(reason, 0)
-    assert found["drops"].get("driver", 0) >= wanted.get("driver", 0)
     if fault == "clock-jump":
         assert run.results[-1][2] == "none"  # ages count from the arrival now
     if fault == "format-changed":
@@ -202,7 +199,7 @@ def test_a_sensor_fault_is_seen_in_time_handled_and_counted(engine: Engine, faul
 
 @injects("hung")
 def test_a_hanging_driver_is_left_behind_at_the_end(engine: Engine) -> None:
-    run = Run(engine, "hang@40,4")
+    run = Run(engine, "hang@40,2.8")
     with run:
         run.until(lambda: run.device.frames >= 39, more=1)
         while not run.device.began:
@@ -470,8 +467,8 @@ def load_soak() -> ModuleType:
 @pytest.mark.parametrize("policy", ["block", "latest"])
 def test_a_short_soak(engine: Engine, tmp_path: Path, policy: str) -> None:
     soak = load_soak()
-    verdict = soak.soak(engine, tmp_path, frames=3000, every=250, seed=3, policy=policy)
-    assert verdict.frames >= 3000 and sum(verdict.injected.values()) > 8 and len(verdict.rss_mb) > 3
+    verdict = soak.soak(engine, tmp_path, frames=3000, every=400, seed=3, policy=policy)
+    assert verdict.frames >= 3000 and sum(verdict.injected.values()) > 4 and len(verdict.rss_mb) > 3
     # memory settles in longer runs only; a busy machine may take its time
     assert [b for b in verdict.broken() if not b.startswith(("memory", "recovery", "stalls"))] == []
 
@@ -493,6 +490,18 @@ def test_a_soak_can_fail() -> None:
     assert [b.partition(":")[0] for b in bad.broken()] == [
         "memory", "descriptors", "threads", "stalls", "errors", "pictures", "recovery",
     ]  # fmt: skip
+
+
+def test_a_soak_sees_a_leak(tmp_path: Path) -> None:
+    soak = load_soak()
+    settled, verdict = soak.Settled(), soak.Verdict()
+    while not settled.now(verdict):
+        pass
+    with (tmp_path / "leaked").open("w"):
+        while not settled.now(verdict):
+            pass
+    assert verdict.descriptors[1] == verdict.descriptors[0] + 1
+    assert "descriptors" in verdict.broken()[0]
 
 
 def test_a_soak_sees_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:

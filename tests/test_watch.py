@@ -404,7 +404,7 @@ def test_another_format_after_a_reconnect() -> None:
 
 
 def test_a_stop_is_seen_while_lost() -> None:
-    with watched("unplug@10,1000") as w:
+    with watched("unplug@10,1000", options=WatchOptions(retry_first_s=1000)) as w:  # in the middle of a wait
         w.take(10)
         threading.Timer(0.2, w.stop.set).start()
         assert w.watch.read() is None

@@ -8,7 +8,7 @@ frames the camera is unplugged, stalls, freezes, slows down, comes in bursts, dr
 damaged, jumps in time, or comes back in another format. The run fails (exit 1) when one of these does not hold:
 
 memory      no more than 3 MB above what it was after a tenth of the run
-descriptors and threads: as many as then
+descriptors and threads: in every hundredth of the run back to as many as then
 stalls      no time above 1 s in which the camera gave frames and no result came
 errors      every fault that was put in was counted under its name, and nothing else was
 pictures    none was overwritten while a result or a sink was looking at it
@@ -121,6 +121,8 @@ class Verdict:
     """Resident memory at every hundredth, from the end of the warm-up on; so the two below."""
     descriptors: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
+    descriptors_peak: int = 0
+    """The most at any look, those in the middle of a reconnect included."""
     longest_wait_s: float = 0.0
     stalls: int = 0
     overwritten: int = 0
@@ -163,6 +165,7 @@ class Verdict:
             "restarts": self.restarts,
             "rss_growth_mb": round(self.growth_mb, 2),
             "descriptors": sorted(set(self.descriptors)),
+            "descriptors_peak": self.descriptors_peak,
             "threads": sorted(set(self.threads)),
             "stalls": self.stalls,
             "longest_wait_s": round(self.longest_wait_s, 3),
@@ -199,6 +202,35 @@ class Waits(threading.Thread):
                 if now - given_at > STALL_S and not counted:
                     self.stalls += 1
                     counted = True
+
+
+class Settled:
+    """Counts descriptors and threads where they stay the same for a few results.
+
+    While a source is opened again, the frames in work still map the buffers of the one before: that is more
+    for a moment, and no leak. A number that does not come back within `PATIENCE` results is taken as it is.
+    """
+
+    SAME, PATIENCE = 5, 2000
+
+    def __init__(self) -> None:
+        self._last = (0, 0)
+        self._same = self._tries = 0
+
+    def now(self, verdict: Verdict) -> bool:
+        """Whether numbers were added to `verdict`."""
+        found = (len(os.listdir("/proc/self/fd")), threading.active_count())
+        self._same = self._same + 1 if found == self._last else 0
+        self._last = found
+        self._tries += 1
+        verdict.descriptors_peak = max(verdict.descriptors_peak, found[0])
+        usual = not verdict.descriptors or found == (verdict.descriptors[0], verdict.threads[0])
+        if not (self._same >= self.SAME and usual) and self._tries < self.PATIENCE:
+            return False
+        verdict.descriptors.append(found[0])
+        verdict.threads.append(found[1])
+        self._same = self._tries = 0
+        return True
 
 
 @contextmanager
@@ -241,7 +273,7 @@ def soak(
     last = frames * 0.99  # what begins later may not be over at the end
     plan = itertools.takewhile(lambda p: p.frame < last, random_faults(seed, every, amounts=AMOUNTS))
     device = Injector(lambda: PooledSource(LAYOUT, buffers=6, padding=64, declared=AGREED_FPS), plan, rest=60)
-    verdict, look, waits = Verdict(), Look(), Waits(device)
+    verdict, look, waits, settled = Verdict(), Look(), Waits(device), Settled()
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(drained(folder / "results.jsonl"))
@@ -262,14 +294,12 @@ def soak(
                 verdict.overwritten += overwritten(item.frame)
                 verdict.frames, verdict.results = device.frames, verdict.results + 1
                 waits.results = verdict.results
-                if verdict.frames >= sample and device.quiet:
+                if verdict.frames >= sample and device.quiet and settled.now(verdict):
                     sample += max(1, frames // 100)
                     verdict.rss_mb.append(rss_mb())
-                    verdict.descriptors.append(len(os.listdir("/proc/self/fd")))
-                    verdict.threads.append(threading.active_count())
                 if progress is not None:
                     progress(verdict.frames, verdict)
-                if verdict.frames >= frames and device.quiet:
+                if verdict.frames >= frames and device.finished:
                     break
         except KeyboardInterrupt:
             verdict.interrupted = True
@@ -337,7 +367,8 @@ def report(verdict: Verdict) -> str:
         f"{verdict.frames:,} frames in {verdict.seconds:.0f} s, {verdict.results:,} results",
         f"faults       {faults}; {verdict.restarts} restarts",
         f"memory       +{verdict.growth_mb:.2f} MB after warm-up",
-        f"descriptors  {sorted(set(verdict.descriptors))}, threads {sorted(set(verdict.threads))}",
+        f"descriptors  {sorted(set(verdict.descriptors))} (for moments up to {verdict.descriptors_peak}), "
+        f"threads {sorted(set(verdict.threads))}",
         f"stalls       {verdict.stalls} above {STALL_S:g} s; longest wait {verdict.longest_wait_s * 1e3:.0f} ms",
         f"overwritten  {verdict.overwritten} pictures",
         f"recovery     at most {max(verdict.recovery_s, default=0.0) * 1e3:.0f} ms after a re-plug",

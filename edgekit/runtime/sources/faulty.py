@@ -107,6 +107,11 @@ class Injector:
         """Whether all is well, and has been for `rest` frames."""
         return not self._active and self.frames >= self._not_before
 
+    @property
+    def finished(self) -> bool:
+        """Whether the plan is at its end, and all is well again."""
+        return self._due is None and self.quiet
+
     def open(self) -> FaultySource:
         """Open it again. Raises: SourceLost while it is gone; what opening the source underneath raises."""
         self.check_there()
