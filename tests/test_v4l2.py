@@ -21,7 +21,7 @@ from edgekit.pixels import PixelLayout, Pixels
 from edgekit.runtime.faults import SourceLost
 from edgekit.runtime.sources import open_source
 from edgekit.runtime.sources import v4l2_abi as abi
-from edgekit.runtime.sources.v4l2 import Options, list_cameras, parse_uri
+from edgekit.runtime.sources.v4l2 import Options, list_cameras, parse_uri, passed
 from edgekit.runtime.sources.v4l2_buffers import pages
 from edgekit.runtime.sources.v4l2_device import explain, lay_out
 from edgekit.runtime.sources.v4l2_modes import Mode, SizeRange, choose
@@ -331,6 +331,14 @@ def test_what_is_no_camera(path):
 
 def test_listing_works_without_cameras():
     assert all(c.path.startswith("/dev/video") for c in list_cameras())
+
+
+@pytest.mark.parametrize(
+    ("last", "now", "frames"),
+    [(0, 1, 1), (5, 9, 4), (2**32 - 1, 0, 1), (2**32 - 2, 3, 5), (0, 0, 1), (7, 3, 1), (0, 2**31, 1)],
+)
+def test_the_driver_s_count(last, now, frames):
+    assert passed(last, now) == frames
 
 
 def test_own_memory_begins_on_a_page():

@@ -51,13 +51,8 @@ tools() { # what boots the guest and builds its initramfs
   apt install -y --no-install-recommends "${missing[@]}" seabios || fail 70 "cannot install ${missing[*]}: $(why)"
 }
 
-# in the order they are loaded: each after what it needs
-modules=(drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev
-  drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci fs/netfs/netfs fs/fscache/fscache
-  net/9p/9pnet net/9p/9pnet_virtio fs/9p/9p)
-
 build() { # Debian's kernel and an initramfs, into $1
-  local work=$1 package version folder name
+  local work=$1 package version file name
   package=$(apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image/ {print $2; exit}')
   if [ -z "$package" ]; then
     apt update || fail 70 "no kernel package known to apt: $(why)"
@@ -69,12 +64,25 @@ build() { # Debian's kernel and an initramfs, into $1
   chmod 777 "$work/download" # apt downloads as a user of its own
   (cd "$work/download" && apt download "$package") || fail 70 "cannot download $package: $(why)"
   dpkg-deb -x "$work"/download/*.deb "$work/root"; rm -r "$work/download"
-  version=$(ls "$work/root/lib/modules"); folder=$work/root/lib/modules/$version/kernel
-  PATH=$PATH:/usr/sbin:/sbin depmod -b "$work/root" "$version"
-  for name in "${modules[@]}"; do
-    [ -e "$folder/$name.ko" ] || continue # part of another module, or built in, in other kernels
-    cp "$folder/$name.ko" "$work/ram/modules/"; basename "$name" >> "$work/ram/modules/order"
-  done
+  [ -e "$work/root/lib" ] || ln -s usr/lib "$work/root/lib" # where the package has only /usr/lib
+  version=$(ls "$work/root/lib/modules")
+  (
+    PATH=$PATH:/usr/sbin:/sbin
+    depmod -b "$work/root" "$version"
+    # what the guest loads before it sees the host's files, each after what it needs
+    for name in virtio_pci 9pnet_virtio 9p; do
+      modprobe -d "$work/root" -S "$version" --show-depends "$name"
+    done
+  ) | awk '$1 == "insmod" && !seen[$2]++ {print $2}' > "$work/modules"
+  while read -r file; do
+    name=$(basename "$file"); name=${name%%.ko*}
+    case $file in
+      *.ko) cat "$file" ;;
+      *.xz) xz -dc "$file" ;;
+      *.zst) zstd -qdc "$file" ;;
+    esac > "$work/ram/modules/$name.ko"
+    echo "$name" >> "$work/ram/modules/order"
+  done < "$work/modules"
   cp "$(PATH=$PATH:/usr/sbin:/sbin command -v busybox)" "$work/ram/bin/busybox"
   install -m 755 "$here/init.sh" "$work/ram/init"
   (cd "$work/ram" && find . | cpio -o -H newc 2>/dev/null | gzip) > "$work/initramfs.gz"
@@ -84,7 +92,7 @@ build() { # Debian's kernel and an initramfs, into $1
 mkdir -p "$cache"
 exec 9>"$cache/lock"; flock 9 # two runs at once build it once
 tools
-machine=$cache/$({ declare -f build; echo "${modules[@]}"; cat "$here/init.sh"; } | sha256sum | cut -c1-16)
+machine=$cache/$({ declare -f build; cat "$here/init.sh"; } | sha256sum | cut -c1-16)
 if [ ! -e "$machine" ]; then
   work=$(mktemp -d "$cache/build.XXXXXX"); chmod 755 "$work"
   trap 'rm -rf "$work"' EXIT
@@ -117,9 +125,12 @@ timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg -cpu max -m "${CAMERA_VM_MEM
   -display none -monitor none -serial stdio -no-reboot -net none \
   -kernel "$machine/vmlinuz" -initrd "$machine/initramfs.gz" -append "console=ttyS0 quiet panic=-1" \
   -virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap" \
-  -virtfs "local,path=$out,mount_tag=out,security_model=none,multidevs=remap" </dev/null |
-  sed -u -e "s/\r//g" -e "/reboot: Power down/d" || code=${PIPESTATUS[0]}
+  -virtfs "local,path=$out,mount_tag=out,security_model=none,multidevs=remap" </dev/null &
+guest=$!
+trap 'kill "$guest" 2>/dev/null || true' INT TERM HUP # in the foreground it would outlive us
+wait "$guest" || code=$?
 [ "$code" != 124 ] || fail 124 "ended after $limit s (CAMERA_VM_TIMEOUT)"
+[ "$code" -le 128 ] || fail "$code" "interrupted"
 [ -s "$out/.status" ] || fail 125 "the guest died before the command ended (qemu: $code)"
 status=$(cat "$out/.status"); rm -f "$out/.status" "$out/.guest.sh"
 exit "$status"

@@ -130,6 +130,12 @@ def _wrong(uri: str, key: str, expected: str, got: str) -> UsageError:
     return UsageError(f"source {printable(uri)}: {key}: expected {expected}, got {printable(got)!r}")
 
 
+def passed(last: int, now: int) -> int:
+    """Frames from one of the driver's counts to another: 32 bits that wrap; 1 where it does not count at all."""
+    step = (now - last) & 0xFFFFFFFF
+    return step if 0 < step < 2**31 else 1
+
+
 class V4l2Source(Source):
     """Frames of a V4L2 camera; `parse_uri` tells the options.
 
@@ -240,11 +246,7 @@ class V4l2Source(Source):
 
     def _frame(self, buffer: abi.Buffer, pixels: Any, whole: bool) -> Frame:
         captured = time.monotonic_ns()
-        if self._seq < 0:
-            self._seq = 0
-        else:  # the driver counts in 32 bits; some always say 0
-            step = (buffer.sequence - self._sequence) & 0xFFFFFFFF
-            self._seq += step if 0 < step < 2**31 else 1
+        self._seq = self._seq + passed(self._sequence, buffer.sequence) if self._seq >= 0 else 0
         self._sequence = buffer.sequence
         stamped = buffer.flags & abi.BUF_FLAG_TIMESTAMP_MASK == abi.BUF_FLAG_TIMESTAMP_MONOTONIC
         start = buffer.flags & abi.BUF_FLAG_TSTAMP_SRC_MASK == abi.BUF_FLAG_TSTAMP_SRC_SOE
