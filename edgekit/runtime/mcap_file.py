@@ -51,7 +51,7 @@ class McapWriter:
     """One file, made new under its final name; whole chunks are on the disk within `CHUNK_SECONDS`.
 
     Used by one thread; a second one of its own writes a chunk that has waited too long and calls
-    fdatasync, so that a slow disk does not hold up the first. Memory: one chunk, and about 200 bytes for
+    fdatasync, so that a slow disk does not hold up the first. Memory: one chunk, and under 200 bytes for
     each chunk written (the index at the end of the file).
 
     Raises: OSError when the system refuses; what was written by then stays whole and readable.
