@@ -217,7 +217,7 @@ class McapWriter:
                         return
                     if self._times and time.monotonic() - self._begun > CHUNK_SECONDS / 2:
                         self._write_chunk()
-                os.fdatasync(self._fd)
+                _to_disk(self._fd)
             except OSError as error:
                 with self._lock:
                     self._failed = self._failed or error
@@ -235,7 +235,7 @@ class McapWriter:
                 else:
                     self._pieces, self._times, self._failed = [], {}, None
                 self._append([self._summary()])
-                os.fdatasync(self._fd)
+                _to_disk(self._fd)
                 if failed is not None:
                     raise failed
         finally:
@@ -289,6 +289,11 @@ class McapWriter:
         foot = struct.pack("<BQQQ", _FOOTER, 20, begin, offset_start)
         crc = zlib.crc32(foot, zlib.crc32(body[skip:]))
         return body + foot + struct.pack("<I", crc) + MAGIC
+
+
+def _to_disk(fd: int) -> None:
+    """Wait until the file's data are on the disk. Raises: OSError."""
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS has no fdatasync
 
 
 def _opcode(record: Any) -> int:
