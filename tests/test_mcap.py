@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from hypothesis import strategies as st
 pytest.importorskip("mcap", reason="needs the package mcap (edgekit[mcap])")
 from mcap.reader import make_reader
 
-from edgekit.errors import OutputError, StreamError, UsageError
+from edgekit.errors import MissingExtraError, OutputError, StreamError, UsageError
 from edgekit.pixels import PixelLayout, Pixels
 from edgekit.runtime import foxglove, mcap_file
 from edgekit.runtime.frames import Frame, Hop
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import open_sink
-from edgekit.runtime.sinks.mcap import SMALL_BYTES, McapSink
+from edgekit.runtime.sinks.mcap import SMALL_BYTES, McapSink, open_recording
 from edgekit.tasks.classify.classification import Classification
 from edgekit.tasks.detect.detections import Detections
 from tests.helpers import ROOT
@@ -272,6 +273,21 @@ def test_long_recordings_are_split(tmp_path: Path) -> None:
     assert seqs == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_options_in_the_name(tmp_path: Path) -> None:
+    with open_recording(f"{tmp_path}/a.mcap?images=none&quality=80&split=2MB") as sink:
+        assert (sink.images, sink._quality, sink._split) == ("none", 80, 2_000_000)
+        assert sink.path == tmp_path / "a.mcap"
+    for tail, reason in {
+        "image=raw": "Did you mean 'images'",
+        "split=1TB": "split is not a number",
+        "quality=9GB": "quality is not a number",
+        "quality=0": "expected quality 1 to 100",
+        "images=png": "expected raw, jpeg or none",
+    }.items():
+        with pytest.raises(UsageError, match=reason):
+            open_recording(f"{tmp_path}/b.mcap?{tail}")
+
+
 def test_an_empty_recording_is_whole(tmp_path: Path) -> None:
     with open_sink(tmp_path / "a.mcap"):
         pass
@@ -299,6 +315,32 @@ def test_a_result_that_is_no_number_is_one_line_and_spoils_nothing(tmp_path: Pat
             sink.write(StreamResult(frame(0), broken, 1))
         sink.write(StreamResult(frame(1), FOUND, 1))
     assert [f.seq for f in played(tmp_path / "a.mcap")] == [1]
+
+
+def test_without_the_package_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record(tmp_path / "a.mcap", [frame(0)])
+    monkeypatch.setitem(sys.modules, "mcap.records", None)
+    for work in (McapSink, replay):
+        with pytest.raises(MissingExtraError, match=r"pip install 'edgekit\[mcap\]'"):
+            work(path)
+
+
+def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
+    with McapSink(tmp_path / "a.mcap") as sink:
+        tracemalloc.start()
+        try:
+            f = frame(0, LARGE)
+            for i in range(150):
+                f.seq, f.captured_ns = i, f.captured_ns + 1
+                sink.write(StreamResult(f, FOUND, 1))
+                if i == 10:
+                    before = tracemalloc.get_traced_memory()[0]
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    assert grown < 140 * 400, "only the index and what was seen lately: one picture has 300 KiB"
 
 
 # --- copies and leases ---

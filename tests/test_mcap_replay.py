@@ -167,6 +167,29 @@ def test_a_replay_gives_the_same_results_bit_for_bit(tmp_path: Path, host_bundle
                     assert getattr(again, name).tobytes() == getattr(result, name).tobytes()
 
 
+@pytest.mark.parametrize("speed", [0, 1])
+def test_a_stream_is_recorded_and_its_replay_streams_the_same(
+    tmp_path: Path, host_bundle: str, speed: int
+) -> None:
+    import edgekit
+
+    def run(uri: str, *sinks: McapSink) -> tuple[dict[tuple[int, int], bytes], dict[str, Any]]:
+        with edgekit.stream(host_bundle, uri, sinks=sinks, score_threshold=0.05) as stream:
+            found = {
+                (item.frame.epoch, item.frame.seq): item.result.boxes.tobytes() + item.result.scores.tobytes()
+                for item in stream
+            }
+        (camera,) = stream.metrics.snapshot()["cameras"].values()
+        return found, camera
+
+    sink = McapSink(tmp_path / "a.mcap")
+    first, _ = run("synthetic://street?frames=12&size=640x360", sink)
+    assert len(first) == 12 and sink.written == 12
+    again, camera = run(f"replay:{sink.path}?speed={speed}")
+    assert again.items() <= first.items() if speed else again == first
+    assert camera["faults"] == {} and again, "nothing for the watchdog to do"
+
+
 def as_camera(image: np.ndarray, format: Any) -> Pixels:
     """A BGR picture in a camera's format, roughly: the luma is its green, the chroma some of the others."""
     h, w = image.shape[:2]

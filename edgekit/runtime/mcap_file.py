@@ -51,7 +51,7 @@ class McapWriter:
     """One file, made new under its final name; whole chunks are on the disk within `CHUNK_SECONDS`.
 
     Used by one thread; a second one of its own writes a chunk that has waited too long and calls
-    fdatasync, so that a slow disk does not hold up the first. Memory: one chunk, and about 200 bytes for
+    fdatasync, so that a slow disk does not hold up the first. Memory: one chunk, and under 200 bytes for
     each chunk written (the index at the end of the file).
 
     Raises: OSError when the system refuses; what was written by then stays whole and readable.
@@ -217,7 +217,7 @@ class McapWriter:
                         return
                     if self._times and time.monotonic() - self._begun > CHUNK_SECONDS / 2:
                         self._write_chunk()
-                os.fdatasync(self._fd)
+                _to_disk(self._fd)
             except OSError as error:
                 with self._lock:
                     self._failed = self._failed or error
@@ -235,7 +235,7 @@ class McapWriter:
                 else:
                     self._pieces, self._times, self._failed = [], {}, None
                 self._append([self._summary()])
-                os.fdatasync(self._fd)
+                _to_disk(self._fd)
                 if failed is not None:
                     raise failed
         finally:
@@ -289,6 +289,11 @@ class McapWriter:
         foot = struct.pack("<BQQQ", _FOOTER, 20, begin, offset_start)
         crc = zlib.crc32(foot, zlib.crc32(body[skip:]))
         return body + foot + struct.pack("<I", crc) + MAGIC
+
+
+def _to_disk(fd: int) -> None:
+    """Wait until the file's data are on the disk. Raises: OSError."""
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS has no fdatasync
 
 
 def _opcode(record: Any) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from edgekit import __version__
-from edgekit.errors import OutputError, StreamError, UsageError, printable
+from edgekit.errors import OutputError, StreamError, UsageError, did_you_mean, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime import foxglove
 from edgekit.runtime.frames import Frame
@@ -243,6 +244,28 @@ class McapSink(Sink):
     def _drop(self) -> None:
         """What was recorded is worth most when something failed: the file is finished all the same."""
         self._end_file()
+
+
+def open_recording(text: str) -> McapSink:
+    """`FILE.mcap?images=raw|jpeg|none&quality=90&split=4GB` (split in bytes, kB, MB or GB). Raises: UsageError."""
+    name, _, tail = text.partition("?")
+    options: dict[str, Any] = {}
+    for part in filter(None, tail.split("&")):
+        key, _, value = part.partition("=")
+        if key not in ("images", "quality", "split"):
+            raise UsageError(
+                f"sink {printable(text)}: unknown key {key!r}. {did_you_mean(key, ('images', 'quality', 'split'))}"
+            )
+        size = re.fullmatch(r"([0-9]{1,12})(kB|MB|GB|)", value)
+        if key == "images":
+            options[key] = value
+        elif size is None or (key == "quality" and size[2]):
+            raise UsageError(f"sink {printable(text)}: {key} is not a number, got {value[:40]!r}")
+        elif key == "quality":
+            options[key] = int(size[1])
+        else:
+            options["split_bytes"] = int(size[1]) * {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[size[2]]
+    return McapSink(Path(name), **options)
 
 
 def _result_json(item: StreamResult) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from edgekit.runtime.sources.ros2 import Picture
 KEYS = ("speed", "camera", "loop")
 _WINDOW = 4
 """Frames that are put in order of their arrival: several engines finish the frames of a camera out of turn."""
-_PAUSE_NS = 500_000_000
-"""Longest pause that is waited for in real time, unless the camera itself is slower."""
+_PAUSE_NS, _LONGEST_NS = 500_000_000, 60_000_000_000
+"""Longest pause that is waited for in real time, unless the camera itself is slower; and then."""
 _PICTURES = {
     (foxglove.RAW_IMAGE, "protobuf"),
     (foxglove.COMPRESSED_IMAGE, "protobuf"),
@@ -61,7 +61,7 @@ class ReplaySource(Source):
         `exposure` and pixels are as recorded, bit for bit; `captured_ns` is now, and `clock` is `media` (`none`
         where it was), because the recording's clock is not this machine's: ages count from the read.
     speed=1: in real time, like the live camera it was: frames come at the recorded intervals (pauses cut to the
-        larger of 0.5 s and 5 frame times); one that is not read before the next is due is dropped. A `monotonic` clock
+        larger of 0.5 s and five times the interval before); one that is not read before the next is due is dropped. A `monotonic` clock
         is shifted by as much as the arrival is, so that ages hold the recorded way from sensor to arrival.
     loop=1: for ever; `seq`, `pts_ns` and `epoch` go on rising.
 
@@ -327,7 +327,7 @@ class _Pace:
     def due(self, item: _Recorded) -> int:
         if self._arrived_ns is None:
             return self._due_ns + self._gap_ns
-        longest_ns = max(_PAUSE_NS, 5 * self._gap_ns)
+        longest_ns = min(max(_PAUSE_NS, 5 * self._gap_ns), _LONGEST_NS)
         return self._due_ns + min(max(item.arrived_ns - self._arrived_ns, 0), longest_ns)
 
     def passed(self, item: _Recorded, due_ns: int) -> None:
