@@ -25,6 +25,7 @@ test-arm: setup
 	PYTHON=$(BIN)/python bash tools/arm/test.sh
 
 test-camera: setup
+	EDGEKIT_REQUIRE_CHROMIUM=1 $(BIN)/python -m pytest tests/camera_host
 	PYTHON=$(BIN)/python bash tools/camera/test.sh
 
 test-nvidia: setup

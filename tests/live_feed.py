@@ -18,11 +18,10 @@ from edgekit.runtime.frames import Frame, Hop
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink
-from edgekit.synth.street import StreetWorld
+from edgekit.synth.street import CLASSES, StreetWorld
 from edgekit.tasks.classify.classification import Classification
 from edgekit.tasks.detect.detections import Detections
 
-LABELS = ("car", "van", "truck", "bus", "bicycle", "pedestrian")
 STAGES = {"transport": 4.1, "wait": 2.2, "preprocess": 1.4, "engine": 24.6, "decode": 0.5}
 """Invented, milliseconds: for looks, never for a table."""
 
@@ -36,6 +35,8 @@ class Feed:
         self.metrics = Metrics()
         self.sinks = list(sinks)
         self.names = ["front", "left", "right", "rear"][:cameras]
+        self.silent: set[int] = set()
+        """Cameras that give no frames just now."""
         self.random = random.Random(7)
         self.worlds = []
         for seed in range(cameras):
@@ -107,7 +108,7 @@ class Feed:
                 self.metrics.fault(self.names[0], "dropped", "3 frames missing before 120")
                 self.metrics.drop(self.names[0], "driver", 3)
             for camera in range(len(self.names)):
-                if not (faults and camera == last and lost_at <= now < back_at):
+                if camera not in self.silent and not (faults and camera == last and lost_at <= now < back_at):
                     self.step(camera, tick, task)
 
 
@@ -122,11 +123,11 @@ def ticks(stop: threading.Event, seconds: float, fps: float) -> Iterator[int]:
 def result(picture: object, task: str) -> object:
     if task == "classify":
         scores = np.array([0.81, 0.09, 0.04, 0.02, 0.01], np.float32)
-        return Classification(np.arange(5, dtype=np.int32), scores, scores, LABELS)
+        return Classification(np.arange(5, dtype=np.int32), scores, scores, CLASSES)
     boxes, classes = picture.boxes, picture.classes  # type: ignore[attr-defined]
     order = np.argsort(-((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])), kind="stable")
     scores = np.linspace(0.97, 0.46, len(order)).astype(np.float32)
-    return Detections(boxes[order].astype(np.float32), scores, classes[order].astype(np.int32), LABELS)
+    return Detections(boxes[order].astype(np.float32), scores, classes[order].astype(np.int32), CLASSES)
 
 
 def main() -> None:

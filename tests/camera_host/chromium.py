@@ -117,6 +117,7 @@ class Chromium:
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
+        self.wait_for("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     def value(self, script: str) -> Any:
         """What a JavaScript expression gives; promises are awaited."""

@@ -34,7 +34,7 @@ SEND_S = 10.0
 """So long a client may take for one piece of a reply."""
 SEND_BUFFER = 128 << 10
 """Bytes the system may hold for a slow client: what waits there only grows old."""
-CLOSE_S = 0.8
+CLOSE_S = 0.4
 """So long `close` lets replies end by themselves, and again after it cut them off."""
 _POLL_S = 0.1
 
@@ -267,7 +267,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.arrived(self.request)
         owner = self.server.owner
-        url = urllib.parse.urlsplit(self.path)
+        try:
+            url = urllib.parse.urlsplit(self.path)
+        except ValueError:  # a lone bracket is taken for half an IPv6 address
+            self._send(Reply(b"not a path\n", status=400))
+            return
         refusal = self._refusal(url)
         if refusal is not None:
             self._send(refusal)

@@ -6,7 +6,7 @@ import { drawAge, drawView } from "./plots.js";
 const SILENT_MS = 5000; // the server writes twice a second: after this the connection is dead
 const HIDDEN_MS = 3000; // a page that nobody sees costs the device nothing
 const STALE_S = 2;
-const STOPPED = { lost: "Lost", stalled: "No frames", frozen: "Frozen" };
+const STOPPED = { lost: "Lost", stalled: "No frames", frozen: "Frozen", hung: "Hung" };
 const GOOD = new Set(["restarted", "ended"]);
 const MINOR = new Set(["slow", "dropped", "sink-blocked", "corrupt", "clock-jump", "format-changed"]);
 
@@ -87,17 +87,22 @@ function addView(camera, engine) {
   over.append(make("b"), make("span"));
   picture.append(canvas, over);
   const under = make("div", "under");
-  const parts = { name: make("b"), badge: make("span", "badge"), rate: make("span"), layout: make("span"), age: make("span", "age") };
+  const parts = { name: make("b"), badge: make("span", "badge"), rate: make("span"), layout: make("span", "layout"), age: make("span", "age") };
   under.append(...Object.values(parts));
   const classes = make("ol", "classes");
   root.append(picture, under, classes);
-  const view = { camera, engine, root, picture, canvas, over, classes, ...parts, data: null, bitmap: null, next: null, busy: false, at: [] };
+  const view = { camera, engine, root, picture, canvas, over, classes, ...parts, data: null, bitmap: null, next: null, busy: false, stale: false };
   views.set(`${camera}\n${engine}`, view);
   $("empty").hidden = true;
   $("views").append(root);
   $("views").classList.toggle("many", views.size > 1);
-  new ResizeObserver(() => drawView(canvas, view.bitmap, view.data, $("results").checked)).observe(canvas);
+  new ResizeObserver(() => draw(view)).observe(canvas);
   return view;
+}
+
+/** A picture that is not what the camera sees now shows no results, as if they held. */
+function draw(view) {
+  drawView(view.canvas, view.bitmap, view.data, $("results").checked && !view.stale);
 }
 
 function viewOf(camera, engine) {
@@ -121,9 +126,8 @@ async function showPicture(data, jpeg) {
       const bitmap = await createImageBitmap(new Blob([image], { type: "image/jpeg" }));
       view.bitmap?.close();
       Object.assign(view, { bitmap, data: info });
-      view.at = [...view.at.filter((t) => performance.now() - t < 3000), performance.now()];
       view.picture.style.aspectRatio = `${info.width} / ${info.height}`;
-      drawView(view.canvas, bitmap, info, $("results").checked);
+      draw(view);
       view.canvas.setAttribute("aria-label", `${info.camera || "camera"}: ${info.caption}`);
       showClasses(view);
       showBadge(view);
@@ -134,7 +138,7 @@ async function showPicture(data, jpeg) {
 }
 
 function showClasses(view) {
-  const shown = view.data?.task === "classify" && $("results").checked ? view.data.found.slice(0, 5) : [];
+  const shown = view.data?.task === "classify" && $("results").checked && !view.stale ? view.data.found.slice(0, 5) : [];
   view.classes.hidden = !shown.length;
   view.classes.replaceChildren(...shown.map((thing) => {
     const line = make("li");
@@ -176,7 +180,13 @@ function showBadge(view) {
   view.name.textContent = [view.camera || (views.size > 1 ? "camera" : camera?.name || "camera"), Object.keys(state?.engines || {}).length > 1 ? view.engine : ""].filter(Boolean).join(" · ");
   view.badge.textContent = word;
   view.badge.className = `badge ${kind}`;
-  view.root.classList.toggle("stale", Boolean(over) && view.bitmap !== null);
+  const stale = Boolean(over) && view.bitmap !== null;
+  if (stale !== view.stale) {
+    view.stale = stale;
+    view.root.classList.toggle("stale", stale);
+    draw(view);
+    showClasses(view);
+  }
   view.over.hidden = !over;
   view.over.classList.toggle("calm", kind !== "bad");
   view.over.firstChild.textContent = over;
@@ -258,7 +268,7 @@ function showEngine() {
 
 function showAgePlot() {
   const bins = state.minute[chosen]?.bins || [];
-  const marks = state.events.filter((e) => !GOOD.has(e.name)).map((e) => state.seconds - e.seconds).filter((ago) => ago <= 60);
+  const marks = state.events.filter((e) => !GOOD.has(e.name)).map((e) => [state.seconds - e.seconds, MINOR.has(e.name)]).filter(([ago]) => ago <= 60);
   const found = drawAge($("age-plot"), bins, marks, pointer);
   const spot = found || bins[bins.length - 1];
   $("age-readout").textContent = found ? `${(found[0] / 2).toFixed(1)} s ago: ${ms(found[1])} to ${ms(found[3])}, mean ${ms(found[2])}` : "ms";
@@ -289,7 +299,7 @@ function showCameras() {
   for (const view of views.values()) {
     const name = cameraOf(view)?.name;
     const fps = rate((s) => s.cameras[name]?.frames || 0);
-    view.rate.textContent = fps === null ? "" : `${fps.toFixed(1)} fps`;
+    view.rate.textContent = fps === null || view.stale ? "" : `${fps.toFixed(1)} fps`;
     showBadge(view);
   }
 }
@@ -416,7 +426,7 @@ document.addEventListener("visibilitychange", () => {
 });
 $("results").addEventListener("change", () => {
   for (const view of views.values()) {
-    drawView(view.canvas, view.bitmap, view.data, $("results").checked);
+    draw(view);
     showClasses(view);
   }
 });

@@ -50,6 +50,7 @@ export function drawView(canvas, bitmap, data, results) {
   c.textBaseline = "middle";
   const tags = [];
   for (const box of boxes) {
+    if (thin && box.w < 8) continue;
     const text = `${box.label} ${Math.round(box.score * 100)}%`;
     const w = c.measureText(text).width + 9, h = size + 6;
     const left = Math.max(0, Math.min(box.x - 1, width - w));
@@ -76,7 +77,7 @@ function step(largest, parts) {
 
 /**
  * Mean age as a line in a band from least to largest, by half seconds.
- * bins: [half seconds ago, least, mean, largest (ms), results], oldest first. marks: seconds ago of faults.
+ * bins: [half seconds ago, least, mean, largest (ms), results], oldest first. marks: [seconds ago, whether it is a small one] of faults.
  * pointer: x in CSS pixels or null. Returns the bin under the pointer, or null.
  */
 export function drawAge(canvas, bins, marks, pointer) {
@@ -110,10 +111,10 @@ export function drawAge(canvas, bins, marks, pointer) {
   c.beginPath();
   c.rect(left, 0, right - left, height);
   c.clip();
-  c.strokeStyle = color("--bad");
   c.lineWidth = 1;
   c.setLineDash([3, 3]);
-  for (const ago of marks) {
+  for (const [ago, minor] of marks) {
+    c.strokeStyle = color(minor ? "--s1" : "--bad");
     c.beginPath();
     c.moveTo(x(ago), top);
     c.lineTo(x(ago), bottom);
