@@ -256,9 +256,24 @@ def test_elementary_functions() -> None:
         )
         assert np.isnan(reference.exp(np.array([np.nan]))).all()
         np.testing.assert_allclose(reference.tanh(x), np.tanh(x), rtol=1e-15, atol=2e-16)
+        below = np.linspace(-87, 0, 100_001).astype(np.float32)
+        assert reference.exp32(below).dtype == np.float32
+        np.testing.assert_allclose(
+            reference.exp32(below), np.exp(below.astype(float)), rtol=1.8e-7
+        )  # 3 half ulp
+        np.testing.assert_array_equal(reference.exp32(np.array([-88, -np.inf], np.float32)), [0, 0])
+        assert np.isnan(reference.exp32(np.array([np.nan], np.float32))).all()
         p = np.concatenate([np.logspace(-300, 0, 20001), np.linspace(1e-3, 1, 20001)])
         np.testing.assert_allclose(reference.log(p), np.log(p), rtol=7e-16)  # 3 ulp
         np.testing.assert_array_equal(reference.log(np.zeros(1)), [-np.inf])
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+def test_mean_bin_in_float32_is_near_the_exact_one(spread: float) -> None:
+    logits = np.random.default_rng(0).normal(0, spread, (16, 50_000)).astype(np.float32)
+    weight = np.exp(logits.astype(float) - logits.max(axis=0))
+    exact = (weight * np.arange(16)[:, None]).sum(axis=0) / weight.sum(axis=0)
+    np.testing.assert_allclose(reference._expected_bin(logits), exact, atol=4e-6)
 
 
 @pytest.mark.parametrize("path", PATHS)

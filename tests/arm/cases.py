@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgekit.kernels.decode import decode
+from edgekit.kernels.decode import Decoder, decode
 from edgekit.kernels.letterbox import letterbox, plan
 from edgekit.kernels.nms import nms
 from edgekit.pixels import FORMATS, PixelLayout, Pixels
@@ -13,6 +13,7 @@ from edgekit.tasks.detect.spec import Channels, DetectHead, HeadLevel
 from edgekit.tasks.preprocess import ImagePreprocess
 
 WIDTH, HEIGHT = 96, 64
+MAPPING = np.array([[0, 5, 0, 5], [0.3, 0.3, 0.3, 0.3], [320, 180, 320, 180]], np.float32)
 
 RULES = {
     "yolox": ImagePreprocess(WIDTH, HEIGHT),
@@ -120,6 +121,9 @@ def _decode() -> dict[str, np.ndarray]:
             boxes, scores, classes = decode(tensors, head, WIDTH, HEIGHT, threshold)
             for part, value in (("boxes", boxes), ("scores", scores), ("classes", classes)):
                 out[f"decode {family} {threshold} {part}"] = value.copy()
+            found = Decoder(head, WIDTH, HEIGHT).detect(tensors, threshold, 0.65, 100, MAPPING)
+            for part, value in zip(("boxes", "scores", "classes"), found, strict=True):
+                out[f"detect {family} {threshold} {part}"] = value
     return out
 
 

@@ -13,7 +13,7 @@ namespace edgekit {
 namespace {
 
 constexpr double kSqrtHalf = 0.7071067811865476;
-constexpr int kBatch = 256, kTile = 8192;
+constexpr int kBatch = 256, kTile = 2048;
 
 inline double log64(double x) {
     if (!(x > 0)) return x == 0 ? -kInf : kNan;
@@ -99,7 +99,7 @@ public:
         exp_ = EDGEKIT_PICK(exp_all, isa_);
         bins_of_ = EDGEKIT_PICK(expected_bins, isa_);
         any_ = EDGEKIT_PICK(any_above, isa_);
-        max_ = EDGEKIT_PICK(max_of_planes, isa_);
+        tile_ = EDGEKIT_PICK(best_of_tile, isa_);
         planes_ = EDGEKIT_PICK(best_of_planes, isa_);
         row_ = EDGEKIT_PICK(best_of_row, isa_);
     }
@@ -231,23 +231,21 @@ private:
     int above_any_class(const Grid& g, const View& v, int y, int x, int n) {
         const char* p = v.at(g.class_start, y, x);
         if (v.column == 4) {
-            // the tile's maxima stay in the first caches while the classes pass over them
-            max_(p, v.channel, g.num_classes, n, best_);
-        } else if (v.channel == 4) {
-            int32_t ignored;
-            for (int i = 0; i < n; i++, p += v.column)
-                best_[i] = row_(reinterpret_cast<const float*>(p), g.num_classes, &ignored);
+            tile_(p, v.channel, g.num_classes, n, best_, labels_);
         } else {
-            for (int i = 0; i < n; i++, p += v.column) {
-                float best = -std::numeric_limits<float>::infinity();
-                for (int c = 0; c < g.num_classes; c++) {
-                    const float value = number(p + c * v.channel);
-                    best = value > best ? value : best;
-                }
-                best_[i] = best;
-            }
+            for (int i = 0; i < n; i++, p += v.column) best_[i] = best_class(g, v, p, labels_ + i);
         }
         return above(reinterpret_cast<const char*>(best_), 4, n, low_class_);
+    }
+
+    // Best class of one cell, the first of equals; -inf and 0 where all are NaN. p: its first class.
+    float best_class(const Grid& g, const View& v, const char* p, int32_t* label) const {
+        if (v.channel == 4) return row_(reinterpret_cast<const float*>(p), g.num_classes, label);
+        float best = -std::numeric_limits<float>::infinity();
+        *label = 0;
+        for (int c = 0; c < g.num_classes; c++, p += v.channel)
+            if (number(p) > best) best = number(p), *label = c;
+        return best;
     }
 
     // Cells_, counted from cell `first` of the grid, become entries: their best class, or every class.
@@ -267,19 +265,16 @@ private:
                     if (!(named >= 0 && named < g.num_classes)) continue;
                     e.label = int32_t(named);
                 }
+            } else if (g.object_tensor < 0) {  // seen by the screen
+                e.best = best_[cells_[k]], e.label = labels_[cells_[k]];
             } else if (planes && (cell & ~7) + 8 <= g.height * g.width) {
                 if (block != (cell & ~7)) {
                     block = cell & ~7;
                     planes_(v.at(g.class_start, 0, 0) + ptrdiff_t(4) * block, v.channel, g.num_classes, values, labels);
                 }
                 e.best = values[cell & 7], e.label = labels[cell & 7];
-            } else if (v.channel == 4) {
-                const float* p = reinterpret_cast<const float*>(v.at(g.class_start, y, x));
-                e.best = row_(p, g.num_classes, &e.label);
             } else {
-                const char* p = v.at(g.class_start, y, x);
-                for (int c = 0; c < g.num_classes; c++, p += v.channel)
-                    if (number(p) > e.best) e.best = number(p), e.label = c;
+                e.best = best_class(g, v, v.at(g.class_start, y, x), &e.label);
             }
             if (!(e.best >= low_class_)) continue;
             e.value = e.best;
@@ -385,11 +380,11 @@ private:
             for (int i = 0; i < n; i++) exact_[i] = object_[i] * exact_[i];
     }
 
-    // Value of channel c of `count` cells.
+    // Value of channel c of 8 cells.
     template <class T>
-    static void gather(const View& v, int c, const ptrdiff_t* at, int count, T* out) {
+    static void gather(const View& v, int c, const ptrdiff_t* at, T* out) {
         const char* p = v.base + c * v.channel;
-        for (int k = 0; k < count; k++) out[k] = T(number(p + at[k]));
+        for (int k = 0; k < 8; k++) out[k] = T(number(p + at[k]));
     }
 
     // Asks for the box values of the next cells while these are computed: each channel is another cache line.
@@ -403,7 +398,7 @@ private:
             if (near && k + 1 < count) continue;
             before = cell;
             for (int side = 0; side < 4; side++)
-                for (int b = 0; b < channels; b++) __builtin_prefetch(cell + (g.box[side] + b) * v.channel);
+                for (int b = 0; b < channels; b++) __builtin_prefetch(cell + (g.box[side] + b) * v.channel, 0, 2);
         }
     }
 
@@ -411,11 +406,14 @@ private:
     void cell_boxes(const Grid& g, const Entry* entries, int count, float (*boxes)[4]) {
         const View& v = views_[g.box_tensor];
         ptrdiff_t at[8];
-        for (int k = 0; k < count; k++) at[k] = entries[k].y * v.row + entries[k].x * v.column;
+        for (int k = 0; k < 8; k++) {
+            const Entry& e = entries[std::min(k, count - 1)];  // lanes to spare repeat the last cell
+            at[k] = e.y * v.row + e.x * v.column;
+        }
         if (g.family == Family::distribution) {
             float side[4][8];
             for (int k = 0; k < 4; k++) {
-                for (int b = 0; b < g.bins; b++) gather(v, g.box[k] + b, at, count, logits_.data() + 8 * b);
+                for (int b = 0; b < g.bins; b++) gather(v, g.box[k] + b, at, logits_.data() + 8 * b);
                 bins_of_(logits_.data(), g.bins, work_.data(), side[k]);
             }
             for (int k = 0; k < count; k++) {
@@ -427,8 +425,8 @@ private:
             }
             return;
         }
-        double t[4][8] = {};
-        for (int k = 0; k < 4; k++) gather(v, g.box[k], at, count, t[k]);
+        double t[4][8];
+        for (int k = 0; k < 4; k++) gather(v, g.box[k], at, t[k]);
         if (g.family == Family::yolox) exp_(t[2], 16);
         if (g.family == Family::yolov5) sigmoid(t[0], 32);
         if (g.family == Family::fastestdet) {
@@ -473,7 +471,7 @@ private:
     void (*exp_)(double*, int);
     void (*bins_of_)(const float*, int, float*, float*);
     bool (*any_)(const float*, float);
-    void (*max_)(const char*, ptrdiff_t, int, int, float*);
+    void (*tile_)(const char*, ptrdiff_t, int, int, float*, int32_t*);
     void (*planes_)(const char*, ptrdiff_t, int, float*, int32_t*);
     float (*row_)(const float*, int, int32_t*);
     std::vector<Grid> grids_;
@@ -483,7 +481,8 @@ private:
     bool all_classes_ = false;
     float threshold_ = 0, low_object_ = 0, low_class_ = 0;
     int cells_[kTile + 1];  // one past the last may be written
-    float best_[kTile];
+    float best_[kTile];  // of the tile's cells, where the classes are the screen
+    int32_t labels_[kTile];
     Entry entries_[kBatch];
     double exact_[kBatch], object_[kBatch];
     float score_[kBatch];

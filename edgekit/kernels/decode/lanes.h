@@ -38,7 +38,7 @@ EDGEKIT_INLINE void exp_all(double* x, int n) {
     for (int i = 0; i < n; i += V<B>::kDoubles) store(x + i, exp_of<B>(load<typename V<B>::D>(x + i)));
 }
 
-// e^x of x <= 0 in float32: 0 below -87, so that no result is subnormal.
+// e^x of x <= 0 in float32: 0 below -87, so that no result is subnormal; NaN stays.
 template <int B>
 EDGEKIT_INLINE typename V<B>::F exp32_of(const typename V<B>::F& x) {
     using F = typename V<B>::F;
@@ -51,18 +51,18 @@ EDGEKIT_INLINE typename V<B>::F exp32_of(const typename V<B>::F& x) {
     typename V<B>::W bits = (((typename V<B>::W)shifted + 127) << 23);
     const F result = p * (F)bits;
     const I tiny = x < zero - 87.0f;
-    return tiny ? zero : x != x ? x : result;
+    return tiny ? zero : result;
 }
 
-// Mean bin under softmax, of 8 cells: logits [bins][8] -> mean [8]. `work`: [bins * 8]. NaN is no maximum.
+// Mean bin under softmax, of 8 cells: logits [bins][8] -> mean [8]. `work`: [bins * 8]. One NaN makes it NaN.
 template <int B>
 EDGEKIT_INLINE void expected_bins(const float* logits, int bins, float* work, float* mean) {
     using F = typename V<B>::F;
     for (int i = 0; i < 8; i += V<B>::kFloats) {
-        F top = load<F>(logits + i), total{}, sum{};
-        for (int k = 1; k < bins; k++) {
+        F top = F{} - float(kInf), total{}, sum{};
+        for (int k = 0; k < bins; k++) {
             const F value = load<F>(logits + 8 * k + i);
-            top = ((value > top) | (top != top)) ? value : top;
+            top = value > top ? value : top;
         }
         // exponentials first: they do not wait for each other as the sums below do
         for (int k = 0; k < bins; k++) store(work + 8 * k + i, exp32_of<B>(load<F>(logits + 8 * k + i) - top));
@@ -83,33 +83,37 @@ EDGEKIT_INLINE bool any_above(const float* p, float low) {
     return any<B>(hit);
 }
 
-// Greatest of `count` planes that lie `step` bytes apart, for n cells: best[i]; NaN never wins, -inf where all
-// are NaN. Four planes a pass: four streams keep the memory busier than one.
+// Best class of n neighbouring cells whose classes are planes `step` bytes apart, the first of equals: value and
+// index [n]; NaN never wins, -inf and 0 where all are NaN. Four planes a pass: four streams keep the memory busier
+// than one.
 template <int B>
-EDGEKIT_INLINE void max_of_planes(const char* p, ptrdiff_t step, int count, int n, float* best) {
+EDGEKIT_INLINE void best_of_tile(const char* p, ptrdiff_t step, int count, int n, float* value, int32_t* index) {
     using F = typename V<B>::F;
-    for (int i = 0; i < n; i++) best[i] = -float(kInf);
+    using I = typename V<B>::I;
+    for (int i = 0; i < n; i++) value[i] = -float(kInf), index[i] = 0;
     int c = 0;
     for (; c + 4 <= count; c += 4, p += 4 * step) {
         int i = 0;
         for (; i + V<B>::kFloats <= n; i += V<B>::kFloats) {
-            F most = load<F>(best + i);
+            F best = load<F>(value + i);
+            I at = load<I>(index + i);
             for (int k = 0; k < 4; k++) {
                 const F v = load<F>(p + k * step + 4 * i);
-                most = v > most ? v : most;
+                const I up = v > best;
+                best = up ? v : best, at = up ? I{} + (c + k) : at;
             }
-            store(best + i, most);
+            store(value + i, best), store(index + i, at);
         }
         for (; i < n; i++)
             for (int k = 0; k < 4; k++) {
                 const float v = load<float>(p + k * step + 4 * i);
-                best[i] = v > best[i] ? v : best[i];
+                if (v > value[i]) value[i] = v, index[i] = c + k;
             }
     }
     for (; c < count; c++, p += step)
         for (int i = 0; i < n; i++) {
             const float v = load<float>(p + 4 * i);
-            best[i] = v > best[i] ? v : best[i];
+            if (v > value[i]) value[i] = v, index[i] = c;
         }
 }
 
@@ -159,8 +163,8 @@ EDGEKIT_LANES(void, exp_all, (double* x, int n), (x, n))
 EDGEKIT_LANES(void, expected_bins, (const float* logits, int bins, float* work, float* mean),
               (logits, bins, work, mean))
 EDGEKIT_LANES(bool, any_above, (const float* p, float low), (p, low))
-EDGEKIT_LANES(void, max_of_planes, (const char* p, ptrdiff_t step, int count, int n, float* best),
-              (p, step, count, n, best))
+EDGEKIT_LANES(void, best_of_tile, (const char* p, ptrdiff_t step, int count, int n, float* value, int32_t* index),
+              (p, step, count, n, value, index))
 EDGEKIT_LANES(void, best_of_planes, (const char* p, ptrdiff_t step, int count, float* value, int32_t* index),
               (p, step, count, value, index))
 EDGEKIT_LANES(float, best_of_row, (const float* p, int count, int32_t* index), (p, count, index))
