@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # our own tree first: a virtual environment may be shared between checkouts
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup demo test test-arm test-camera test-nvidia bench check fuzz clean
+.PHONY: setup demo test test-arm test-camera test-nvidia bench soak check fuzz clean
 
 setup: $(VENV)/.stamp
 
@@ -25,7 +25,7 @@ test-arm: setup
 	PYTHON=$(BIN)/python bash tools/arm/test.sh
 
 test-camera: setup
-	EDGEKIT_REQUIRE_CHROMIUM=1 $(BIN)/python -m pytest tests/camera_host
+	PYTHON=$(BIN)/python bash tools/camera/host.sh
 	PYTHON=$(BIN)/python bash tools/camera/test.sh
 
 test-nvidia: setup
@@ -33,6 +33,9 @@ test-nvidia: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+soak: setup
+	$(BIN)/python tools/soak.py
 
 fuzz: setup
 	$(BIN)/python tools/fuzz.py
