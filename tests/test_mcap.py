@@ -23,7 +23,7 @@ from mcap.reader import make_reader
 
 from edgekit.errors import MissingExtraError, OutputError, StreamError, UsageError
 from edgekit.pixels import PixelLayout, Pixels
-from edgekit.runtime import foxglove, mcap_file
+from edgekit.runtime import foxglove, mcap_writer
 from edgekit.runtime.frames import Frame, Hop
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.results import StreamResult
@@ -557,7 +557,7 @@ def test_the_disk_is_synced_while_recording_and_no_thread_is_left(
     synced = threading.Event()
     fdatasync = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (fdatasync(fd), synced.set()))
-    monkeypatch.setattr(mcap_file, "CHUNK_SECONDS", 0.02)
+    monkeypatch.setattr(mcap_writer, "CHUNK_SECONDS", 0.02)
     before = threading.active_count()
     with McapSink(tmp_path / "a.mcap") as sink:
         sink.write(StreamResult(frame(0), FOUND, 1))
@@ -574,7 +574,7 @@ def test_a_disk_that_fails_while_nothing_is_written_is_told_at_the_next_write(
         failed.set()
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(mcap_file, "CHUNK_SECONDS", 0.02)
+    monkeypatch.setattr(mcap_writer, "CHUNK_SECONDS", 0.02)
     monkeypatch.setattr(os, "fdatasync", fail)
     sink = McapSink(tmp_path / "a.mcap")
     sink.write(StreamResult(frame(0), FOUND, 1))

@@ -13,7 +13,8 @@ from edgekit.errors import OutputError, StreamError, UsageError, did_you_mean, p
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime import foxglove
 from edgekit.runtime.frames import Frame
-from edgekit.runtime.mcap_file import McapWriter, Piece, load_mcap
+from edgekit.runtime.mcap_file import load_mcap
+from edgekit.runtime.mcap_writer import McapWriter, Piece
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.recording import CAMERA_KEY, FRAME, METRICS, RESULT, Facts, Images, dumps, to_raw
 from edgekit.runtime.results import StreamResult

@@ -14,7 +14,7 @@ from edgekit.picture import decode_picture
 from edgekit.pixels import Pixels
 from edgekit.runtime import foxglove
 from edgekit.runtime.frames import Clock, Frame, Hop
-from edgekit.runtime.mcap_file import McapReader, Message, Topic
+from edgekit.runtime.mcap_reader import McapReader, Message, Topic
 from edgekit.runtime.recording import CAMERA_KEY, FRAME, Facts, from_raw
 from edgekit.runtime.sources import ros2
 from edgekit.runtime.sources.base import Source
