@@ -4,17 +4,19 @@
 
 One thread each. A case is a camera format and size, and an input of 640x640 that the picture is letterboxed
 into: float32 NCHW, or int8 NHWC codes of scale 1, zero point -128. The chains join every way found to get
-the resized BGR picture with every way to store it; all of them reuse their buffers and leave the padding as
-it is, as the kernel does, but for `blobFromImage`, which cannot. `resize first` shrinks the planes before it
-converts them, which is cheaper and blurs chroma: it competes for the best time all the same, and
-`off_max`, `off_mean` say how many levels each chain is off the kernel (which must be within 1 of its own
-numpy reference: it is equal). Pictures come from a ring larger than the last-level cache, as a camera's do
-from memory, unless --ring makes it smaller.
+the resized BGR picture with every way to store it; all reuse one set of buffers and leave the padding as it is,
+and so does the kernel (`blobFromImage` cannot). All routes write the same input, as the stages of one program would.
 
-All run in turn within one loop, in an order that moves on each time, after a warm-up. Prints one JSON line per case:
-medians and quartiles in milliseconds; `ratio` = median of the best chain / median of ours; `bytes` read and
-written by ours, and `bandwidth_share` = bytes per second by the machine's rate for copying a large array (bytes
-read + written; `copy_gb_s`), measured in the same run. A share above 1 means that caches served a part.
+`off_max`, `off_mean`: levels that a chain is off the kernel (the kernel must equal its numpy reference, else
+the benchmark fails). Saturated colours differ by the order of clipping. `resize first` shrinks the planes
+before it converts them, which is cheaper and blurs chroma: not the same picture, yet it competes.
+
+All run in turn within one loop, in an order that moves on each time, after a warm-up, on pictures in memory
+(a ring of --ring MiB, larger than the last-level cache) and again on two pictures in the cache. Prints one JSON
+line per case and place: medians and quartiles in milliseconds; `ratio` = median of the fastest chain of all / median
+of ours, `ratio_same` = the same among chains with off_mean below 0.5; `bytes` of the picture and of the
+part of the input that is written, and `bandwidth_share` = bytes per second by the machine's rate for copying a
+large array (bytes read + written; `copy_gb_s`), measured in the same run. Above 1: caches served a part.
 """
 
 from __future__ import annotations
@@ -126,48 +128,42 @@ def resized_by_cv2(layout: PixelLayout, roi: np.ndarray) -> dict[str, Callable[[
     return {"convert first": two_planes, "resize first": planes_first}
 
 
-def stored(canvas: np.ndarray, roi: np.ndarray, codes: bool) -> dict[str, Callable[[], np.ndarray]]:
-    """Ways from the resized picture to the input, by name; each writes an input of its own."""
+def stored(
+    canvas: np.ndarray, roi: np.ndarray, out: np.ndarray, codes: bool
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Ways from the resized picture to the input `out`, by name."""
     height, width = roi.shape[:2]
-
-    def empty() -> np.ndarray:
-        if codes:
-            return np.full((1, SIDE, SIDE, 3), 114 - 128, np.int8)
-        return np.full((1, 3, SIDE, SIDE), 114.0, np.float32)
-
     if codes:
-        inputs = [empty() for _ in range(3)]
         table = np.bitwise_xor(np.arange(256, dtype=np.uint8), 128)
 
         def xor() -> np.ndarray:
-            np.bitwise_xor(roi, 128, out=inputs[0][0, :height, :width].view(np.uint8))
-            return inputs[0]
+            np.bitwise_xor(roi, 128, out=out[0, :height, :width].view(np.uint8))
+            return out
 
         def look_up() -> np.ndarray:
-            cv2.LUT(roi, table, dst=inputs[1][0, :height, :width].view(np.uint8))
-            return inputs[1]
+            cv2.LUT(roi, table, dst=out[0, :height, :width].view(np.uint8))
+            return out
 
         def subtract() -> np.ndarray:
-            cv2.subtract(roi, (128, 128, 128, 0), dst=inputs[2][0, :height, :width], dtype=cv2.CV_8S)
-            return inputs[2]
+            cv2.subtract(roi, (128, 128, 128, 0), dst=out[0, :height, :width], dtype=cv2.CV_8S)
+            return out
 
         return {"xor": xor, "LUT": look_up, "subtract": subtract}
-    inputs = [empty() for _ in range(4)]
     planes = [np.empty((height, width), np.uint8) for _ in range(3)]
 
     def split_bytes() -> np.ndarray:
         cv2.split(roi, planes)
         for c in range(3):
-            inputs[0][0, c, :height, :width] = planes[c]
-        return inputs[0]
+            out[0, c, :height, :width] = planes[c]
+        return out
 
     def split_floats() -> np.ndarray:
-        cv2.split(roi.astype(np.float32), [inputs[1][0, c, :height, :width] for c in range(3)])
-        return inputs[1]
+        cv2.split(roi.astype(np.float32), [out[0, c, :height, :width] for c in range(3)])
+        return out
 
     def transpose() -> np.ndarray:
-        inputs[2][0, :, :height, :width] = roi.transpose(2, 0, 1)
-        return inputs[2]
+        out[0, :, :height, :width] = roi.transpose(2, 0, 1)
+        return out
 
     def blob() -> np.ndarray:
         return cv2.dnn.blobFromImage(canvas)
@@ -182,12 +178,12 @@ def stored(canvas: np.ndarray, roi: np.ndarray, codes: bool) -> dict[str, Callab
     return ways
 
 
-def chains(layout: PixelLayout, size: tuple[int, int], codes: bool) -> dict[str, Chain]:
+def chains(layout: PixelLayout, size: tuple[int, int], out: np.ndarray, codes: bool) -> dict[str, Chain]:
     canvas = np.full((SIDE, SIDE, 3), 114, np.uint8)
     roi = canvas[: size[1], : size[0]]
     made: dict[str, Chain] = {}
     for front, resize in resized_by_cv2(layout, roi).items():
-        for back, store in stored(canvas, roi, codes).items():
+        for back, store in stored(canvas, roi, out, codes).items():
 
             def chain(p: Pixels, resize: Any = resize, store: Any = store) -> np.ndarray:
                 resize(p)
@@ -215,7 +211,8 @@ def summary(values: list[int]) -> dict[str, float]:
     return {"median_ms": round(middle / 1e6, 4), "q1_ms": round(low / 1e6, 4), "q3_ms": round(high / 1e6, 4)}
 
 
-def measure(name: str, repeats: int, ring: int) -> dict[str, Any]:
+def measure(name: str, repeats: int, ring: int, rate: float) -> dict[str, Any]:
+    """One case; `ring`: bytes of pictures that are read in turn, `rate`: bytes per second of a copy."""
     format, width, height, codes = CASES[name]
     quant = QuantParams(DType.int8, (1.0,), (-128,)) if codes else None
     spec = ImagePreprocess(SIDE, SIDE, layout="NHWC" if codes else "NCHW")
@@ -223,8 +220,6 @@ def measure(name: str, repeats: int, ring: int) -> dict[str, Any]:
     made = LetterboxPlan(spec, layout, quant)
     size = (made.placement.width, made.placement.height)
     frames = [camera(photo(width, height, k), format) for k in range(4)]
-    count = max(4, -(-ring // layout.nbytes))
-    frames += [frames[k % 4].copy() for k in range(count - 4)]
     out = np.zeros(made.out_shape, made.out_dtype)
     made.run(frames[0], out)
 
@@ -232,7 +227,7 @@ def measure(name: str, repeats: int, ring: int) -> dict[str, Any]:
         made.run(p, out, True)
         return out
 
-    routes: dict[str, Chain] = {"ours": ours, **chains(layout, size, codes)}
+    routes: dict[str, Chain] = {"ours": ours, **chains(layout, size, out, codes)}
     off = {}
     expected = np.empty_like(out)
     tables = reference.tables(spec, made.placement, layout, quant)
@@ -243,6 +238,8 @@ def measure(name: str, repeats: int, ring: int) -> dict[str, Any]:
             off.setdefault(route, []).append((float(levels.max()), float(levels.mean())))
     if max(off["ours"])[0] != 0:
         raise SystemExit(f"{name}: the kernel is not its reference")
+    count = max(2, -(-ring // layout.nbytes))
+    frames = [frames[k % 4].copy() for k in range(count)]
     times: dict[str, list[int]] = {route: [] for route in routes}
     order, at = list(routes), 0
     for k in range(repeats + 10):
@@ -264,19 +261,25 @@ def measure(name: str, repeats: int, ring: int) -> dict[str, Any]:
         for route, values in times.items()
     }
     mine = results.pop("ours")
-    best = min(results, key=lambda route: results[route]["median_ms"])
+    best, same = (
+        min((r for r in results if results[r]["off_mean"] < limit), key=lambda r: results[r]["median_ms"])
+        for limit in (float("inf"), 0.5)
+    )
     written = size[0] * size[1] * 3 * out.itemsize
-    rate, seconds = copy_rate(), mine["median_ms"] / 1e3
+    seconds = mine["median_ms"] / 1e3
     return {
         "case": name,
         "picture": f"{width}x{height} {format}",
         "input": f"{out.dtype} {spec.layout} {SIDE}x{SIDE}",
-        "ring_bytes": len(frames) * layout.nbytes,
+        "pictures": "memory" if ring else "cache",
+        "ring_bytes": count * layout.nbytes,
         "repeats": repeats,
         "ours": mine,
         "cv2": results,
         "best": best,
         "ratio": round(results[best]["median_ms"] / mine["median_ms"], 2),
+        "best_same": same,
+        "ratio_same": round(results[same]["median_ms"] / mine["median_ms"], 2),
         "bytes": layout.nbytes + written,
         "gb_s": round((layout.nbytes + written) / seconds / 1e9, 2),
         "copy_gb_s": round(rate / 1e9, 2),
@@ -298,11 +301,11 @@ def main() -> None:
     cv2.setNumThreads(1)
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    module = kernels.native()
-    for name in names:
+    module, rate = kernels.native(), copy_rate()
+    for name, ring in ((name, ring) for name in names for ring in (args.ring << 20, 0)):
         result = {
             "benchmark": "preprocess",
-            **measure(name, args.repeats, args.ring << 20),
+            **measure(name, args.repeats, ring, rate),
             "kernels": "numpy" if module is None else f"native/{module.isa}",
             "commit": commit,
             "machine": machine(1),

@@ -6,6 +6,7 @@ for `Pixels.bgr(array)`. Nothing here copies: conversion belongs to the kernels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -124,6 +125,33 @@ class Pixels:
             inner = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(1, len(shape)))
             planes.append(np.lib.stride_tricks.as_strided(buffer[start:], shape, (stride, *inner)))
         return Pixels(tuple(planes), layout)
+
+    def region(self, x: int, y: int, width: int, height: int) -> Pixels:
+        """A part of the picture as a picture of its own: views of the same bytes, nothing is copied.
+
+        Results on it are in its pixels: add (x, y). Formats that share chroma between pixels are cut where a
+        pair (`yuyv uyvy`: x and width) or a square (`nv12 nv21 i420`: x and y) begins.
+        Raises: UsageError for a part that lies outside or begins within a pair.
+        """
+        layout = self.layout
+        if not (x >= 0 and y >= 0 and 1 <= width <= layout.width - x and 1 <= height <= layout.height - y):
+            raise UsageError(
+                f"region {width}x{height} at ({x}, {y}): outside, expected a part of {layout.width}x{layout.height}"
+            )
+        square = layout.format in SEMI_PLANAR or layout.format in PLANAR
+        packed = layout.format in ("yuyv", "uyvy")
+        if ((square or packed) and x % 2) or (square and y % 2) or (packed and width % 2):
+            raise UsageError(
+                f"region {width}x{height} at ({x}, {y}): {layout.format} shares chroma between pixels, "
+                f"expected even numbers"
+            )
+        part = dataclasses.replace(layout, width=width, height=height)
+        corners = [(y, x), (y // 2, x // 2), (y // 2, x // 2)]
+        planes = tuple(
+            plane[top : top + shape[0], left : left + shape[1]]
+            for plane, shape, (top, left) in zip(self.planes, part.plane_shapes, corners, strict=False)
+        )
+        return Pixels(planes, part)
 
     @property
     def width(self) -> int:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import UsageError
 from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan, reference, to_bgr
-from edgekit.pixels import YUV, Format, PixelLayout, Pixels
+from edgekit.pixels import FORMATS, YUV, Format, PixelLayout, Pixels
 from edgekit.spec import DType, QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess, place
 from tests.test_kernels import PATHS, using
@@ -239,6 +239,39 @@ def test_reads_the_buffer_and_writes_the_input_where_they_lie(path: str, format:
             last = np.zeros((1, 16, 16, 3), np.float32).transpose(0, 3, 1, 2)
             with using(path):
                 assert made.addresses(pixels, last)[1] == last.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_region_is_the_part_of_the_picture(format: Format) -> None:
+    """Views of the same bytes; converted as the whole picture is, and resized as a picture of its own."""
+    pixels = view(np.random.default_rng(8), PixelLayout(format, 40, 30), gap=8)
+    whole = to_bgr(pixels)
+    for x, y, width, height in ((0, 0, 40, 30), (6, 4, 20, 13), (38, 28, 2, 2), (12, 2, 2, 28)):
+        part = pixels.region(x, y, width, height)
+        assert all(np.shares_memory(a, b) for a, b in zip(part.planes, pixels.planes, strict=True))
+        np.testing.assert_array_equal(to_bgr(part), whole[y : y + height, x : x + width])
+        spec = ImagePreprocess(13, 9)
+        out, own = empty_input(spec), empty_input(spec)
+        letterbox(part, spec, out)
+        letterbox(part.copy(), spec, own)
+        np.testing.assert_array_equal(out, own)
+
+
+@pytest.mark.parametrize(
+    ("format", "region", "message"),
+    [
+        ("bgr", (0, 0, 41, 30), "outside"),
+        ("bgr", (-1, 0, 4, 4), "outside"),
+        ("nv12", (0, 30, 4, 1), "outside"),
+        ("yuyv", (1, 0, 4, 4), "even"),
+        ("uyvy", (0, 0, 3, 4), "even"),
+        ("i420", (0, 1, 4, 4), "even"),
+    ],
+)
+def test_wrong_regions(format: Format, region: tuple[int, int, int, int], message: str) -> None:
+    pixels = view(np.random.default_rng(8), PixelLayout(format, 40, 30))
+    with pytest.raises(UsageError, match=message):
+        pixels.region(*region)
 
 
 @pytest.mark.parametrize("path", PATHS)

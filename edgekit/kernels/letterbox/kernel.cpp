@@ -382,6 +382,8 @@ private:
         const int right = out_w_ - left_ - w_;
         if (!nhwc_) {
             for (int c = 0; c < 3; c++) {
+                // an engine has used the caches since: lines must come back before they can be written
+                if (y + 2 < out_h_) own(dst + ((size_t(c) * out_h_ + y + 2) * out_w_ + left_) * item_, w_ * item_);
                 uint8_t* row = dst + (size_t(c) * out_h_ + y) * out_w_ * item_;
                 const uint8_t* pad = pad_.data() + size_t(c) * out_w_ * item_;
                 std::memcpy(row, pad, size_t(left_) * item_);
