@@ -13,6 +13,13 @@ PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 PYTHON=$(command -v "$PYTHON")
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 started=$SECONDS
+failed() { # with the exit status of vm.sh
+  if [ "$1" = 69 ] && [ "${CAMERA_REQUIRED:-0}" != 1 ]; then
+    echo "skipped: camera tests need Debian on x86-64"; exit 0
+  fi
+  echo "camera tests failed (exit status $1)" >&2; exit "$1"
+}
+"$here/vm.sh" --ready || failed $?
 files=${CAMERA_TEST_FILES:-}
 if [ -z "$files" ]; then
   files=$(mktemp -d); trap 'rm -rf "$files"' EXIT
@@ -25,10 +32,5 @@ export CAMERA_VM_VIVID="n_devs=4 node_types=0x1,0x1,0x1,0x1 num_inputs=1,1,1,1 i
 CAMERA_VM_VIVID=$(echo $CAMERA_VM_VIVID) # one line
 export CAMERA_VM_FILES=$files PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1
 export CAMERA_VM_ENV="PYTHONPATH EDGEKIT_SHARED PYTEST_DISABLE_PLUGIN_AUTOLOAD OMP_NUM_THREADS EDGEKIT_CAMERA_CYCLES"
-code=0
-"$here/vm.sh" "$PYTHON" -m pytest -p no:cacheprovider --basetemp=/run/pytest tests/camera "$@" || code=$?
-if [ "$code" = 69 ] && [ "${CAMERA_REQUIRED:-0}" != 1 ]; then
-  echo "skipped: camera tests need Debian on x86-64"; exit 0
-fi
-[ "$code" = 0 ] || { echo "camera tests failed (exit status $code)" >&2; exit "$code"; }
+"$here/vm.sh" "$PYTHON" -m pytest -p no:cacheprovider --basetemp=/run/pytest tests/camera "$@" || failed $?
 echo "camera tests passed in $((SECONDS - started)) s"

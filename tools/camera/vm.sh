@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # vm.sh COMMAND...: run a command on a kernel that has real V4L2 cameras.
+# vm.sh --ready: only fetch what that needs.
 #
 # Boots Debian's stock kernel in qemu (emulated, no KVM needed, about 10 s) with `vivid`, the kernel's virtual
 # camera: true /dev/video* nodes with MMAP, USERPTR and DMABUF buffers, raw formats, and faults to inject.
@@ -101,6 +102,7 @@ if [ ! -e "$machine" ]; then
   find "$cache" -mindepth 1 -maxdepth 1 -type d ! -path "$machine" -mmin +60 -exec rm -rf {} +
 fi
 flock -u 9
+[ "$1" != --ready ] || exit 0
 
 files=${CAMERA_VM_FILES:+$(realpath "$CAMERA_VM_FILES")}
 for path in "$PWD" "$machine" $files; do
