@@ -28,9 +28,9 @@ def engine(prepared):
 @pytest.mark.parametrize(
     ("bundle", "frames", "uri", "mapped"),
     [
-        ("tiny", 4, f"v4l2:{USB}?size=1280x720&format=yuyv&io=mmap", USB),
-        ("tiny", 6, f"v4l2:{USB}?size=320x180&format=nv12&io=mmap", USB),
-        ("tiny", 6, f"v4l2:{BOARD}?size=320x180&format=nv12&io=dmabuf", "/dmabuf"),
+        ("tiny", 4, f"v4l2:{USB}?size=1280x720&format=yuyv&fps=5&io=mmap", USB),
+        ("tiny", 6, f"v4l2:{USB}?size=320x180&format=nv12&fps=10&io=mmap", USB),
+        ("tiny", 6, f"v4l2:{BOARD}?size=320x180&format=nv12&fps=10&io=dmabuf", "/dmabuf"),
     ],
 )
 def test_nothing_is_copied_between_the_driver_s_buffer_and_the_engine(prepared, bundle, frames, uri, mapped):
@@ -60,7 +60,9 @@ def test_nothing_is_copied_between_the_driver_s_buffer_and_the_engine(prepared, 
 
 def test_a_camera_that_is_unplugged_and_plugged_in_again(engine, vivid):
     epochs = []
-    with edgekit.stream(engine, f"v4l2:{USB}?size=320x180&format=yuyv", watch_options=PATIENT) as stream:
+    with edgekit.stream(
+        engine, f"v4l2:{USB}?size=320x180&format=yuyv&fps=10", watch_options=PATIENT
+    ) as stream:
         for count, item in enumerate(stream):
             epochs.append(item.frame.epoch)
             if count == 3:
@@ -73,7 +75,9 @@ def test_a_camera_that_is_unplugged_and_plugged_in_again(engine, vivid):
 
 
 def test_damaged_and_dropped_buffers_are_counted_and_not_seen(engine, vivid):
-    with edgekit.stream(engine, f"v4l2:{USB}?size=320x180&format=yuyv", watch_options=PATIENT) as stream:
+    with edgekit.stream(
+        engine, f"v4l2:{USB}?size=320x180&format=yuyv&fps=10", watch_options=PATIENT
+    ) as stream:
         next(stream)
         vivid(USB).press("inject_v4l2_buf_flag_error")
         vivid(USB).set("percentage_of_dropped_buffers", 50)
@@ -88,8 +92,8 @@ def test_damaged_and_dropped_buffers_are_counted_and_not_seen(engine, vivid):
 def test_two_cameras_on_one_engine(engine):
     seen = {}
     sources = {
-        "left": f"v4l2:{USB}?size=320x180&format=yuyv",
-        "right": f"v4l2:{BOARD}?size=320x180&format=nv12",
+        "left": f"v4l2:{USB}?size=320x180&format=yuyv&fps=10",
+        "right": f"v4l2:{BOARD}?size=320x180&format=nv12&fps=10",
     }
     with edgekit.stream(engine, sources, watch_options=PATIENT) as stream:
         for item in stream:

@@ -38,7 +38,7 @@ def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
     `.jsonl`: one line per frame. `.png .jpg .jpeg .webp .bmp`: annotated picture (numbered when
     there are several). `.mp4`: annotated video at `fps` (10 if None). A folder (named with a
     trailing slash, or existing): one annotated picture per frame; missing folders are made.
-    `.mcap`: a recording (frames, results, metrics) that `replay:` plays. `view:[HOST]:PORT`: a live page.
+    `.mcap`, `.mcap?images=jpeg`: a recording (frames, results, metrics) that `replay:` plays. `view:[HOST]:PORT`: a live page.
     `prometheus:[HOST]:PORT`: metrics over HTTP. `rerun:FILE.rrd` or `rerun:`: the Rerun viewer.
 
     Raises: UsageError for an unknown suffix; OutputError where nothing can be written;
@@ -53,6 +53,8 @@ def open_sink(path: str | Path, *, fps: float | None = None) -> Sink:
     scheme, colon, rest = text.partition(":")
     if colon and scheme in SCHEMES:
         return _load(SCHEMES[scheme])(rest)
+    if ".mcap?" in text.lower():  # options of a recording
+        return _load("mcap.open_recording")(text)
     suffix = path.suffix.lower()
     known = (".jsonl", ".mp4", *SUFFIX_SINKS, *pictures.SUFFIXES)
     if text.endswith(("/", "\\")):
