@@ -374,7 +374,8 @@ def report(verdict: Verdict) -> str:
         f"recovery     at most {max(verdict.recovery_s, default=0.0) * 1e3:.0f} ms after a re-plug",
     ]
     broken = verdict.broken()
-    return "\n".join([*lines, *(f"BROKEN  {text}" for text in broken), "FAILED" if broken else "PASSED"])
+    end = "FAILED" if broken else "INTERRUPTED, nothing broken so far" if verdict.interrupted else "PASSED"
+    return "\n".join([*lines, *(f"BROKEN  {text}" for text in broken), end])
 
 
 def main() -> int:
