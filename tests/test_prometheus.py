@@ -7,14 +7,13 @@ import urllib.request
 from typing import Any
 
 import pytest
+from prometheus_client import parser
 
 from edgekit.runtime.frames import Hop
 from edgekit.runtime.metrics import BUCKETS_MS, Metrics
 from edgekit.runtime.sinks import open_sink
 from edgekit.runtime.sinks.prometheus import CONTENT_TYPE, PrometheusSink, exposition
 from tests.test_live import get, item
-
-parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus_client (the dev extra)")
 
 UGLY = 'front "left"\\\n{a="b"} é'
 

@@ -97,13 +97,14 @@ def test_a_lost_camera_cannot_be_missed(tmp_path: Path) -> None:
             browser.open(sink.url)
             browser.wait_for("document.querySelectorAll('.view .badge.good').length === 2")
             feed.silent = {1}
+            feed.metrics.fault("left", "frozen", "the same picture for 2.0 s")
             feed.metrics.fault("left", "lost", "No such device")
             feed.metrics.camera_state("left", "lost")
             left = ".view:nth-of-type(2)"
-            browser.wait_for(f"/^Lost [0-9]+ s ago, reopening$/.test({text(left + ' .over b')})")
+            browser.wait_for(f"/^Frozen [0-9]+ s ago, reopening$/.test({text(left + ' .over b')})")
             assert browser.value(text(left + " .over span")) == "No such device"
             assert browser.value(f"document.querySelector('{left}').classList.contains('stale')")
-            assert browser.value(text(left + " .badge")) == "lost"
+            assert browser.value(text(left + " .badge")) == "frozen"
             assert browser.value(text(".view .badge")) == "live"
             assert "No such device" in browser.value(text("#events"))
         # the engine hangs: nobody says so, but nothing comes

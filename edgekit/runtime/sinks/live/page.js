@@ -162,10 +162,12 @@ function condition(view) {
   if (link === "ended" || camera?.state === "ended") return ["ended", "", "", ""];
   if (link !== "good") return ["disconnected", "bad", "Disconnected", ""];
   if (camera?.state === "lost") {
-    const event = lastEvent(camera.name, (name) => name in STOPPED);
-    const word = event ? STOPPED[event.name] : "Lost";
-    const when = event ? ` ${duration(now - event.seconds)} ago` : "";
-    return [word.toLowerCase(), "bad", `${word}${when}, reopening`, event?.text || ""];
+    const back = state.events.findLastIndex((e) => e.where === camera.name && e.name === "restarted");
+    const stops = state.events.slice(back + 1).filter((e) => e.where === camera.name && e.name in STOPPED);
+    // attempts to open it again fail with events of their own: since when is in the first
+    const first = stops[0], word = first ? STOPPED[first.name] : "Lost";
+    const when = first ? ` ${duration(now - first.seconds)} ago` : "";
+    return [word.toLowerCase(), "bad", `${word}${when}, reopening`, stops[stops.length - 1]?.text || ""];
   }
   if (!view.data) return [camera?.state || "waiting", "", camera?.state === "opening" ? "Opening" : "Waiting for the first result", ""];
   if (behind > STALE_S) return ["no results", "bad", `No result for ${duration(behind)}`, ""];
