@@ -30,7 +30,7 @@ def need(*elements: str, libraries: tuple[str, ...] = ()) -> Any:
         reason = f"needs {', '.join(lacking)}: apt install {' '.join(PACKAGES)}"
         if os.environ.get("EDGEKIT_REQUIRE_GST"):
             pytest.fail(reason)
-        pytest.skip(reason)
+        pytest.skip(reason, allow_module_level=True)
     return lib
 
 

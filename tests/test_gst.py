@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekit import kernels
 from edgekit.errors import EdgekitError, UsageError
+from edgekit.kernels.letterbox import plan
 from edgekit.pixels import Format, Pixels
 from edgekit.runtime.faults import SourceLost
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources import Source, gst, gst_native, gst_pipelines, open_source
 from edgekit.synth.formats import convert
+from edgekit.tasks.preprocess import ImagePreprocess
 from tests import gst_tools
 from tests.helpers import ROOT
 
@@ -146,6 +149,27 @@ def test_planes_lie_in_the_buffers_of_the_pool() -> None:
             assert frame.hops[0].written == 640 * 360 * 3 // 2 and "SystemMemory" in frame.hops[0].name
             frame.release()
     assert len(seen) <= 8
+
+
+@pytest.mark.parametrize("format", ["YUY2", "NV12", "I420", "BGR"])
+def test_the_fused_kernel_reads_the_pool_and_writes_the_input(format: str) -> None:
+    """By the kernel's own report of what it was given."""
+    spec = ImagePreprocess(160, 160)
+    given = np.zeros((1, 3, 160, 160), np.float32)
+    assert kernels.native() is not None, "the native kernels are not built"
+    with open_source(TEST.format(20, format, 322, 242)) as source:
+        seen = set()
+        for frame in source:
+            mapped = frame.lease._give_back.__self__  # type: ignore[union-attr, attr-defined]
+            first, size = mapped._frame.map[0].data, mapped._frame.map[0].size
+            fused = plan(spec, frame.pixels.layout)
+            fused.run(frame.pixels, given)
+            picture, written = fused.addresses(frame.pixels, given)
+            assert all(first <= at < first + size for at in picture)
+            assert written == given.__array_interface__["data"][0]
+            seen.add(picture)
+            frame.release()
+    assert given.std() > 10 and len(seen) <= 8
 
 
 def test_two_memories_are_not_merged() -> None:
@@ -413,6 +437,7 @@ def test_no_picture_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CYCLES = """
 import ctypes, gc, os, sys
+from edgekit import kernels
 from edgekit.errors import EdgekitError
 from edgekit.runtime.sources import open_source
 from edgekit.runtime.sources.gst_native import library

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 import time
 import weakref
 from typing import Any, get_args
@@ -133,6 +134,7 @@ class GstSource(Source):
             self._reach(native.PLAYING, deadline_ns)
         else:
             self._lib.gst_element_set_state(self._pipeline, native.PLAYING)
+        self._held.watch_pools(self._pipeline)
         caps = self._lib.gst_pad_get_current_caps(self._pad)
         if not caps or self._lib.gst_app_sink_is_eos(self._sink):
             if caps:
@@ -221,7 +223,7 @@ class GstSource(Source):
     def _frame(self, sample: int) -> Frame:
         """Takes over the sample, also when it fails."""
         lib, now_ns = self._lib, time.monotonic_ns()
-        mapped = _Mapped(lib, sample)
+        mapped = _Mapped(self._held, sample)
         caps = lib.gst_sample_get_caps(sample)
         if caps != self._caps:
             self._agree(caps)
@@ -350,34 +352,55 @@ class _Held:
     """References of a source that are given back together; apart from it, so that it can be collected."""
 
     def __init__(self, lib: Any) -> None:
-        self._lib = lib
-        self._objects: list[int] = []
+        self.lib = lib
         self.caps: int | None = None
+        self.leases: weakref.WeakSet[_Mapped] = weakref.WeakSet()
+        self._objects: list[int] = []
+        self._pools: list[int] = []
 
     def object(self, address: int) -> int:
         self._objects.append(address)
         return address
 
+    def watch_pools(self, pipeline: int) -> None:
+        """Keep the driver's buffers of v4l2src in sight.
+
+        Up to 1.24 at least it loses a reference to them each time it is stopped, and with it the descriptor of
+        /dev/video0. While one is open an unplugged camera comes back under another name.
+        """
+        for element, kind in self.lib.elements(pipeline):
+            pool = self.lib.gst_base_src_get_buffer_pool(element) if kind == "v4l2src" else None
+            if pool:
+                self._pools.append(pool)
+
     def let_go(self) -> None:
         """Stop the pipeline, which is the first of the objects, and wait for its threads."""
-        self._lib.gst_element_set_state(self._objects[0], native.NULL)
+        lib = self.lib
+        lib.gst_element_set_state(self._objects[0], native.NULL)
         for address in reversed(self._objects):
-            self._lib.gst_object_unref(address)
+            lib.gst_object_unref(address)
         if self.caps:
-            self._lib.gst_mini_object_unref(self.caps)
-        self._objects, self.caps = [], None
+            lib.gst_mini_object_unref(self.caps)
+        for pool in self._pools:
+            # ours, and one of each buffer that is out: whatever else is left belongs to nobody
+            buffers = sum(lease.pool() == pool for lease in list(self.leases))
+            for _ in range(max(1, lib.references(pool) - buffers)):
+                lib.gst_object_unref(pool)
+        self._objects, self._pools, self.caps = [], [], None
 
 
 class _Mapped:
     """A sample and the mapping of its buffer; ends both once, at the latest when nobody sees the planes."""
 
-    __slots__ = ("_frame", "_lib", "_mapped", "_sample")
+    __slots__ = ("__weakref__", "_frame", "_lib", "_lock", "_mapped", "_sample")
 
-    def __init__(self, lib: Any, sample: int) -> None:
-        self._lib = lib
+    def __init__(self, held: _Held, sample: int) -> None:
+        self._lib = held.lib
         self._sample: int | None = sample
+        self._lock = threading.Lock()
         self._frame = native.VideoFrame()
         self._mapped = False
+        held.leases.add(self)
 
     def map(self, buffer: int, info: native.VideoInfo) -> bool:
         self._mapped = bool(
@@ -412,11 +435,20 @@ class _Mapped:
             planes.append(plane)
         return tuple(planes)
 
+    def pool(self) -> int | None:
+        """That its buffer belongs to, while it holds it."""
+        with self._lock:
+            if self._sample is None:
+                return None
+            pool: int | None = native.Buffer.from_address(self._lib.gst_sample_get_buffer(self._sample)).pool
+            return pool
+
     def release(self) -> None:
-        sample, self._sample = self._sample, None
-        if sample is not None:
-            if self._mapped:
-                self._lib.gst_video_frame_unmap(ctypes.byref(self._frame))
-            self._lib.gst_mini_object_unref(sample)
+        with self._lock:
+            sample, self._sample = self._sample, None
+            if sample is not None:
+                if self._mapped:
+                    self._lib.gst_video_frame_unmap(ctypes.byref(self._frame))
+                self._lib.gst_mini_object_unref(sample)
 
     __del__ = release

@@ -223,6 +223,9 @@ _FUNCTIONS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
         "gst_app_sink_try_pull_sample": (c_void_p, (c_void_p, c_uint64)),
         "gst_app_sink_is_eos": (c_int, (c_void_p,)),
     },
+    "libgstbase-1.0.so.0": {
+        "gst_base_src_get_buffer_pool": (c_void_p, (c_void_p,)),
+    },
     "libgstvideo-1.0.so.0": {
         "gst_video_info_from_caps": (c_int, (POINTER(VideoInfo), c_void_p)),
         "gst_video_format_to_string": (c_char_p, (c_int,)),
@@ -364,6 +367,10 @@ class Library:
         domain, code, text = self.take_error(error)
         self.gst_mini_object_unref(found)
         return severe, name, kind, domain, code, text, self.take_text(details.value)
+
+    def references(self, instance: int) -> int:
+        """How many hold an object."""
+        return int(_Object.from_address(instance).ref_count)
 
     def is_element(self, instance: int) -> bool:
         return bool(self.g_type_check_instance_is_a(instance, self.gst_element_get_type()))

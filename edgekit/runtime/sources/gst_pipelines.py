@@ -133,24 +133,25 @@ def _usb(uri: str, rest: str) -> Pipeline:
         raise UsageError(
             f"source {uri}: device {device!r}, expected a number or a path as in usb:0 or usb:/dev/video0"
         )
-    caps = []
-    if "size" in query:
-        caps += ["width={},height={}".format(*_size(uri, query["size"]))]
-    if "fps" in query:
-        caps += [f"framerate={_rate(uri, query['fps'])}"]
+    size = "width={},height={}".format(*_size(uri, query.get("size", "1280x720")))
+    rate = f"framerate={_rate(uri, query.get('fps', '30'))}"
     format = query.get("format", "")
     names = {ours: theirs for theirs, ours in reversed(FORMATS.items())}
-    if format == "mjpeg":
-        # cameras compress 4:2:2, which jpegdec leaves in three planes; for what we read nothing is converted
-        chain = ",".join(["image/jpeg", *caps]) + " ! jpegdec ! videoconvert"
-    elif not format or format in names:
-        chain = ",".join(["video/x-raw", *([f"format={names[format]}"] if format else []), *caps])
-    else:
+    if format != "mjpeg" and format and format not in names:
         raise UsageError(
             f"source {uri}: unknown format {format!r}. {did_you_mean(format, ('mjpeg', *names))}"
         )
+    kind = "image/jpeg" if format == "mjpeg" else "video/x-raw"
+    must = [kind, *([f"format={names[format]}"] if format in names else [])]
+    must += [text for key, text in (("size", size), ("fps", rate)) if key in query]
+    # v4l2src takes the first as what we would like, else it opens the largest picture at whatever rate
+    like = [*must, *(text for text in (size, rate) if text not in must)]
+    chain = ",".join(must) if like == must else f"{','.join(like)};{','.join(must)}"
+    if format == "mjpeg":  # cameras compress 4:2:2, which jpegdec leaves in three planes
+        chain += " ! jpegdec ! videoconvert"
     launch = f"v4l2src name={CAMERA} ! {chain} ! appsink name={SINK}"
-    return Pipeline(uri, launch, ((CAMERA, "device", path),), camera=True)
+    # `auto` exports the buffers as DMABUF, and maps and unmaps each picture
+    return Pipeline(uri, launch, ((CAMERA, "device", path), (CAMERA, "io-mode", "mmap")), camera=True)
 
 
 def _network(uri: str, scheme: str, has: Callable[[str], bool]) -> Pipeline:
