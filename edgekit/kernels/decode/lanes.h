@@ -94,15 +94,17 @@ EDGEKIT_INLINE void best_of_tile(const char* p, ptrdiff_t step, int count, int n
     int c = 0;
     for (; c + 4 <= count; c += 4, p += 4 * step) {
         int i = 0;
-        for (; i + V<B>::kFloats <= n; i += V<B>::kFloats) {
-            F best = load<F>(value + i);
-            I at = load<I>(index + i);
-            for (int k = 0; k < 4; k++) {
-                const F v = load<F>(p + k * step + 4 * i);
-                const I up = v > best;
-                best = up ? v : best, at = up ? I{} + (c + k) : at;
+        for (; i + 16 <= n; i += 16) {
+            for (int j = i; j < i + 16; j += V<B>::kFloats) {
+                F best = load<F>(value + j);
+                I at = load<I>(index + j);
+                for (int k = 0; k < 4; k++) {
+                    const F v = load<F>(p + k * step + 4 * j);
+                    const I up = v > best;
+                    best = up ? v : best, at = up ? I{} + (c + k) : at;
+                }
+                store(value + j, best), store(index + j, at);
             }
-            store(value + i, best), store(index + i, at);
         }
         for (; i < n; i++)
             for (int k = 0; k < 4; k++) {
