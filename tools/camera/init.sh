@@ -9,7 +9,7 @@ while read -r module; do $b insmod "/modules/$module.ko" || die "module $module 
 nine=trans=virtio,version=9p2000.L,msize=524288
 $b mount -t 9p -o $nine,ro,cache=loose host /host || die "the host's files cannot be mounted"
 $b mount -t devtmpfs dev /host/dev; $b mount -t proc proc /host/proc; $b mount -t sysfs sys /host/sys
-$b mount -t tmpfs run /host/run; $b mount -t tmpfs mnt /host/mnt; $b mkdir /host/mnt/out
+$b mount -t tmpfs run /host/run; $b mount -t tmpfs mnt /host/mnt; $b mkdir /host/mnt/out /host/run/tmp
 $b mkdir -p /host/dev/shm && $b mount -t tmpfs shm /host/dev/shm
 $b mount -t 9p -o $nine out /host/mnt/out || die "the output folder cannot be mounted"
 $b chroot /host /bin/bash /mnt/out/.guest.sh

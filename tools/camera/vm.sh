@@ -5,7 +5,7 @@
 # Boots Debian's stock kernel in qemu (emulated, no KVM needed, about 10 s) with `vivid`, the kernel's virtual
 # camera: true /dev/video* nodes with MMAP, USERPTR and DMABUF buffers, raw formats, and faults to inject.
 # The guest sees this machine's files read-only at the same paths, except /dev /proc /sys /run /mnt; $VM_OUT
-# is a folder shared with the host, writable (also TMPDIR). Timings in there say nothing about real hardware.
+# is a folder shared with the host, writable; TMPDIR lies in memory. Timings in there say nothing about real hardware.
 #
 #   CAMERA_VM_CACHE    where kernel and initramfs are kept   (default ~/.cache/edgekit/camera-vm)
 #   CAMERA_VM_OUT      host folder seen as $VM_OUT            (default: a temporary one, removed afterwards)
@@ -112,7 +112,7 @@ out=${CAMERA_VM_OUT:-}
 if [ -n "$out" ]; then mkdir -p "$out"; out=$(realpath "$out"); else out=$(mktemp -d); trap 'rm -rf "$out"' EXIT; fi
 rm -f "$out/.status"
 {
-  printf 'export PATH=%q HOME=%q TMPDIR=/mnt/out VM_OUT=/mnt/out VM_FILES=%q PYTHONDONTWRITEBYTECODE=1\n' "$PATH" "$HOME" "$files"
+  printf 'export PATH=%q HOME=%q TMPDIR=/run/tmp VM_OUT=/mnt/out VM_FILES=%q PYTHONDONTWRITEBYTECODE=1\n' "$PATH" "$HOME" "$files"
   for name in ${CAMERA_VM_ENV-PYTHONPATH EDGEKIT_SHARED}; do
     [ -z "${!name+x}" ] || printf 'export %s=%q\n' "$name" "${!name}"
   done
