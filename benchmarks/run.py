@@ -44,7 +44,7 @@ def main() -> None:
         shared = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data" / "models"
         if shared.is_dir():
             models["yolox_nano"] = shared / "yolox_nano" / "yolox_nano.onnx"
-        commands = [["benchmarks/overhead.py"], ["benchmarks/synth.py"]]
+        commands = [["benchmarks/overhead.py"], ["benchmarks/preprocess.py"], ["benchmarks/synth.py"]]
         for model in models.values():
             words = ["-m", "edgekit", "build", str(model), "--target", "host", "--out", folder, "--json"]
             if model.is_dir():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UsageError
+from edgekit.kernels.cuda import LetterboxTables
 from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan, reference, to_bgr
 from edgekit.pixels import FORMATS, YUV, Format, PixelLayout, Pixels
 from edgekit.spec import DType, QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess, place
+from tests.helpers import ROOT
 from tests.test_kernels import PATHS, using
 from tests.test_kernels_letterbox import float_mean, float_resize
 
@@ -293,6 +299,56 @@ def test_wrong_quantization(quant: QuantParams) -> None:
         LetterboxPlan(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 8), quant)
 
 
+def test_area_is_refused_where_only_the_cpu_does_it() -> None:
+    with pytest.raises(UsageError, match="not done on the GPU"):
+        LetterboxTables(ImagePreprocess(8, 8, interpolation="area"), PixelLayout("nv12", 16, 16))
+
+
 def test_to_bgr_of_a_picture_that_is_too_large() -> None:
     with pytest.raises(UsageError, match="16384"):
         to_bgr(Pixels.view(np.zeros(20000 * 2 * 2, np.uint8), PixelLayout("yuyv", 20000, 2)))
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+from edgekit.kernels.letterbox import LetterboxPlan
+from edgekit.pixels import FORMATS, PixelLayout, Pixels
+from edgekit.tasks.preprocess import ImagePreprocess
+
+libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+rng, size = np.random.default_rng(0), 24
+area = np.frombuffer(mmap.mmap(-1, (size + 2) * page), np.uint8)
+for edge in (0, size + 1):
+    address = ctypes.c_void_p(area.ctypes.data + edge * page)
+    assert libc.mprotect(address, ctypes.c_size_t(page), 0) == 0
+usable = area[page : (size + 1) * page]
+usable[:] = rng.integers(0, 256, usable.size, np.uint8)
+if sys.argv[1:] == ["beyond"]:
+    print(area[(size + 1) * page])
+for _ in range(600):
+    format = FORMATS[rng.integers(len(FORMATS))]
+    width, height = int(rng.integers(1, 80)) * 2, int(rng.integers(1, 80))
+    layout = PixelLayout(format, width, height)
+    start = 0 if rng.integers(2) else usable.size - layout.nbytes
+    pixels = Pixels.view(usable[start : start + layout.nbytes], layout)
+    half = rng.integers(2)
+    spec = ImagePreprocess(
+        width // 2 if half else int(rng.integers(1, 130)), max(1, height // 2) if half else int(rng.integers(1, 130)),
+        "stretch", interpolation=("bilinear", "bilinear", "area")[rng.integers(3)],
+    )
+    plan = LetterboxPlan(spec, layout)
+    plan.run(pixels, np.empty(plan.out_shape, plan.out_dtype))
+print("done")
+"""
+
+
+def test_reads_no_byte_beside_the_picture() -> None:
+    """A driver's buffer may end where its memory does: with no access to the pages around it, nothing crashes."""
+    with using("native"):
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "EDGEKIT_KERNELS": "native"}
+        done = subprocess.run([sys.executable, "-c", GUARDED], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
+        # the guard works: the byte behind the buffer cannot be read
+        beyond = subprocess.run([sys.executable, "-c", GUARDED, "beyond"], env=env, capture_output=True)
+        assert beyond.returncode < 0

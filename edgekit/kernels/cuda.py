@@ -65,11 +65,16 @@ class LetterboxTables:
     """What `LetterboxPlan` is for the CPU: all that depends on (picture layout, rule) only.
 
     blob: uint8 [n], the tables to be copied to the device once.
-    Raises: UsageError as `LetterboxPlan`.
+    Raises: UsageError as `LetterboxPlan`, and for interpolation by area, which only the CPU does.
     """
 
     def __init__(self, spec: ImagePreprocess, layout: PixelLayout, quant: QuantParams | None = None) -> None:
         plan = LetterboxPlan(spec, layout, quant)
+        if spec.interpolation != "bilinear":
+            raise UsageError(
+                f"interpolation {spec.interpolation!r}: not done on the GPU, expected 'bilinear'. "
+                "Preprocess on the CPU (LetterboxPlan)."
+            )
         self.spec, self.layout, self.placement = spec, layout, plan.placement
         self.out_shape, self.out_dtype = plan.out_shape, plan.out_dtype
         self._tables = reference.tables(spec, plan.placement, layout, quant)
