@@ -38,6 +38,8 @@ POLL_S = 0.1
 """No thread waits longer than this without looking at the stop event."""
 JOIN_S = 5.0
 """How long the end of a stream waits for an engine that hangs."""
+_HAND_OVER_S = 2e-4
+"""How long a source's thread keeps out of the way once a frame is there: the interpreter's lock is free for the engine's."""
 _SPARE = 2
 """Buffers that sinks leave to the driver and the engine."""
 
@@ -246,6 +248,8 @@ class Stream:
                 for box in boxes[1:]:
                     self._leave(box, camera, frame.share())
                 self._leave(boxes[0], camera, frame)
+                if self.policy == "latest":
+                    time.sleep(_HAND_OVER_S)
         finally:
             for box in boxes:
                 box.end(camera)
@@ -263,6 +267,7 @@ class Stream:
                 raise self._error
             if self._stop.is_set():
                 return None
+            self._check_sinks()
             try:
                 if self._results is None:
                     item = self._step(self._workers[0])
@@ -272,7 +277,6 @@ class Stream:
                 if self._error is not None:
                     raise self._error from None
                 return None
-            self._check_sinks()
             if item is not None:
                 return item
 

@@ -127,6 +127,13 @@ class Watch:
         Raises: what the source raises for good; SourceLost when it cannot be opened again or stayed lost
         for `give_up_s`.
         """
+        frame = self._next()
+        if frame is not None:
+            self._metrics.frame(self._camera, frame)
+        return frame
+
+    def _next(self) -> Frame | None:
+        """As `read`, the frame not counted yet."""
         since = time.monotonic()
         late = ""
         while not (self._ended or self._stop.is_set()):
@@ -147,6 +154,8 @@ class Watch:
                 self._delivered += 1
                 self._resigned = False
                 return frame
+            if frame is not None:
+                self._metrics.frame(self._camera, frame)
             if self.source is not None and not self._resigned and time.monotonic() - since > self._patience():
                 self._lose("stalled", f"no usable frame for {time.monotonic() - since:.1f} s{late}")
                 since = time.monotonic()
@@ -155,8 +164,11 @@ class Watch:
     def frames(self) -> Iterator[Frame]:
         """All frames until the end or `stop`; closes the source when the iteration ends, however it does."""
         try:
-            while (frame := self.read()) is not None:
+            while (frame := self._next()) is not None:
                 yield frame
+                self._metrics.frame(
+                    self._camera, frame
+                )  # once it is on its way: its numbers outlive its lease
         finally:
             self.close()
 
@@ -197,7 +209,6 @@ class Watch:
             self._ended = True
             return None
         frame.camera = self._camera
-        self._metrics.frame(self._camera, frame)
         return frame
 
     def _usable(self, frame: Frame) -> bool:
@@ -233,7 +244,7 @@ class Watch:
         if health.pace.add(frame):
             metrics.fault(camera, "slow", f"{health.pace.interval_s() * 1e3:.0f} ms from frame to frame")
         layout = frame.pixels.layout
-        if layout != self._layout:
+        if layout is not self._layout and layout != self._layout:
             if self._layout is not None:
                 changed = True
                 metrics.fault(camera, "format-changed", f"{layout.width}x{layout.height} {layout.format}")
