@@ -15,10 +15,14 @@ $(VENV)/.stamp: constraints.txt pyproject.toml setup.py $(shell find edgekit/ker
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,openvino,sign,torch,mcap,dev]'
 	touch $@
 
+$(VENV)/.stamp-tracking: $(VENV)/.stamp tools/tracking.txt
+	$(BIN)/python -m pip install -q --no-deps -r tools/tracking.txt
+	touch $@
+
 demo: setup
 	$(BIN)/python tools/demo.py
 
-test: setup
+test: setup $(VENV)/.stamp-tracking
 	$(BIN)/python -m pytest tests
 
 test-arm: setup
