@@ -436,8 +436,7 @@ def test_no_picture_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- nothing is left behind ---
 
 CYCLES = """
-import ctypes, gc, os, sys
-from edgekit import kernels
+import ctypes, gc, os, sys, time
 from edgekit.errors import EdgekitError
 from edgekit.runtime.sources import open_source
 from edgekit.runtime.sources.gst_native import library
@@ -467,7 +466,10 @@ for i in range(200):
             pass
     if i == 40:
         before, first = rss(), counts()
-print(first == counts(), rss() - before)
+end = time.monotonic() + 20
+while counts()[1] > first[1] + 2 and time.monotonic() < end:  # GLib keeps up to two idle ones
+    time.sleep(0.05)
+print(counts()[0] - first[0], counts()[1] - first[1], rss() - before)
 if len(sys.argv) > 1:
     library().parse("videotestsrc ! appsink")  # a reference that nobody gives back
 gc.collect()
@@ -492,8 +494,8 @@ def test_200_cycles_leave_nothing(tmp_path: Path, leak: bool) -> None:
     assert done.returncode == 0, done.stderr
     alive = re.findall(r":: object-alive, type-name=\(string\)(\w+)", log.read_text())
     assert ("GstPipeline" in alive) if leak else alive == []
-    same, grown = done.stdout.split()
-    assert same == "True" and int(grown) < 4 * 2**20
+    descriptors, threads, grown = map(int, done.stdout.split())
+    assert descriptors == 0 and threads <= 2 and grown < 4 * 2**20
 
 
 def test_the_interpreter_may_end_with_an_open_pipeline() -> None:

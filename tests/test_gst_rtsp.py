@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,9 @@ import pytest
 from edgekit.errors import UsageError
 from edgekit.runtime.faults import SourceLost
 from edgekit.runtime.frames import Frame
+from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.sources import Source, open_source
+from edgekit.runtime.watch import Watch
 from tests import gst_tools
 from tests.helpers import ROOT
 
@@ -115,6 +118,35 @@ def test_a_dead_server_is_noticed_and_found_again(serve: Serve) -> None:
     serve(port=port)
     with open_source(uri) as source:
         read(source).release()
+
+
+def test_the_watchdog_finds_a_camera_again(serve: Serve) -> None:
+    """Killed, away for a while, there again: the frames go on in a new epoch, and the fault is counted once."""
+    process, port = serve()
+    metrics = Metrics()
+    uri = f"rtsp://ann:hunter2@127.0.0.1:{port}/street"
+    watch = Watch(lambda: open_source(uri), metrics, "front", stop=threading.Event())
+    watch.open()
+    timer = threading.Timer(0.5, serve, kwargs={"port": port})  # while the watchdog tries to connect
+    try:
+        epochs = []
+        for frame in watch.frames():
+            epochs.append(frame.epoch)
+            frame.release()
+            if len(epochs) == 5:
+                process.kill()
+                process.wait()
+                timer.start()
+            if epochs.count(epochs[0]) < len(epochs) - 5:
+                break
+    finally:
+        watch.close()
+        timer.cancel()
+        timer.join()
+    camera = metrics.snapshot()["cameras"]["front"]
+    assert camera["restarts"] == 1 and camera["faults"] == {"lost": 1}
+    assert sorted(set(epochs)) == [0, 1]
+    assert "hunter2" not in str(metrics.snapshot())
 
 
 def test_a_silent_server_times_out(serve: Serve) -> None:

@@ -57,6 +57,22 @@ def test_the_kernel_reads_the_driver_s_buffer(format):
         assert 1 < len(places) <= len(ranges)
 
 
+def test_what_v4l2src_copies_is_counted():
+    """Where readers hold nearly all of the driver's buffers it copies; the ledger then says so, frame by frame."""
+    with open_source(SMALL) as source:
+        ranges = mappings(USB)
+        frames = [read(source) for _ in range(40)]
+        copies = 0
+        for frame in frames:
+            (hop,) = frame.hops
+            inside = any(frame.pixels.addresses[0] in r for r in ranges)
+            assert inside == (hop.copied == 0) == (hop.by == "driver")
+            copies += not inside
+        assert copies and not frames[0].hops[0].copied and not frames[source.spare].hops[0].copied
+        for frame in frames:
+            frame.release()
+
+
 def test_two_planes_of_a_driver():
     with open_source(f"usb:{MULTIPLANAR}?size=640x360&fps=30&format=nv12") as source, read(source) as frame:
         assert all(any(at in r for r in driver_mappings()) for at in frame.pixels.addresses)

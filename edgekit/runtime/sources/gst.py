@@ -275,8 +275,12 @@ class GstSource(Source):
             )
             size = self._layout.nbytes
             device = "v4l2" in kind.lower() or "dmabuf" in kind.lower()
-            # a device wrote into its driver's buffer; system memory was written by an element
-            way = Hop(f"gstreamer {kind}", "driver" if device else "CPU", written=0 if device else size)
+            if device:  # it wrote into its driver's buffer
+                way = Hop(f"gstreamer {kind}", "driver")
+            elif self._plan.direct:  # v4l2src copies when too few buffers are left to the driver
+                way = Hop(f"gstreamer {kind}, by v4l2src", "CPU", copied=size)
+            else:  # written by an element
+                way = Hop(f"gstreamer {kind}", "CPU", written=size)
             hops = (*self._plan.hops, way)
             if merged:
                 hops = (*hops, Hop("gstreamer merged memories", "CPU", copied=size))

@@ -51,12 +51,14 @@ _HIDDEN = "***"
 class Pipeline:
     """uri: what may be printed. launch: the description. arguments: (element, property, value), set apart from the
     description, so that nothing has to be quoted. camera: frames never end; the end means that it is gone.
-    secrets: what no message may hold. hops: what moves the frames before the appsink gets them."""
+    direct: the driver's buffers reach the appsink. secrets: what no message may hold. hops: what moves frames
+    before the appsink gets them."""
 
     uri: str
     launch: str
     arguments: tuple[tuple[str, str, str], ...] = ()
     camera: bool = False
+    direct: bool = False
     secrets: tuple[str, ...] = ()
     hops: tuple[Hop, ...] = ()
 
@@ -151,7 +153,8 @@ def _usb(uri: str, rest: str) -> Pipeline:
         chain += " ! jpegdec ! videoconvert"
     launch = f"v4l2src name={CAMERA} ! {chain} ! appsink name={SINK}"
     # `auto` exports the buffers as DMABUF, and maps and unmaps each picture
-    return Pipeline(uri, launch, ((CAMERA, "device", path), (CAMERA, "io-mode", "mmap")), camera=True)
+    arguments = ((CAMERA, "device", path), (CAMERA, "io-mode", "mmap"))
+    return Pipeline(uri, launch, arguments, camera=True, direct=format != "mjpeg")
 
 
 def _network(uri: str, scheme: str, has: Callable[[str], bool]) -> Pipeline:
