@@ -51,23 +51,38 @@ struct Mean {
     }
 };
 
+// All `taps` of every output pixel, most of which are used: a count of its own would be mispredicted at each.
+// Sums behind the last are read, times 0.
+template <class Sum>
+EDGEKIT_INLINE Sum mean_sum(const Filter& f, const uint32_t* sums, int step, int x, int taps) {
+    const uint32_t* from = sums + size_t(f.start[x]) * step;
+    const int32_t* weight = f.weight.data() + size_t(x) * f.most;
+    Sum s = 0;
+    for (int k = 0; k < taps; k++) s += Sum(weight[k]) * from[size_t(k) * step];
+    return s;
+}
+
+template <class T>
+EDGEKIT_INLINE void mean_narrow(const Filter& f, const Mean& mean, const uint32_t* sums, int step, int taps, T* dst) {
+    const int n = int(f.start.size()), up = mean.bits + 1, shift = mean.shift;
+    const uint64_t total = mean.total, factor = mean.factor;
+    for (int x = 0; x < n; x++)
+        dst[x] = T((((mean_sum<uint32_t>(f, sums, step, x, taps) << up) + total) * factor) >> shift);
+}
+
 template <class T>
 void mean_columns(const Filter& f, const Mean& mean, const uint32_t* sums, int step, T* dst) {
-    const int n = int(f.start.size());
-    for (int x = 0; x < n; x++) {
-        const uint32_t* from = sums + size_t(f.start[x]) * step;
-        const int32_t* weight = f.weight.data() + size_t(x) * f.most;
-        const int count = f.count[x];
-        if (mean.narrow) {
-            uint32_t s = 0;
-            for (int k = 0; k < count; k++) s += uint32_t(weight[k]) * from[size_t(k) * step];
-            dst[x] = T((((s << (mean.bits + 1)) + mean.total) * mean.factor) >> mean.shift);
-        } else {
-            uint64_t s = 0;
-            for (int k = 0; k < count; k++) s += uint64_t(weight[k]) * from[size_t(k) * step];
-            dst[x] = T(((s << (mean.bits + 1)) + mean.total) / (2 * mean.total));
+    if (mean.narrow) {
+        switch (f.most) {
+            case 2: return mean_narrow(f, mean, sums, step, 2, dst);
+            case 3: return mean_narrow(f, mean, sums, step, 3, dst);
+            case 4: return mean_narrow(f, mean, sums, step, 4, dst);
+            case 5: return mean_narrow(f, mean, sums, step, 5, dst);
+            default: return mean_narrow(f, mean, sums, step, f.most, dst);
         }
     }
+    for (int x = 0; x < int(f.start.size()); x++)
+        dst[x] = T(((mean_sum<uint64_t>(f, sums, step, x, f.most) << (mean.bits + 1)) + mean.total) / (2 * mean.total));
 }
 
 EDGEKIT_INLINE void add_row(const uint8_t* row, uint32_t weight, int n, uint32_t* sums) {

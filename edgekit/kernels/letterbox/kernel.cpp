@@ -343,7 +343,9 @@ private:
         static thread_local std::vector<uint32_t> sums;
         const int luma_n = in_w_ * (kind_ == Kind::packed || kind_ == Kind::yuv_packed ? channels_ : 1);
         const int chroma_w = (in_w_ + 1) / 2;
-        if (sums.size() < size_t(luma_n) + 2 * chroma_w) sums.resize(size_t(luma_n) + 2 * chroma_w);
+        const size_t behind = 4 * size_t(std::max(filters_[0].most, filters_[2].most));  // read, times 0
+        const size_t wanted = size_t(luma_n) + 2 * chroma_w + behind;
+        if (sums.size() < wanted) sums.resize(wanted);
         uint32_t *luma = sums.data(), *chroma = luma + luma_n;
         const Filter &x = filters_[0], &y = filters_[1], &cx = filters_[2], &cy = filters_[3];
         const int bits = kind_ == Kind::packed ? 0 : 7;

@@ -94,8 +94,9 @@ def area_filter(source: int, size: int, first: int, count: int, bits: int) -> Fi
     begin = np.arange(first, first + count, dtype=np.int64)[:, None] * total
     start = begin // unit
     left = (start + np.arange(-(-total // unit) + 1)) * unit
-    weight = np.minimum(left + unit, begin + total) - np.maximum(left, begin)
-    return Filter(start[:, 0].astype(np.int32), np.maximum(weight, 0).astype(np.int32), total)
+    weight = np.maximum(np.minimum(left + unit, begin + total) - np.maximum(left, begin), 0)
+    used = int(np.flatnonzero(weight.any(axis=0))[-1]) + 1  # the last is for those that begin within a pixel
+    return Filter(start[:, 0].astype(np.int32), np.ascontiguousarray(weight[:, :used], np.int32), total)
 
 
 def halved(f: Filter) -> Filter:
