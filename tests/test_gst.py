@@ -195,6 +195,14 @@ def test_a_copy_that_gstreamer_makes_is_in_the_ledger() -> None:
         assert frame.hops[-1].copied == pixels.layout.nbytes and frame.hops[-1].by == "CPU"
 
 
+def test_other_memory_than_the_driver_s_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the driver's buffers should reach us and system memory does, an element copied."""
+    camera = gst_pipelines.Pipeline("usb:0", "videotestsrc ! video/x-raw,format=BGR ! appsink", direct=True)
+    monkeypatch.setattr(gst_pipelines, "pipeline", lambda uri, has: camera)
+    with open_source("usb:0") as source, read(source) as frame:
+        assert [hop.copied for hop in frame.hops] == [frame.pixels.layout.nbytes]
+
+
 def test_padded_rows_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that pads its rows hands over its own buffers; without our answer to ALLOCATION it copies."""
     gst_tools.need("x264enc", "avdec_h264")
