@@ -90,6 +90,7 @@ function addView(camera, engine) {
   const parts = { name: make("b"), badge: make("span", "badge"), rate: make("span"), layout: make("span", "layout"), age: make("span", "age") };
   under.append(...Object.values(parts));
   const classes = make("ol", "classes");
+  classes.hidden = true;
   root.append(picture, under, classes);
   const view = { camera, engine, root, picture, canvas, over, classes, ...parts, data: null, bitmap: null, next: null, busy: false, stale: false };
   views.set(`${camera}\n${engine}`, view);
@@ -298,11 +299,14 @@ function showCameras() {
       [share(drop.count, arrived(drop.camera)), "n soft"],
     ],
   })) : [{ cells: [["No frame was dropped", "soft"]] }]);
-  for (const view of views.values()) {
+  const order = (view) => cameras.findIndex(([name]) => name === view.camera);
+  const sorted = [...views.values()].sort((a, b) => order(a) - order(b) || a.engine.localeCompare(b.engine));
+  if (sorted.some((view, i) => $("views").children[i + 1] !== view.root)) $("views").append(...sorted.map((view) => view.root));
+  for (const view of sorted) {
     const name = cameraOf(view)?.name;
     const fps = rate((s) => s.cameras[name]?.frames || 0);
-    view.rate.textContent = fps === null || view.stale ? "" : `${fps.toFixed(1)} fps`;
     showBadge(view);
+    view.rate.textContent = fps === null || !view.over.hidden ? "" : `${fps.toFixed(1)} fps`;
   }
 }
 
