@@ -90,7 +90,7 @@ EDGEKIT_INLINE void add_row(const uint8_t* row, uint32_t weight, int n, uint32_t
 }
 
 void add_row_portable(const uint8_t* row, uint32_t weight, int n, uint32_t* sums) { add_row(row, weight, n, sums); }
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
 EDGEKIT_TARGET_AVX2 void add_row_avx2(const uint8_t* row, uint32_t weight, int n, uint32_t* sums) {
     add_row(row, weight, n, sums);
 }
@@ -102,7 +102,7 @@ inline void sum_rows(Isa isa, const Filter& f, int y, const uint8_t* plane, ptrd
     for (int k = 0; k < f.count[y]; k++) {
         const uint8_t* row = plane + (f.start[y] + k) * stride;
         const uint32_t weight = uint32_t(f.weight[size_t(y) * f.most + k]);
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
         if (isa == Isa::avx2) {
             add_row_avx2(row, weight, n, sums);
             continue;

@@ -10,10 +10,10 @@
 #include <cstring>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define EDGEKIT_AVX2 1
+#define EDGEKIT_HAS_AVX2 1
 #include <immintrin.h>
 #elif defined(__aarch64__)
-#define EDGEKIT_NEON 1
+#define EDGEKIT_HAS_NEON 1
 #include <arm_neon.h>
 #endif
 
@@ -94,7 +94,7 @@ inline bool refined_is_exact(float mean, float std) {
     return true;
 }
 
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
 EDGEKIT_TARGET_AVX2 EDGEKIT_INLINE __m256 normalise8(const Finish& f, __m128i levels, int i) {
     const __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(levels));
     if (f.arithmetic == Arithmetic::plain) return v;
@@ -177,7 +177,7 @@ EDGEKIT_TARGET_AVX2 int interleave_avx2(const uint8_t* a, const uint8_t* b, cons
 }
 #endif
 
-#if EDGEKIT_NEON
+#if EDGEKIT_HAS_NEON
 EDGEKIT_INLINE float32x4_t normalise4(const Finish& f, uint16x4_t levels, int i) {
     const float32x4_t v = vcvtq_f32_u32(vmovl_u16(levels));
     if (f.arithmetic == Arithmetic::plain) return v;
@@ -240,16 +240,16 @@ inline void finish_row(Isa isa, const Finish& f, const uint8_t* levels, int n, i
             else if (out != levels) std::memcpy(out, levels, n);
             return;
         }
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
         if (isa == Isa::avx2 && !interleaved) i = look_up_avx2(f.table + 256 * channel, levels, n, out);
-#elif EDGEKIT_NEON
+#elif EDGEKIT_HAS_NEON
         if (isa == Isa::neon && !interleaved) i = look_up_neon(f.table + 256 * channel, levels, n, out);
 #endif
         return look_up_row<uint8_t>(f, levels, i, n, channel, interleaved, dst);
     }
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
     if (isa == Isa::avx2) i = finish_avx2(f, levels, n, dst);
-#elif EDGEKIT_NEON
+#elif EDGEKIT_HAS_NEON
     if (isa == Isa::neon) i = finish_neon(f, levels, n, dst);
 #endif
     if (f.type == Out::f32) look_up_row<float>(f, levels, i, n, channel, interleaved, dst);
@@ -258,9 +258,9 @@ inline void finish_row(Isa isa, const Finish& f, const uint8_t* levels, int n, i
 
 inline void interleave(Isa isa, const uint8_t* const planes[3], int n, uint8_t* dst) {
     int i = 0;
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
     if (isa == Isa::avx2) i = interleave_avx2(planes[0], planes[1], planes[2], n, dst);
-#elif EDGEKIT_NEON
+#elif EDGEKIT_HAS_NEON
     if (isa == Isa::neon) i = interleave_neon(planes[0], planes[1], planes[2], n, dst);
 #endif
     interleave_portable(planes[0], planes[1], planes[2], i, n, dst);

@@ -317,10 +317,13 @@ private:
     void run_halves(const Source& source, uint8_t* levels, uint8_t* turns, uint8_t* dst) const {
         const int x = left_pixel_;
         const ptrdiff_t stride = source.stride[0];
+        const int row_bytes = in_w_ * (kind_ == Kind::packed || kind_ == Kind::yuv_packed ? channels_ : 1);
         const Halving halving{channels_, order_, halving_mask_.data()};
         uint8_t* const planes[3] = {levels, levels + plane_, levels + 2 * plane_};
         for (int y = 0; y < h_; y++) {
             const uint8_t* row = source.plane[0] + y_index_[y] * stride;
+            if (y + 2 < h_)  // a picture comes from memory, which hardware foresees within a page only
+                for (int i = 0; i < row_bytes; i += 64) prefetch(row + 4 * stride, i), prefetch(row + 5 * stride, i);
             if (kind_ == Kind::packed) {
                 const uint8_t* const two[2] = {row + x * channels_, row + x * channels_ + stride};
                 halve(isa_, halving, two, w_, planes);

@@ -64,7 +64,7 @@ inline void vertical_portable(const Vertical& v, int from, uint8_t* dst) {
     for (int i = from; i < n; i++) dst[i] = uint8_t(blend(top, bottom, h0, h1, i));
 }
 
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
 #define TARGET EDGEKIT_TARGET_AVX2
 TARGET inline __m128i load8(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
 
@@ -134,7 +134,7 @@ TARGET void vertical_avx2(const Vertical& v, uint8_t* dst) {
 #undef TARGET
 #endif
 
-#if EDGEKIT_NEON
+#if EDGEKIT_HAS_NEON
 EDGEKIT_INLINE uint16x4_t one_pixel(const uint8_t* row, int32_t offset, uint8x8_t shuffle, uint32_t weight) {
     // channels 0 1 2 - of the first tap, then of the second
     const uint16x8_t pair = vmovl_u8(vtbl1_u8(vld1_u8(row + offset), shuffle));
@@ -207,7 +207,7 @@ inline void halve_portable(const Halving& h, const uint8_t* const row[2], int fr
         }
 }
 
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
 // 16 output pixels; each lane has 16 source pixels of a row in `channels` vectors.
 template <int channels>
 EDGEKIT_TARGET_AVX2 int halve_avx2(const Halving& h, const uint8_t* const row[2], int n, uint8_t* const to[3]) {
@@ -242,7 +242,7 @@ EDGEKIT_TARGET_AVX2 int halve_avx2(const Halving& h, const uint8_t* const row[2]
 }
 #endif
 
-#if EDGEKIT_NEON
+#if EDGEKIT_HAS_NEON
 EDGEKIT_INLINE void halve8(uint8x16_t a, uint8x16_t b, uint8_t* to) {
     vst1_u8(to, vrshrn_n_u16(vpadalq_u8(vpaddlq_u8(a), b), 2));
 }
@@ -271,28 +271,28 @@ int halve_neon(const Halving& h, const uint8_t* const row[2], int n, uint8_t* co
 
 inline void halve(Isa isa, const Halving& h, const uint8_t* const row[2], int n, uint8_t* const to[3]) {
     int x = 0;
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
     if (isa == Isa::avx2) x = h.channels == 1 ? halve_avx2<1>(h, row, n, to) : h.channels == 3 ? halve_avx2<3>(h, row, n, to)
                                                                              : halve_avx2<4>(h, row, n, to);
-#elif EDGEKIT_NEON
+#elif EDGEKIT_HAS_NEON
     if (isa == Isa::neon) x = halve_neon(h, row, n, to);
 #endif
     halve_portable(h, row, x, n, to);
 }
 
 inline void horizontal(Isa isa, const Horizontal& s, const uint8_t* row, const uint8_t* ahead, uint16_t* dst) {
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
     if (isa == Isa::avx2) return horizontal_avx2(s, row, ahead, dst);
-#elif EDGEKIT_NEON
+#elif EDGEKIT_HAS_NEON
     if (isa == Isa::neon) return horizontal_neon(s, row, ahead, dst);
 #endif
     horizontal_portable(s, row, ahead, dst);
 }
 
 inline void vertical(Isa isa, const Vertical& v, uint8_t* dst) {
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
     if (isa == Isa::avx2) return vertical_avx2(v, dst);
-#elif EDGEKIT_NEON
+#elif EDGEKIT_HAS_NEON
     if (isa == Isa::neon) return vertical_neon(v, dst);
 #endif
     vertical_portable(v, 0, dst);

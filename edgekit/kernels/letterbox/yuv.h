@@ -62,14 +62,14 @@ private:
     // x86 shuffles each chunk by itself, two groups side by side: [group / 2][chunk][group % 2][16].
     // ARM looks all chunks up at once: [group][16].
     uint8_t& mask_at(int group, int chunk, int i) {
-#if EDGEKIT_NEON
+#if EDGEKIT_HAS_NEON
         return mask[size_t(group) * 16 + i + 0 * chunk];
 #else
         return mask[((size_t(group / 2) * chunks + chunk) * 2 + group % 2) * 16 + i];
 #endif
     }
     static int mask_of(int byte) {
-#if EDGEKIT_NEON
+#if EDGEKIT_HAS_NEON
         return byte;
 #else
         return byte % 16;

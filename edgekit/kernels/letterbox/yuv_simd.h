@@ -6,7 +6,7 @@
 namespace edgekit {
 namespace {
 
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
 #define TARGET EDGEKIT_TARGET_AVX2
 #define INLINE EDGEKIT_TARGET_AVX2 EDGEKIT_INLINE
 
@@ -169,7 +169,7 @@ TARGET int halve_planes_avx2(const uint8_t* const row[2], const uint8_t* u, cons
 #undef TARGET
 #endif
 
-#if EDGEKIT_NEON
+#if EDGEKIT_HAS_NEON
 template <int luma>
 int unpack_packed_neon(const uint8_t* row, int pairs, uint8_t* y, uint8_t* u, uint8_t* v) {
     int i = 0;
@@ -273,10 +273,10 @@ int halve_planes_neon(const uint8_t* const row[2], const uint8_t* u, const uint8
 }
 #endif
 
-#if EDGEKIT_AVX2
+#if EDGEKIT_HAS_AVX2
 #define EDGEKIT_TRY(call) if (isa == Isa::avx2) call
 #define EDGEKIT_NAME(name) name##_avx2
-#elif EDGEKIT_NEON
+#elif EDGEKIT_HAS_NEON
 #define EDGEKIT_TRY(call) if (isa == Isa::neon) call
 #define EDGEKIT_NAME(name) name##_neon
 #endif
