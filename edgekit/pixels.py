@@ -171,6 +171,19 @@ class Pixels:
         return Pixels(tuple(plane.copy() for plane in self.planes), self.layout)
 
 
+class ReleasedPixels(Pixels):
+    """What a frame shows once its buffer was given back: the layout, and an error for whoever looks at the bytes."""
+
+    def __init__(self, layout: PixelLayout) -> None:
+        object.__setattr__(self, "layout", layout)
+
+    @property
+    def planes(self) -> tuple[np.ndarray, ...]:
+        raise UsageError(
+            "frame: was released, its buffer is the camera's again. Call frame.share() or frame.detach() before that"
+        )
+
+
 def as_pixels(image: np.ndarray | Pixels) -> Pixels:
     """`image` itself, or a uint8 [H, W, 3] BGR array as pixels. Raises: UsageError for anything else."""
     return image if isinstance(image, Pixels) else Pixels.bgr(image)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgekit.pixels import Pixels
+from edgekit.pixels import Pixels, ReleasedPixels
 
 Clock = Literal["monotonic", "media", "none"]
 Exposure = Literal["start", "end", "unknown"]
@@ -74,8 +74,8 @@ class Frame:
     lease: gives the buffer back; None where the frame owns its pixels (files).
 
     A frame is one handle on its buffer. `share()` gives another for another reader; each is released
-    once, and the buffer returns to its source after the last. After `release()` the pixels may be
-    overwritten: `detach()` makes a frame that stays.
+    once, and the buffer returns to its source after the last. After `release()` a leased frame's pixels
+    raise UsageError; an array that was taken from it before may be overwritten. `detach()` makes a frame that stays.
     """
 
     pixels: Pixels
@@ -140,7 +140,13 @@ class Frame:
         """End the lease. Calling it again does nothing."""
         lease, self.lease = self.lease, None
         if lease is not None:
+            # no view stays: a driver's memory is unmapped, and its device free, when the last one is gone
+            self.pixels = ReleasedPixels(self.pixels.layout)
             lease.release()
+
+    def without_pixels(self) -> Frame:
+        """All but the picture, holding nothing: for readers that only name the frame."""
+        return replace(self, pixels=ReleasedPixels(self.pixels.layout), lease=None)
 
     def __enter__(self) -> Frame:
         return self

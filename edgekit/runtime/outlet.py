@@ -56,7 +56,7 @@ class Outlet:
         if busy:
             self._metrics.sink_dropped(self.name)
             return
-        own = item.share() if self.sink.needs_pixels else replace(item, frame=replace(item.frame, lease=None))
+        own = item.share() if self.sink.needs_pixels else replace(item, frame=item.frame.without_pixels())
         self._add(1)
         refused = self._box.put(self.name, own)
         if refused is not None:

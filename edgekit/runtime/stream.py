@@ -9,6 +9,7 @@ is raised to the caller.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,10 +203,12 @@ class Stream:
             sink.start(self.metrics)
             self._outlets.append(Outlet(sink, name, self.metrics, wait=self.policy == "block"))
         for name, engine in self.engines.items():
-            for segment, facts in engine.describe().items():
-                self.metrics.engine_facts(
-                    name, {"bundle": engine.bundle.path.name, "segment": segment, **facts}
-                )
+            facts: dict[str, object] = {"bundle": engine.bundle.path.name}
+            described = engine.describe()
+            for segment, found in described.items():
+                prefix = f"{segment} " if len(described) > 1 else ""
+                facts |= {f"{prefix}{key}": value for key, value in found.items()}
+            self.metrics.engine_facts(name, facts)
         for name, watch in self._watches.items():
             self._readers[name] = self._thread(f"edgekit-source-{name}", self._read, name, watch)
         if self._results is not None:
@@ -484,7 +487,7 @@ def _named(given: Any, name: Callable[[Any], str]) -> dict[str, Any]:
 
 def _camera_name(source: Any) -> str:
     """A short name: `video0`, `csi0`, `street`, the file's name without its suffix."""
-    uri = source.uri if isinstance(source, Source) else str(source)
+    uri = source.uri if isinstance(source, Source) else re.sub(r"//[^/@]*@", "//", str(source))  # no password
     scheme, _, rest = uri.partition("?")[0].rpartition(":")
     name = "" if scheme == "gst" else Path(rest).stem
     return (scheme + name if not name or name.isdecimal() else name)[:40] or "camera"

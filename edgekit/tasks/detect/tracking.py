@@ -73,7 +73,7 @@ class Tracker:
             raise MissingExtraError("trackers", "tracking", "track objects") from None
         self._detections = supervision.Detections
         self._make = ByteTrackTracker
-        self._options = {
+        self._options: dict[str, Any] = {
             # in frames of 30 a second, whatever the frame rate
             "lost_track_buffer": round(lost_s * 30),
             "frame_rate": fps,
