@@ -102,8 +102,9 @@ def test_a_leased_buffer_is_not_written():
         kept.release()
 
 
-def test_frames_cannot_be_drawn_into():
-    with V4l2Source(f"v4l2:{USB}?{SMALL}", None) as source:
+@pytest.mark.parametrize("io", ["mmap", "dmabuf", "userptr"])
+def test_frames_cannot_be_drawn_into(io):
+    with V4l2Source(f"v4l2:{USB}?{SMALL}&io={io}", None) as source:
         frame = source.read(10)
         with pytest.raises(ValueError, match="read-only"):
             frame.pixels.planes[0][0, 0, 0] = 1
