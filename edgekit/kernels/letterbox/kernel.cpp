@@ -41,7 +41,10 @@ public:
         std::tie(out_h_, out_w_) = out_size;
         std::tie(top_, left_) = corner;
         std::tie(order_[0], order_[1], order_[2]) = order;
-        const Isa best = detect_isa();
+        Isa best = detect_isa();
+#if EDGEKIT_HAS_AVX2
+        if (!__builtin_cpu_supports("fma")) best = Isa::portable;
+#endif
         check(isa == "auto" || isa == "portable" || isa == isa_name(best), "letterbox isa");
         isa_ = isa == "portable" ? Isa::portable : best;
         nhwc_ = nhwc;
