@@ -74,12 +74,9 @@ inline void shift_bytes(const uint8_t* levels, int n, uint8_t shift, uint8_t* ds
     for (int i = 0; i < n; i++) dst[i] = uint8_t(levels[i] + shift);
 }
 
-inline void interleave_portable(const uint8_t* a, const uint8_t* b, const uint8_t* c, int from, int n, uint8_t* dst) {
-    for (int i = from; i < n; i++) {
-        dst[3 * i] = a[i];
-        dst[3 * i + 1] = b[i];
-        dst[3 * i + 2] = c[i];
-    }
+inline void interleave_portable(const uint8_t* const planes[3], uint8_t shift, int from, int n, uint8_t* dst) {
+    for (int i = from; i < n; i++)
+        for (int c = 0; c < 3; c++) dst[3 * i + c] = uint8_t(planes[c][i] + shift);
 }
 
 // Does one step of correction after the product with the reciprocal give the quotient of every level?
@@ -152,7 +149,8 @@ EDGEKIT_TARGET_AVX2 int look_up_avx2(const uint8_t* table, const uint8_t* levels
     return i;
 }
 
-EDGEKIT_TARGET_AVX2 int interleave_avx2(const uint8_t* a, const uint8_t* b, const uint8_t* c, int n, uint8_t* dst) {
+EDGEKIT_TARGET_AVX2 int interleave_avx2(const uint8_t* const planes[3], uint8_t shift, int n, uint8_t* dst) {
+    const __m128i more = _mm_set1_epi8(char(shift));
     const char z = char(0x80);
     const __m128i a0 = _mm_setr_epi8(0, z, z, 1, z, z, 2, z, z, 3, z, z, 4, z, z, 5);
     const __m128i b0 = _mm_setr_epi8(z, 0, z, z, 1, z, z, 2, z, z, 3, z, z, 4, z, z);
@@ -165,9 +163,9 @@ EDGEKIT_TARGET_AVX2 int interleave_avx2(const uint8_t* a, const uint8_t* b, cons
     const __m128i c2 = _mm_setr_epi8(10, z, z, 11, z, z, 12, z, z, 13, z, z, 14, z, z, 15);
     int i = 0;
     for (; i + 16 <= n; i += 16) {
-        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i));
-        const __m128i y = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b + i));
-        const __m128i w = _mm_loadu_si128(reinterpret_cast<const __m128i*>(c + i));
+        const __m128i x = _mm_add_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(planes[0] + i)), more);
+        const __m128i y = _mm_add_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(planes[1] + i)), more);
+        const __m128i w = _mm_add_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(planes[2] + i)), more);
         __m128i* out = reinterpret_cast<__m128i*>(dst + 3 * i);
         _mm_storeu_si128(out, _mm_or_si128(_mm_or_si128(_mm_shuffle_epi8(x, a0), _mm_shuffle_epi8(y, b0)), _mm_shuffle_epi8(w, c0)));
         _mm_storeu_si128(out + 1, _mm_or_si128(_mm_or_si128(_mm_shuffle_epi8(x, a1), _mm_shuffle_epi8(y, b1)), _mm_shuffle_epi8(w, c1)));
@@ -219,10 +217,12 @@ int look_up_neon(const uint8_t* table, const uint8_t* levels, int n, uint8_t* ds
     return i;
 }
 
-int interleave_neon(const uint8_t* a, const uint8_t* b, const uint8_t* c, int n, uint8_t* dst) {
+int interleave_neon(const uint8_t* const planes[3], uint8_t shift, int n, uint8_t* dst) {
+    const uint8x16_t more = vdupq_n_u8(shift);
     int i = 0;
     for (; i + 16 <= n; i += 16) {
-        const uint8x16x3_t v = {{vld1q_u8(a + i), vld1q_u8(b + i), vld1q_u8(c + i)}};
+        const uint8x16x3_t v = {{vaddq_u8(vld1q_u8(planes[0] + i), more), vaddq_u8(vld1q_u8(planes[1] + i), more),
+                                 vaddq_u8(vld1q_u8(planes[2] + i), more)}};
         vst3q_u8(dst + 3 * i, v);
     }
     return i;
@@ -256,14 +256,15 @@ inline void finish_row(Isa isa, const Finish& f, const uint8_t* levels, int n, i
     else look_up_row<uint16_t>(f, levels, i, n, channel, interleaved, dst);
 }
 
-inline void interleave(Isa isa, const uint8_t* const planes[3], int n, uint8_t* dst) {
+// Planes of levels to pixels, each byte raised by `shift`.
+inline void interleave(Isa isa, const uint8_t* const planes[3], uint8_t shift, int n, uint8_t* dst) {
     int i = 0;
 #if EDGEKIT_HAS_AVX2
-    if (isa == Isa::avx2) i = interleave_avx2(planes[0], planes[1], planes[2], n, dst);
+    if (isa == Isa::avx2) i = interleave_avx2(planes, shift, n, dst);
 #elif EDGEKIT_HAS_NEON
-    if (isa == Isa::neon) i = interleave_neon(planes[0], planes[1], planes[2], n, dst);
+    if (isa == Isa::neon) i = interleave_neon(planes, shift, n, dst);
 #endif
-    interleave_portable(planes[0], planes[1], planes[2], i, n, dst);
+    interleave_portable(planes, shift, i, n, dst);
 }
 
 }  // namespace

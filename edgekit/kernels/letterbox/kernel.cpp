@@ -406,11 +406,12 @@ private:
         std::memcpy(row + (left_ + w_) * pixel, pad_.data(), right * pixel);
         if (planar_) {
             const uint8_t* planes[3] = {levels, levels + plane_, levels + 2 * plane_};
+            if (item_ == 1 && finish_.bytes == Bytes::shifted) return interleave(isa_, planes, finish_.shift, w_, values);
             if (item_ == 1) {
                 for (int c = 0; c < 3; c++) finish_row(isa_, finish_, planes[c], w_, c, false, levels + c * plane_);
-                return interleave(isa_, planes, w_, values);
+                return interleave(isa_, planes, 0, w_, values);
             }
-            interleave(isa_, planes, w_, turns);
+            interleave(isa_, planes, 0, w_, turns);
             levels = turns;
         }
         finish_row(isa_, at(0), levels, 3 * w_, 0, true, values);
