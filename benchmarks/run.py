@@ -44,7 +44,12 @@ def main() -> None:
         shared = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data" / "models"
         if shared.is_dir():
             models["yolox_nano"] = shared / "yolox_nano" / "yolox_nano.onnx"
-        commands = [["benchmarks/overhead.py"], ["benchmarks/preprocess.py"], ["benchmarks/synth.py"]]
+        commands = [
+            ["benchmarks/overhead.py"],
+            ["benchmarks/preprocess.py"],
+            ["benchmarks/decode.py"],
+            ["benchmarks/synth.py"],
+        ]
         for model in models.values():
             words = ["-m", "edgekit", "build", str(model), "--target", "host", "--out", folder, "--json"]
             if model.is_dir():
@@ -53,6 +58,7 @@ def main() -> None:
             commands.append(["benchmarks/session_overhead.py", built["path"]])
             if model.stem.startswith("yolox"):
                 commands.append(["benchmarks/around_network.py", built["path"], str(model)])
+            commands.append(["benchmarks/stream.py", built["path"], "--seconds", "10", "--turns", "2"])
             commands.append(["-m", "edgekit", "bench", built["path"], "--threads", "1", "--json"])
         for words in commands:
             for line in run(*words).splitlines():

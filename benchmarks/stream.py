@@ -7,7 +7,7 @@ work) through `edgekit.stream`, first alone, then while another process keeps on
 turns repeated, interleaved. One JSON line:
 
 overhead_ms: from when a frame is due to when the caller has its result, less preprocessing, engine and
-    decoding: the wake-up of the reading thread, the hand-over, metrics, everything of ours.
+    decoding: the wake-up of the reading thread (`transport_ms`), the hand-over (`wait_ms`), metrics, everything of ours.
 age_ms: from when a frame is due to its result. `age_p99_ratio` = p99 of the age / (frame time + median engine time).
 unaccounted_ms: what no stage claims of the age.
 """
@@ -40,6 +40,8 @@ def turn(engine: edgekit.Engine, source: str, seconds: float, warmup: int = 30) 
     """Milliseconds per frame."""
     found: dict[str, list[float]] = {
         "overhead": [],
+        "transport": [],
+        "wait": [],
         "age": [],
         "engine": [],
         "kernels": [],
@@ -55,6 +57,8 @@ def turn(engine: edgekit.Engine, source: str, seconds: float, warmup: int = 30) 
             if count >= warmup:
                 found["overhead"].append((now - item.frame.taken_ns - work) / 1e6)
                 found["age"].append(item.age_ms)
+                found["transport"].append(stages["transport"] / 1e6)
+                found["wait"].append(stages["wait"] / 1e6)
                 found["engine"].append(stages["engine"] / 1e6)
                 found["kernels"].append((stages["preprocess"] + stages["decode"]) / 1e6)
                 found["unaccounted"].append(item.unaccounted_ns / 1e6)
@@ -109,6 +113,8 @@ def main() -> None:
                 "frames": len(found["age"]),
                 "drops": int(sum(found["drops"])),
                 "overhead_ms": summary(found["overhead"]),
+                "transport_ms": summary(found["transport"]),
+                "wait_ms": summary(found["wait"]),
                 "age_ms": summary(found["age"]),
                 "engine_ms": summary(found["engine"]),
                 "kernels_ms": summary(found["kernels"]),
