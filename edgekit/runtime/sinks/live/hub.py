@@ -8,6 +8,7 @@ stream), `state` (Metrics.snapshot, with `minute` and `ledger` by engine), twice
 from __future__ import annotations
 
 import json
+import secrets
 import struct
 import threading
 import time
@@ -102,6 +103,8 @@ class Hub:
         self._state = (0.0, b"")
         self._state_lock = threading.Lock()
         self._closed = False
+        self._run = secrets.token_hex(8)
+        """Tells a page that comes back whether this is still the run that it knows."""
 
     @property
     def watched(self) -> bool:
@@ -180,7 +183,7 @@ class Hub:
         with self._changed:
             minute = {name: engine.minute(number) for name, engine in self._engines.items()}
             ledger = {name: [vars(hop) for hop in engine.hops] for name, engine in self._engines.items()}
-        return {"kind": "state", **values, "minute": minute, "ledger": ledger}
+        return {"kind": "state", "run": self._run, **values, "minute": minute, "ledger": ledger}
 
 
 def _message(values: dict[str, Any], jpeg: bytes = b"") -> bytes:

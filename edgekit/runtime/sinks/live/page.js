@@ -338,7 +338,7 @@ function showState() {
 }
 
 function takeState(message) {
-  if (state && message.seconds < state.seconds) restart();
+  if (state && message.run !== state.run) restart();
   state = message;
   stateAt = performance.now();
   past.push({ seconds: message.seconds, engines: message.engines, cameras: message.cameras });
