@@ -80,7 +80,7 @@ def test_feeds_are_what_the_device_feeds(tmp_path):
             pass
 
     pipeline = DetectPipeline.__new__(DetectPipeline)  # its preprocessing alone
-    pipeline.spec, pipeline.session, pipeline._shape = Spec(), Session(), ()  # type: ignore[assignment]
+    pipeline.spec, pipeline.session, pipeline._layout = Spec(), Session(), ()  # type: ignore[assignment]
     pipeline._input = Session.inputs["x"]
     pipeline._postprocess = lambda *a, **k: None  # type: ignore[assignment]
     for i, feed in enumerate(feeds):

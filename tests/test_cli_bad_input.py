@@ -367,7 +367,7 @@ def test_odd_paths(models: Path, tmp_path: Path, name: str) -> None:
     sinks = ["--sink", folder / "a.jsonl", "--sink", folder / "a.png", "--sink", folder / "a.mp4"]
     ran = cli("run", row["path"], "--source", STREET, *sinks)
     assert ran.code == 0, ran.err
-    assert len(ran.out.splitlines()) == 4
+    assert len(ran.out.splitlines()) == 5
     assert cli("inspect", row["path"]).code == 0
     line = refusal(cli("inspect", folder / "none.edge"), 2, "no such file")
     assert line.isprintable()
@@ -600,7 +600,7 @@ def test_unreadable_sources(bundle: Path, models: Path, tmp_path: Path) -> None:
         (tmp_path / "none", "no picture"),
         (tmp_path / "missing.png", "no such file"),
         (models / "net.onnx", "net.onnx"),
-        ("rtsp://camera/1", "unknown scheme"),
+        ("zmq://camera/1", "unknown scheme"),
         ("synthetic://stret", "did you mean 'street'"),
         ("synthetic://street?frames=0", "frames"),
         ("", "source"),

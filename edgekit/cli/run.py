@@ -96,7 +96,8 @@ def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str
         variant=args.variant,
         limit=args.limit,
     )
-    stream.metrics.on_event = _tell
+    if any(source.live for source in stream.sources.values()):  # the errors of files are raised
+        stream.metrics.on_event = _tell
     for engine in stream.engines.values():
         warn(engine.bundle)
     for sink in stream.sinks:
@@ -107,6 +108,8 @@ def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str
 
 
 def _tell(event: Event) -> None:
+    if event.name == "engine-failed":  # comes as the error
+        return
     say(
         f"edgekit: {event.seconds:.1f} s: {event.where}: {event.name}{': ' if event.text else ''}{event.text}"
     )
