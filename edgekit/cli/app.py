@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import sys
 from pathlib import Path
 
 from edgekit import content
@@ -34,10 +35,14 @@ def main(args: argparse.Namespace) -> int:
     spec = importlib.util.spec_from_file_location(f"edgekit_app_{args.name}", apps[args.name])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
     spec.loader.exec_module(module)
     try:
         return int(module.main(args.words) or 0)
-    except SystemExit as end:  # its argparse: --help, or a wrong option
+    except SystemExit as end:  # its argparse: --help, or a wrong option; or what it has to say at its end
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
         return int(end.code or 0)
 
 

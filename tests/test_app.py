@@ -1,0 +1,68 @@
+"""`edgekit app`: apps are found by path, get their own words, and end as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli_runs import cli, refusal
+
+APP = '''"""Counts words.
+
+More of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+
+@dataclass
+class Words:
+    count: int
+
+
+def main(words=None):
+    if words == ["say"]:
+        sys.exit("app count: nothing to count. Give words")
+    if words == ["code"]:
+        sys.exit(3)
+    print(Words(len(words)), words)
+    return 0
+'''
+
+
+@pytest.fixture(autouse=True)
+def _apps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "apps" / "count"
+    folder.mkdir(parents=True)
+    (folder / "main.py").write_text(APP)
+    monkeypatch.setenv("EDGEKIT_PATH", str(tmp_path))
+
+
+def test_apps_are_listed_with_their_purpose() -> None:
+    lines = cli("app").out.splitlines()
+    assert [line.split(None, 1) for line in lines] == [
+        ["count", "Counts words."],
+        ["detect", "The shipped detector, live: a camera in, boxes out, and a page to watch it on."],
+    ]
+
+
+def test_what_follows_the_name_is_the_app_s_own() -> None:
+    ran = cli("app", "count", "--view", ":8080", "x")
+    assert ran.code == 0, ran.err  # a dataclass finds its module, too
+    assert ran.out == "Words(count=3) ['--view', ':8080', 'x']\n"
+
+
+def test_how_an_app_ends() -> None:
+    ran = cli("app", "count", "say")
+    assert (ran.code, ran.out, ran.err) == (1, "", "app count: nothing to count. Give words\n")
+    assert cli("app", "count", "code").code == 3
+    assert cli("app", "detect", "--help").code == 0
+    assert cli("app", "detect", "--nothing").code == 2
+
+
+def test_an_unknown_app() -> None:
+    refusal(cli("app", "detct"), 2, "Did you mean 'detect'?")
