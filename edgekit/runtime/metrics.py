@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+import traceback
 from array import array
 from bisect import bisect_left
 from collections import Counter, deque
@@ -104,7 +106,7 @@ class SinkMetrics:
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to `where` (a camera, sink or engine): a fault's name, `restarted` or `ended`."""
+    """Something happened to `where` (a camera, sink or engine): a fault's name, or `restarted`."""
 
     seconds: float
     """Since the stream began."""
@@ -118,8 +120,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.on_event: Callable[[Event], None] | None = None
-        """Called for every event, in the thread where it happened; must return at once."""
-        self._lock = threading.Lock()
+        """Called for every event, in the thread where it happened; must return at once. One that raises is
+        told on stderr and called no more: a camera's thread does not end by a broken pipe of its messages."""
+        self._lock = threading.RLock()
+        """Again by its own thread: a signal handler may want a snapshot while the main thread counts."""
         self._started_ns = time.monotonic_ns()
         self._cameras: dict[str, CameraMetrics] = {}
         self._engines: dict[str, EngineMetrics] = {}
@@ -149,7 +153,8 @@ class Metrics:
                 m._layout, m.layout = layout, f"{layout.width}x{layout.height} {layout.format}"
 
     def drop(self, camera: str, reason: str, count: int = 1) -> None:
-        """Frames of `camera` that no engine will see: `superseded`, `driver`, `corrupt`, `stale`."""
+        """Frames of `camera` that an engine will not see: `superseded` (of several engines: each its own),
+        `driver`, `corrupt`, `stale`."""
         with self._lock:
             self._camera(camera).drops[reason] += count
 
@@ -267,5 +272,11 @@ class Metrics:
         with self._lock:
             self._event_count += 1
             self._events.append(event)
-        if self.on_event is not None:
-            self.on_event(event)
+        callback = self.on_event
+        if callback is not None:
+            try:
+                callback(event)
+            except Exception:  # noqa: BLE001 - the program's own
+                self.on_event = None
+                with contextlib.suppress(OSError, ValueError):  # stderr may be what broke
+                    traceback.print_exc()
