@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+POLL_S = 0.1
+"""No thread waits longer than this without looking at the stop event."""
 
 
 class Closed(Exception):
@@ -18,11 +20,19 @@ class Mailbox(Generic[T]):
     """Items of several senders (cameras, engines) for one reader, who takes the sender that waits longest.
 
     newest: keep only the latest item of each sender (live sensors); otherwise a sender waits until one
-    of its `capacity` places is free (files, where nothing may be lost).
+    of its `capacity` places is free (files, where nothing may be lost), or `stop` is set.
     """
 
-    def __init__(self, senders: Iterable[str], *, newest: bool, capacity: int = 2) -> None:
+    def __init__(
+        self,
+        senders: Iterable[str],
+        *,
+        newest: bool,
+        capacity: int = 2,
+        stop: threading.Event | None = None,
+    ) -> None:
         self._newest = newest
+        self._stop = stop
         self._capacity = 1 if newest else capacity
         self._items: dict[str, deque[T]] = {sender: deque() for sender in senders}
         self._turn: deque[str] = deque()
@@ -32,12 +42,15 @@ class Mailbox(Generic[T]):
         self._change = threading.Condition()
 
     def put(self, sender: str, item: T) -> T | None:
-        """Leave an item. Returns the one that it replaces, or `item` itself once closed: the caller's to release."""
+        """Leave an item. Returns the one that it replaces, or `item` itself when it is not wanted any more: the
+        mailbox is closed, or no place was free until the stop. Either is the caller's to release."""
         with self._change:
             queue = self._items[sender]
-            while not self._closed and not self._newest and len(queue) >= self._capacity:
-                self._change.wait()  # take, close and the sender's end wake it
-            if self._closed or sender not in self._open:
+            while not self._newest and len(queue) >= self._capacity and self._wanted(sender):
+                if self._stop is not None and self._stop.is_set():
+                    return item
+                self._change.wait(POLL_S)  # take, close and the sender's end wake it; a stop is looked for
+            if not self._wanted(sender):
                 return item
             replaced = queue.popleft() if len(queue) >= self._capacity else None
             if not queue and replaced is None:
@@ -63,6 +76,9 @@ class Mailbox(Generic[T]):
                 self._turn.append(sender)
             self._change.notify_all()
             return item
+
+    def _wanted(self, sender: str) -> bool:
+        return not self._closed and sender in self._open
 
     def _ready(self) -> bool:
         return bool(self._turn) or self._closed or not self._open

@@ -7,7 +7,8 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from edgekit.errors import EdgekitError, printable
+from edgekit.errors import EdgekitError, OutputError, printable
+from edgekit.runtime.frames import Lease
 from edgekit.runtime.health import Burst
 from edgekit.runtime.mailbox import Closed, Mailbox
 from edgekit.runtime.metrics import Metrics
@@ -22,18 +23,22 @@ _QUIET = 30
 
 class Outlet:
     """Feeds one sink. wait: hand every result over (files); otherwise a busy sink misses results, counted.
+    stop: ends the waiting.
 
     error: what the sink raised; it gets nothing more after that.
     """
 
-    def __init__(self, sink: Sink, name: str, metrics: Metrics, *, wait: bool) -> None:
+    def __init__(
+        self, sink: Sink, name: str, metrics: Metrics, *, wait: bool, stop: threading.Event | None = None
+    ) -> None:
         self.sink = sink
         self.name = name
         self.error: BaseException | None = None
         self._metrics = metrics
         self._wait = wait
-        self._box: Mailbox[StreamResult] = Mailbox([name], newest=False, capacity=1)
-        self._held = 0
+        self._box: Mailbox[StreamResult] = Mailbox([name], newest=False, capacity=1, stop=stop)
+        self._held: list[StreamResult] = []
+        """One in work, one more waiting; files: and those for which there is no place yet."""
         self._blocked = Burst(_QUIET)
         self._over = False
         self._lock = threading.Lock()
@@ -41,31 +46,40 @@ class Outlet:
         metrics.sink_state(name, "running")
         self._thread.start()
 
-    @property
-    def leases(self) -> int:
-        """Camera buffers that it holds: none, one in work, or one more waiting."""
-        return self._held if self.sink.needs_pixels else 0
+    def leases(self, camera: str) -> set[Lease]:
+        """The buffers of that camera that it holds."""
+        if not self.sink.needs_pixels:
+            return set()
+        with self._lock:
+            frames = [item.frame for item in self._held]
+        return {lease for f in frames if f.camera == camera and (lease := f.lease) is not None}
 
     def give(self, item: StreamResult, *, may_lease: bool = True) -> None:
         """Hand over a result; the item stays the caller's. may_lease: a camera buffer can be spared."""
         if self.error is not None:
             return
-        busy = not self._wait and (self._held >= 2 or (self.sink.needs_pixels and not may_lease))
-        if self._blocked.begins(busy):
+        own: StreamResult | None = None
+        with self._lock:  # several engines may give at the same time
+            if self._wait or (len(self._held) < 2 and (may_lease or not self.sink.needs_pixels)):
+                own = self._copy(item)
+                self._held.append(own)
+            blocked = self._blocked.begins(own is None)
+        if blocked:
             self._metrics.fault(self.name, "sink-blocked", "does not take the next result in time")
-        if busy:
+        if own is None:
             self._metrics.sink_dropped(self.name)
             return
-        own = item.share() if self.sink.needs_pixels else replace(item, frame=item.frame.without_pixels())
-        self._add(1)
         refused = self._box.put(self.name, own)
         if refused is not None:
-            self._add(-1)
-            refused.frame.release()
+            self._let_go(refused)
 
-    def _add(self, count: int) -> None:
+    def _copy(self, item: StreamResult) -> StreamResult:
+        return item.share() if self.sink.needs_pixels else replace(item, frame=item.frame.without_pixels())
+
+    def _let_go(self, item: StreamResult) -> None:
         with self._lock:
-            self._held += count
+            self._held.remove(item)
+        item.frame.release()
 
     def _run(self) -> None:
         try:
@@ -77,8 +91,7 @@ class Outlet:
                     self.sink.write(item)
                     self._metrics.sink_wrote(self.name, time.monotonic_ns() - started)
                 finally:
-                    item.frame.release()
-                    self._add(-1)
+                    self._let_go(item)
         except Closed:
             with self._lock:
                 self._over = True
@@ -94,9 +107,7 @@ class Outlet:
         self._metrics.sink_state(self.name, "failed")
         text = str(error) if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
         self._metrics.fault(self.name, "sink-failed", printable(text))
-        for left in self._box.close():
-            left.frame.release()
-            self._add(-1)
+        self._discard()
         try:
             self.sink.abort()
         except Exception as second:  # noqa: BLE001 - the first error is the one to tell
@@ -116,16 +127,27 @@ class Outlet:
         with self._lock:
             if self._over:
                 return True
-            self.error = self.error or TimeoutError()
+            text = f"its last write did not end within {JOIN_S:g} s"
+            self.error = self.error or OutputError(
+                f"sink {printable(self.name)}: {text}. Look at what takes its results"
+            )
         self._discard()
         self._metrics.sink_state(self.name, "failed")
-        self._metrics.fault(self.name, "sink-blocked", f"its last write did not end within {JOIN_S:g} s")
+        self._metrics.fault(self.name, "sink-blocked", text)
         return False
 
     def _discard(self) -> None:
         for left in self._box.close():
-            left.frame.release()
-            self._add(-1)
+            self._let_go(left)
+
+    def abandon(self) -> None:
+        """Drop what is unfinished without waiting; a write that is under way does that when it returns."""
+        with self._lock:
+            over = self._over
+            self.error = self.error or OutputError(f"sink {printable(self.name)}: interrupted. Run again")
+        self._discard()
+        if over:
+            self.sink.abort()
 
     def close(self) -> None:
         """Finish the file, once its thread has ended. Raises: what the sink raises."""

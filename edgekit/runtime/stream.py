@@ -9,11 +9,11 @@ is raised to the caller.
 from __future__ import annotations
 
 import asyncio
-import re
+import concurrent.futures
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,12 @@ from types import TracebackType
 from typing import Any, Literal
 
 from edgekit.bundle import Bundle
-from edgekit.errors import EdgekitError, StreamError, UsageError
+from edgekit.errors import EdgekitError, StreamError, UsageError, printable
 from edgekit.runtime.engine import Engine, load
 from edgekit.runtime.frames import Frame, Hop
-from edgekit.runtime.mailbox import Closed, Mailbox
+from edgekit.runtime.mailbox import POLL_S, Closed, Mailbox
 from edgekit.runtime.metrics import Metrics
+from edgekit.runtime.names import camera_name, check_kind, engine_name, named, unique
 from edgekit.runtime.outlet import Outlet
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import Sink, open_sink
@@ -35,14 +36,12 @@ from edgekit.runtime.watch import Watch, WatchOptions
 Policy = Literal["latest", "block"]
 AnyEngine = str | Path | Bundle | Engine
 AnySource = str | Path | Source
-POLL_S = 0.1
-"""No thread waits longer than this without looking at the stop event."""
 JOIN_S = 5.0
 """How long the end of a stream waits for an engine that hangs."""
 _HAND_OVER_S = 2e-4
 """How long a source's thread keeps out of the way once a frame is there: the interpreter's lock is free for the engine's."""
 _SPARE = 2
-"""Buffers that sinks leave to the driver and the engine."""
+"""Buffers that sinks leave to the mailbox and the engine, but for one: where a device has few, sinks see pictures too."""
 
 
 def stream(
@@ -58,11 +57,17 @@ def stream(
     on_sink_error: Literal["raise", "continue"] | None = None,
     watch_options: WatchOptions | None = None,
 ) -> Stream:
-    """Run engines on live sensors or files: `for item in edgekit.stream("m.edge", "v4l2:/dev/video0"): ...`
+    """Run engines on live sensors or files.
+
+        with edgekit.stream("m.edge", "v4l2:/dev/video0") as stream:
+            for item in stream: ...
+
+    Without `with` a loop that is left early has to be followed by `close()`: sinks are finished and cameras
+    let go only then.
 
     bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
-    sources: what `open_source` takes, or open sources; a mapping names the cameras. Every engine gets every
-        camera's frames.
+    sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
+        Every engine gets every camera's frames.
     sinks: what `open_sink` takes, or sinks; the stream closes all of them.
     policy: `latest` keeps only the newest frame of each camera while the engine is busy; `block` loses
         none. By default `latest` when any source is live.
@@ -114,23 +119,28 @@ class Stream:
         self.sources: dict[str, Source] = {}
         self.engines: dict[str, Engine] = {}
         self._stop = threading.Event()
+        self._stopping = threading.Lock()
+        self._stepping = threading.RLock()
+        """Held by who works on the next result: nothing is taken from under it."""
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
         self._watches: dict[str, Watch] = {}
         self._outlets: list[Outlet] = []
         self._readers: dict[str, threading.Thread] = {}
-        self._threads: list[threading.Thread] = []
         self._workers: list[_Worker] = []
         self._own_engines: list[Engine] = []
         self._results: Mailbox[StreamResult] | None = None
         self._previous: StreamResult | None = None
         self._started = False
         self._closed = False
-        self._executor: ThreadPoolExecutor | None = None
-        self._pending: asyncio.Future[StreamResult | None] | None = None
+        self._asked: queue.SimpleQueue[concurrent.futures.Future[StreamResult | None] | None] | None = None
+        self._pending: concurrent.futures.Future[StreamResult | None] | None = None
+        self._wrapped: asyncio.Future[StreamResult | None] | None = None
         opened: list[Sink] = []
         try:
-            for name, source in _named(sources, _camera_name).items():
+            for name, source in named("source", sources, camera_name).items():
+                if isinstance(source, Source) and limit is not None:
+                    _set_limit(source, limit)
                 reopen = None if isinstance(source, Source) else partial(open_source, source, limit=limit)
                 watch = Watch(
                     reopen,
@@ -151,22 +161,27 @@ class Stream:
                 )
             self.policy: Policy = policy or ("latest" if live else "block")
             self._sinks_matter = (on_sink_error or ("continue" if live else "raise")) == "raise"
-            for name, bundle in _named(bundles, _engine_name).items():
+            for name, bundle in named("bundle", bundles, engine_name).items():
                 self.engines[name] = engine = (
                     bundle if isinstance(bundle, Engine) else load(bundle, threads=threads, variant=variant)
                 )
                 if not isinstance(bundle, Engine):
                     self._own_engines.append(engine)
             fps = next((s.fps for s in self.sources.values() if s.fps), None)
-            given = [sinks] if isinstance(sinks, (Sink, str, Path)) else list(sinks)
-            for sink in given:
+            for sink in [sinks] if isinstance(sinks, (Sink, str, Path)) else list(sinks):
+                check_kind("sink", sink)
+                if isinstance(sink, Sink) and any(
+                    sink is other for other in opened
+                ):  # two threads would write to it
+                    raise UsageError(f"stream: sink {printable(sink.path)}: given twice. Leave one out")
                 opened.append(sink if isinstance(sink, Sink) else open_sink(sink, fps=fps))
             self.sinks = tuple(opened)
             for name, engine in self.engines.items():
-                box: Mailbox[Frame] = Mailbox(self.sources, newest=self.policy == "latest")
-                self._workers.append(_Worker(name, engine, box, score_threshold, self._stop))
-            if len(self._workers) > 1:
-                self._results = Mailbox(self.engines, newest=self.policy == "latest")
+                box: Mailbox[Frame] = Mailbox(self.sources, newest=self.policy == "latest", stop=self._stop)
+                self._workers.append(_Worker(name, engine, box, score_threshold))
+            if len(self._workers) > 1:  # a place for each engine and camera: none hides another's results
+                places = [place for worker in self._workers for place in worker.places(self.sources)]
+                self._results = Mailbox(places, newest=self.policy == "latest", stop=self._stop)
         except BaseException:
             for sink in opened:
                 sink.abort()
@@ -180,28 +195,30 @@ class Stream:
 
     def __next__(self) -> StreamResult:
         """The next result. Raises: the first error of any thread; StopIteration at the end or after `stop`."""
-        self._let_go()
         try:
-            if not self._started:
-                self._start()
-            item = self._next()
+            with self._stepping:
+                self._let_go()
+                if not self._started:
+                    self._start()
+                self._previous = item = self._next()
         except BaseException as error:
             self._finish(error)
             raise
         if item is None:
             self._finish(None)
             raise StopIteration
-        self._previous = item
         return item
 
     def _start(self) -> None:
         if self._closed:
             return
         self._started = True
-        names = _sink_names(self.sinks)
+        names = unique(str(sink.path) for sink in self.sinks)
         for name, sink in zip(names, self.sinks, strict=True):
             sink.start(self.metrics)
-            self._outlets.append(Outlet(sink, name, self.metrics, wait=self.policy == "block"))
+            self._outlets.append(
+                Outlet(sink, name, self.metrics, wait=self.policy == "block", stop=self._stop)
+            )
         for name, engine in self.engines.items():
             facts: dict[str, object] = {"bundle": engine.bundle.path.name}
             described = engine.describe()
@@ -213,16 +230,10 @@ class Stream:
             self._readers[name] = self._thread(f"edgekit-source-{name}", self._read, name, watch)
         if self._results is not None:
             for worker in self._workers:
-                self._threads.append(self._thread(f"edgekit-engine-{worker.name}", self._work, worker))
+                worker.thread = self._thread(f"edgekit-engine-{worker.name}", self._work, worker)
 
     def _thread(self, name: str, target: Callable[..., None], *arguments: Any) -> threading.Thread:
-        def run() -> None:
-            try:
-                target(*arguments)
-            except BaseException as error:  # noqa: BLE001 - raised to the caller
-                self._fail(error)
-
-        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
         thread.start()
         return thread
 
@@ -231,11 +242,20 @@ class Stream:
         with self._error_lock:
             if self._error is None and not self._stop.is_set():
                 self._error = error
-        self.stop()
+        self._halt()
 
     def stop(self) -> None:
         """End the stream from any thread or signal handler: the iteration ends within a fraction of a second."""
-        self._stop.set()
+        # takes no lock that the interrupted thread may hold, the event's own included; the others look at the event
+        if not self._stop.is_set() and self._stopping.acquire(blocking=False):
+            try:
+                self._stop.set()
+            finally:
+                self._stopping.release()
+
+    def _halt(self) -> None:
+        """Stop, and wake everyone now."""
+        self.stop()
         for worker in self._workers:
             for frame in worker.box.close():
                 frame.release()
@@ -253,6 +273,8 @@ class Stream:
                 self._leave(boxes[0], camera, frame)
                 if self.policy == "latest":
                     time.sleep(_HAND_OVER_S)
+        except BaseException as error:  # noqa: BLE001 - raised to the caller
+            self._fail(error)  # before the end is told, or the caller would take it for a good one
         finally:
             for box in boxes:
                 box.end(camera)
@@ -290,13 +312,16 @@ class Stream:
             while not self._stop.is_set():
                 item = self._step(worker)
                 if item is not None:
-                    replaced = self._results.put(worker.name, item)
+                    replaced = self._results.put(worker.place(item.camera), item)
                     if replaced is not None:
                         replaced.frame.release()
         except Closed:
             return
+        except BaseException as error:  # noqa: BLE001 - raised to the caller
+            self._fail(error)
         finally:
-            self._results.end(worker.name)
+            for place in worker.places(self.sources):
+                self._results.end(place)
 
     def _step(self, worker: _Worker) -> StreamResult | None:
         """One frame through one engine, and to the sinks. Raises: Closed, StreamError."""
@@ -310,13 +335,25 @@ class Stream:
             if isinstance(error, EdgekitError):
                 self.metrics.fault(worker.name, "engine-failed", str(error))
             raise
-        self.metrics.result(item)
+        try:
+            self.metrics.result(item)
+            self._give(item)
+        except BaseException:
+            frame.release()
+            raise
+        return item
+
+    def _give(self, item: StreamResult) -> None:
+        """To every sink; the camera's buffers only as far as it can spare them."""
+        frame = item.frame
         source = self._watches[frame.camera].source
         spare = source.spare if source is not None else 0
         for outlet in self._outlets:
-            held = sum(o.leases for o in self._outlets)
-            outlet.give(item, may_lease=spare is None or frame.lease is None or held < spare - _SPARE)
-        return item
+            may_lease = True
+            if spare is not None and frame.lease is not None and outlet.sink.needs_pixels:
+                held = {lease for o in self._outlets for lease in o.leases(frame.camera)}
+                may_lease = frame.lease in held or len(held) < max(1, spare - _SPARE)
+            outlet.give(item, may_lease=may_lease)
 
     def _check_sinks(self) -> None:
         if self._sinks_matter:
@@ -338,16 +375,45 @@ class Stream:
 
     async def __anext__(self) -> StreamResult:
         """As `__next__`, without blocking the event loop. Cancelling the wait loses nothing: the next call gets it."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="edgekit-async")
         if self._pending is None:
-            loop = asyncio.get_running_loop()
-            self._pending = loop.run_in_executor(self._executor, next, self, None)
-        item = await asyncio.shield(self._pending)
-        self._pending = None
+            if self._closed:
+                raise StopAsyncIteration
+            if self._asked is None:
+                self._asked = queue.SimpleQueue()
+                self._thread("edgekit-async", self._answer)
+            self._pending = concurrent.futures.Future()
+            self._asked.put(self._pending)
+        try:
+            item = await asyncio.shield(self._waiting())
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._pending = self._wrapped = None
+            raise
+        self._pending = self._wrapped = None
         if item is None:
             raise StopAsyncIteration
         return item
+
+    def _waiting(self) -> asyncio.Future[StreamResult | None]:
+        """The pending result for the loop that runs now, which may be another than the one that asked for it."""
+        assert self._pending is not None
+        loop = asyncio.get_running_loop()
+        if self._wrapped is None or self._wrapped.get_loop() is not loop:
+            self._wrapped = asyncio.wrap_future(self._pending, loop=loop)
+        return self._wrapped
+
+    def _answer(self) -> None:
+        """The thread behind `__anext__`; a daemon, so that a silent camera never keeps the process from ending."""
+        assert self._asked is not None
+        while (future := self._asked.get()) is not None:
+            try:
+                item = next(self, None)
+            except BaseException as error:  # noqa: BLE001 - raised to who waits
+                future.set_exception(error)
+            else:
+                future.set_result(item)
+            del future  # holds the frame
 
     async def __aenter__(self) -> Stream:
         return self
@@ -358,14 +424,17 @@ class Stream:
         self.stop()
         if self._pending is not None:
             with suppress(BaseException):
-                await asyncio.shield(self._pending)
-            self._pending = None
+                await asyncio.shield(self._waiting())
+            self._pending = self._wrapped = None
         await asyncio.get_running_loop().run_in_executor(None, self._finish, error)
 
     # --- the end ---
 
     def close(self) -> None:
-        """Stop, finish the sinks, give everything back. Calling it again does nothing. Raises: OutputError."""
+        """Stop, finish the sinks, give everything back. Calling it again does nothing. Raises: OutputError.
+
+        By the thread that takes the results, or after it: others call `stop()`.
+        """
         self._finish(None)
 
     def __enter__(self) -> Stream:
@@ -386,41 +455,63 @@ class Stream:
         if self._closed:
             return
         self._closed = True
-        self._let_go()
-        self.stop()
-        # what sinks were given before the end they write, unless the work failed
-        kept = error is None or isinstance(error, (KeyboardInterrupt, GeneratorExit))
-        sink_error: BaseException | None = None
-        for outlet in self._outlets:
-            outlet.stop(drain=kept)
-        for thread in self._threads:
-            thread.join(JOIN_S)
-        for camera, reader in self._readers.items():
-            self._watches[camera].join(reader)
-        for outlet in self._outlets:
-            try:
-                if outlet.error is not None:
-                    raise outlet.error
-                if kept:
-                    outlet.close()
-                else:
-                    outlet.abort()
-            except BaseException as problem:  # noqa: BLE001 - the other sinks are finished first
-                sink_error = sink_error or problem
-        if not self._started:
-            for sink in self.sinks:
-                sink.close() if kept else sink.abort()
-        self._release_all()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
+        # what sinks were given before the end they write, unless the work failed; Ctrl-C, the end of the
+        # program or of a task is no failure
+        kept = error is None or not isinstance(error, Exception)
+        try:
+            sink_error = self._end(kept)
+        except BaseException:  # an impatient second Ctrl-C: nothing is waited for
+            for end in self._ends():
+                end.abandon() if isinstance(end, Outlet) else end.abort()
+            self._release_all(idle=False)
+            raise
+        finally:
+            if self._asked is not None:
+                self._asked.put(None)
         if sink_error is not None and error is None and self._sinks_matter:
             raise sink_error
 
-    def _release_all(self) -> None:
+    def _end(self, kept: bool) -> BaseException | None:
+        """Join the threads, finish the sinks or drop what they have, give everything back. Returns a sink's error."""
+        self._halt()
+        idle = self._stepping.acquire(timeout=JOIN_S)  # not so when another thread is in a call that hangs
+        try:
+            self._let_go()
+            for outlet in self._outlets:
+                outlet.stop(drain=kept)
+            for worker in self._workers:
+                if worker.thread is not None:
+                    worker.thread.join(JOIN_S)
+            for camera, reader in self._readers.items():
+                self._watches[camera].join(reader)
+            sink_error: BaseException | None = None
+            for end in self._ends():
+                try:
+                    if isinstance(end, Outlet) and end.error is not None:
+                        raise end.error
+                    if kept:
+                        end.close()
+                    else:
+                        end.abort()
+                except BaseException as problem:  # noqa: BLE001 - the other sinks are finished first
+                    sink_error = sink_error or problem
+            self._release_all(idle)
+        finally:
+            if idle:
+                self._stepping.release()
+        return sink_error
+
+    def _ends(self) -> list[Outlet | Sink]:
+        """The sinks by their outlets; as they are where the stream did not come so far."""
+        begun = [outlet.sink for outlet in self._outlets]
+        return [*self._outlets, *(sink for sink in self.sinks if sink not in begun)]
+
+    def _release_all(self, idle: bool = True) -> None:
         for worker in self._workers:
-            worker.close()
-        if not self._started:  # else its thread has done it
-            for watch in self._watches.values():
+            if idle if worker.thread is None else not worker.thread.is_alive():
+                worker.close()  # not under a call that hangs
+        for camera, watch in self._watches.items():
+            if camera not in self._readers:  # else its thread has done it
                 watch.close()
         for engine in self._own_engines:
             engine.close()
@@ -429,13 +520,12 @@ class Stream:
 class _Worker:
     """One engine's session and the frames that wait for it."""
 
-    def __init__(
-        self, name: str, engine: Engine, box: Mailbox[Frame], score: float | None, stop: threading.Event
-    ) -> None:
+    def __init__(self, name: str, engine: Engine, box: Mailbox[Frame], score: float | None) -> None:
         self.name = name
         self.box = box
+        self.thread: threading.Thread | None = None
+        """Its own, where there are several."""
         self._score = score
-        self._stop = stop
         self._pipeline = engine.pipeline()
         session = self._pipeline.session
         written = sum(array.nbytes for array in session.inputs.values())
@@ -443,6 +533,13 @@ class _Worker:
         between = getattr(session, "bytes_copied_per_run", 0)
         if between:
             self._hops += (Hop("between plan steps", "CPU", copied=between, written=between),)
+
+    def place(self, camera: str) -> str:
+        """Where its results of that camera wait for the caller."""
+        return f"{self.name}\n{camera}"
+
+    def places(self, cameras: Iterable[str]) -> list[str]:
+        return [self.place(camera) for camera in cameras]
 
     def run(self, frame: Frame) -> StreamResult:
         """One frame through the engine. Raises: StreamError when the inference library fails."""
@@ -466,43 +563,12 @@ class _Worker:
             close()
 
 
-def _named(given: Any, name: Callable[[Any], str]) -> dict[str, Any]:
-    """One thing, several, or a mapping of them, by unique name."""
-    if isinstance(given, Mapping):
-        found = {str(key): value for key, value in given.items()}
-    else:
-        several = given if isinstance(given, (list, tuple)) else [given]
-        found = {}
-        for thing in several:
-            base = text = name(thing)
-            number = 1
-            while text in found:
-                number += 1
-                text = f"{base}-{number}"
-            found[text] = thing
-    if not found:
-        raise UsageError("stream: expected at least one bundle and one source, got none")
-    return found
-
-
-def _camera_name(source: Any) -> str:
-    """A short name: `video0`, `csi0`, `street`, the file's name without its suffix."""
-    uri = source.uri if isinstance(source, Source) else re.sub(r"//[^/@]*@", "//", str(source))  # no password
-    scheme, _, rest = uri.partition("?")[0].rpartition(":")
-    name = "" if scheme == "gst" else Path(rest).stem
-    return (scheme + name if not name or name.isdecimal() else name)[:40] or "camera"
-
-
-def _engine_name(bundle: Any) -> str:
-    """The bundle's file name up to the first dot."""
-    if isinstance(bundle, Engine):
-        bundle = bundle.bundle
-    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
-    return Path(path).name.partition(".")[0] or "engine"
-
-
-def _sink_names(sinks: Iterable[Sink]) -> list[str]:
-    return list(_named([str(sink.path) for sink in sinks], str)) if sinks else []
+def _set_limit(source: Source, limit: int) -> None:
+    """`limit` frames more of an open source. Raises: UsageError."""
+    if limit < 1:
+        raise UsageError(f"source {source.uri}: limit {limit} gives no frames, expected at least 1")
+    most = source._delivered + limit
+    source.limit = most if source.limit is None else min(source.limit, most)
 
 
 __all__ = ["Policy", "Stream", "StreamError", "stream"]
