@@ -59,4 +59,7 @@ def _progress(what: str, done: int, of: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except edgekit.EdgekitError as error:
+        sys.exit(f"detect: {error}")

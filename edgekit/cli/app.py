@@ -36,9 +36,10 @@ def main(args: argparse.Namespace) -> int:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses and pickle look for it
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(apps[args.name].parent))  # as `python main.py` has it
     try:
-        return int(module.main(args.words) or 0)
+        spec.loader.exec_module(module)
+        return int(module.main([word for word in args.words if word not in ("-v", "--verbose")]) or 0)
     except SystemExit as end:  # its argparse: --help, or a wrong option; or what it has to say at its end
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

@@ -70,6 +70,7 @@ PACKAGES = (
     Package("mcap", "mcap", "option", "mcap", "record and replay"),
     Package("rerun", "rerun-sdk", "option", "rerun", "show results in Rerun"),
     Package("rich", "rich", "option", "build", "coloured output"),
+    Package("trackers", "trackers", "option", "tracking", "track detections"),
     Package("supervision", "supervision", "option", "supervision", "convert detections"),
 )
 

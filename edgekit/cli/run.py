@@ -117,13 +117,19 @@ def _tell(event: Event) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from edgekit import tasks
+    from edgekit.cli.main import INTERRUPTED
 
     started = time.perf_counter()
-    found = 0
+    found, interrupted = 0, False
     with open_stream(args, args.bundle, args.source) as stream:
         unit = tasks.task(next(iter(stream.engines.values())).task).UNIT
-        for item in stream:
-            found += len(item.result)
+        try:
+            for item in stream:
+                found += len(item.result)
+        except KeyboardInterrupt:
+            if not any(source.live for source in stream.sources.values()):
+                raise
+            interrupted = True  # how a live run ends
     seconds = time.perf_counter() - started
     summary = {**summarize(stream), unit: found, "seconds": round(seconds, 3), "sinks": args.sink}
     for source in stream.sources.values():
@@ -140,7 +146,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"  {line}")
         for sink in args.sink:
             print(f"  {printable(sink)}")
-    return 0
+    return INTERRUPTED if interrupted else 0
 
 
 def summarize(stream: Stream) -> dict[str, Any]:

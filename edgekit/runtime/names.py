@@ -62,7 +62,12 @@ def unique(names: Iterable[str]) -> list[str]:
 def camera_name(source: str | Path | Source) -> str:
     """A short name: `video0`, `csi0`, `street`, the file's name without its suffix."""
     uri = source.uri if isinstance(source, Source) else re.sub(r"//[^/@]*@", "//", str(source))  # no password
-    scheme, _, rest = uri.partition("?")[0].rpartition(":")
+    plain = uri.partition("?")[0]
+    scheme, _, rest = plain.partition(":")
+    if scheme in ("rtsp", "rtsps"):  # the last part of the path, else the whole host
+        host, _, path = rest.strip("/").partition("/")
+        return (path.rstrip("/").rpartition("/")[2] or host.replace(":", "-"))[:40] or scheme
+    scheme, _, rest = plain.rpartition(":")
     name = "" if scheme == "gst" else Path(rest).stem
     return (scheme + name if not name or name.isdecimal() else name)[:40] or "camera"
 

@@ -21,8 +21,8 @@ _counter = itertools.count()
 class Sink(abc.ABC):
     """Takes the result of each frame. `close()` finishes the file, `abort()` drops what is unfinished.
 
-    As a context manager it closes at the end, also when interrupted (Ctrl-C keeps what was
-    written); any other exception aborts.
+    As a context manager it closes at the end, also when interrupted (Ctrl-C, a cancelled task: what was
+    written is kept); any other exception aborts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +80,7 @@ class Sink(abc.ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt):
+        if not isinstance(error, Exception):  # none, or an interrupt of any kind
             self.close()
         else:
             self.abort()

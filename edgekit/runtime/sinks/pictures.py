@@ -126,7 +126,9 @@ class FolderSink(Sink):
         if is_picture(source) and "://" not in frame.source:
             suffix = source.suffix if source.suffix.lower() in SUFFIXES else suffix
         else:
-            stem = f"{stem}_{frame.seq:06d}"
+            stem = f"{frame.camera or stem}_{frame.seq:06d}"
+            if frame.camera:  # from a stream: unique with the epoch, after which the numbers may begin anew
+                return f"{stem}_{frame.epoch}{suffix}" if frame.epoch else stem + suffix
         name, number = stem + suffix, 1
         while name.casefold() in self._used:
             number += 1

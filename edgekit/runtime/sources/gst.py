@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import weakref
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -62,6 +63,7 @@ class GstSource(Source):
         lib = native.library()
         self._plan = pipelines.pipeline(uri, lib.has)
         super().__init__(self._plan.uri, limit)
+        self.again = partial(GstSource, uri, limit)  # `self.uri` shows no password
         self._lib: Any = lib  # its functions are made from a table
         self._seq = -1
         self._last_pts_ns: int | None = None

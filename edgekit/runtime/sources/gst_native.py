@@ -24,7 +24,7 @@ ERROR, WARNING = 1 << 1, 1 << 2
 FORMAT_TIME = 3
 MAP_READ = 1
 CORRUPTED = 1 << 8
-HELD = 4
+HELD = 6
 """Buffers that we ask a source to have beyond its own need: two that wait in the appsink, two with readers."""
 _PLANES = 4
 _PARSE_FATAL_ERRORS = 1

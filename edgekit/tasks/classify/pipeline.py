@@ -71,8 +71,9 @@ class ClassifyPipeline:
         start = time.perf_counter_ns()
         padded = pixels.layout == self._layout
         if not padded:
-            self._layout, self._plan = pixels.layout, plan(self.spec.preprocess, pixels.layout)
+            self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
         self._plan.run(pixels, self._input, padded)
+        self._layout = pixels.layout  # not after an error: its padding may not be there
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()
