@@ -60,7 +60,7 @@ def test_the_kernel_reads_the_driver_s_buffer(format):
 def test_held_frames_are_the_driver_s_own():
     """More than `spare` of them: the driver is asked for more buffers, nothing is copied out of the way."""
     with open_source(SMALL) as source:
-        assert source.spare == 2
+        assert source.spare == 4
         frames = [read(source) for _ in range(8)]
         ranges = mappings(USB)
         places = [frame.pixels.addresses[0] for frame in frames]
