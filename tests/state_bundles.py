@@ -118,13 +118,11 @@ def write(
         variants.append(make_variant("net", name, payload))
         contents[variants[-1].path] = payload.data
     sides = (["image", *(golden_states or ())], [*outputs, *(s.output for s in states if golden_states)])
-    golden = [
-        [
-            GoldenTensor(name, golden_path(side, i), **({"atol": tolerance} if side == "output" else {}))
-            for i, name in enumerate(dict.fromkeys(names))
-        ]
-        for side, names in zip(("input", "output"), sides, strict=True)
-    ]
+    golden: list[list[GoldenTensor]] = []
+    for side, names in zip(("input", "output"), sides, strict=True):
+        atol = tolerance if side == "output" else 0.0
+        unique = enumerate(dict.fromkeys(names))
+        golden.append([GoldenTensor(name, golden_path(side, i), atol=atol) for i, name in unique])
     for tensor in (*golden[0], *golden[1]):
         contents[tensor.path] = golden_bytes(values[tensor.tensor])
     tensors = [
