@@ -83,6 +83,8 @@ class Turning(Protocol):
 
         They share every array, save that what one of them writes as a state's output the other one
         reads as its input. A state whose arrays are shared as well is copied by the session.
+        Where states stay on a device, the two have `pull()` and `push()`: these bring what the
+        binding's next run reads as states from the device to the arrays in `inputs`, and back.
         """
         ...
 

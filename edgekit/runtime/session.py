@@ -78,16 +78,31 @@ class Session:
         self.state_specs: tuple[StateSpec, ...] = tuple(held_as(s, inputs[s.input]) for s in manifest.states)
         """The states as this session holds them: a payload may hold one as codes that another holds as reals."""
         self._initial = {spec.name: initial_value(spec) for spec in self.state_specs}
-        self._states = tuple(
-            MappingProxyType({s.name: arrays[s.input] for s in manifest.states})
-            for arrays in (inputs, {**inputs, **turned})
+        self._states: tuple[Mapping[str, np.ndarray], ...] = tuple(
+            {s.name: arrays[s.input] for s in manifest.states} for arrays in (inputs, {**inputs, **turned})
+        )
+        self._views = tuple(
+            MappingProxyType({name: _read_only(array) for name, array in arrays.items()})
+            for arrays in self._states
+        )
+        # states that stay on a device
+        self._pulls, self._pushes = (
+            tuple(
+                tuple(getattr(pair[turn], move) for pair in pairs if hasattr(pair[turn], move))
+                for turn in (0, 1)
+            )
+            for move in ("pull", "push")
         )
         self._turns = tuple(
             tuple(zip([pair[turn].run for pair in pairs], copies, strict=True)) for turn in (0, 1)
         )
         self._turn = 0
         if manifest.states:
-            self.reset()
+            try:
+                self.reset()
+            except BaseException:
+                self.close()
+                raise
         elif len(pairs) == 1 and not copies[0]:
             self.run = self._bindings[0].run  # type: ignore[method-assign]  # no hop for the common case
 
@@ -105,25 +120,35 @@ class Session:
 
     @property
     def states(self) -> Mapping[str, np.ndarray]:
-        """State by name, as the next run reads it: arrays of ours. Take it anew after each run, as two
-        arrays may take turns; what is written there counts."""
-        return self._states[self._turn]
+        """State by name, as the next run reads it: read-only views, good until the next run.
+
+        Raises: StreamError where state is on a device, and this fails or the session is closed.
+        """
+        for pull in self._pulls[self._turn]:
+            pull()
+        return self._views[self._turn]
 
     def reset(self) -> None:
-        """Every state to its initial value, as in a new session."""
-        for name, array in self.states.items():
-            np.copyto(array, self._initial[name])
+        """Every state to its initial value, as in a new session. Raises: StreamError as `states`."""
+        self._write(self._initial)
+
+    def _write(self, values: Mapping[str, np.ndarray]) -> None:
+        for name, array in self._states[self._turn].items():
+            np.copyto(array, values[name])
+        for push in self._pushes[self._turn]:
+            push()
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Copies of all states, by name: what `restore` takes."""
+        """Copies of all states, by name: what `restore` takes. Raises: StreamError as `states`."""
         return {name: np.array(array, order="C") for name, array in self.states.items()}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
         """Go on from a snapshot of this bundle and payload; `state.carry_over` fits those of another.
 
-        Raises: UsageError, and nothing is changed, unless it has exactly these states, shapes and types.
+        Raises: UsageError, and nothing is changed, unless it has exactly these states, shapes and types;
+        StreamError as `states`.
         """
-        states = self.states
+        states = self._states[self._turn]
         for name in snapshot:
             if name not in states:
                 raise UsageError(
@@ -139,8 +164,7 @@ class Session:
                     f"snapshot: state {name!r}: expected {array.dtype} {array.shape}, got {value.dtype} "
                     f"{value.shape}. A snapshot of another payload goes through state.carry_over()"
                 )
-        for name, array in states.items():
-            np.copyto(array, snapshot[name])
+        self._write(snapshot)
 
     def close(self) -> None:
         """Free what the session holds on its device; its arrays stay readable. Closing twice is fine."""
@@ -156,6 +180,12 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _bind(executable: Executable, states: Mapping[str, str]) -> tuple[Binding, Binding]:

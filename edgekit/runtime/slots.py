@@ -125,8 +125,10 @@ class Streams:
         return self._slots[key]
 
     def _write(self, key: Hashable, values: Mapping[str, np.ndarray]) -> None:
-        target = self._session.states if self._resident == key else self._slots[key]
-        for name, array in target.items():
+        if self._resident == key:
+            self._session.restore(values)
+            return
+        for name, array in self._slots[key].items():
             np.copyto(array, values[name])
 
     def _park(self) -> None:
@@ -142,8 +144,7 @@ class Streams:
         if self._resident == key:
             return
         self._park()
-        for name, array in self._session.states.items():
-            np.copyto(array, slot[name])
+        self._session.restore(slot)
         self._resident = key
 
 
