@@ -7,7 +7,7 @@ import gc
 import random
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from edgekit.backends.base import LoadOptions, Payload
 from edgekit.backends.litert.lower import INTEGER_IO, lower
 from edgekit.backends.tensorrt import cuda
 from edgekit.backends.tensorrt import engine as tensorrt_engine
+from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, SelfTestError, StreamError, UsageError
-from edgekit.manifest import Manifest, Segment, Variant
+from edgekit.manifest import Golden, Manifest, Segment, Variant
 from edgekit.quant.annotate import quant, set_quant
 from edgekit.runtime import selftest
 from edgekit.runtime.session import Session
+from edgekit.runtime.slots import Streams
 from edgekit.runtime.state import carry_over
 from edgekit.spec import DType, StateSpec, TensorSpec
 from tests import fake_tensorrt as fake
@@ -585,10 +587,9 @@ def test_bundles_that_could_not_start_are_refused(
 # --- TensorRT, on a fake board -----------------------------------------------------------------
 
 
-def test_states_on_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The fake network makes 2 x + 1 of each input: the state counts 0, 1, 3, 7, ..."""
-    from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
-
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[fake.Machine, Manifest, Any]]:
+    """A fake network that makes 2 x + 1 of each input, so that the state counts 0, 1, 3, 7, ..."""
     shape = (1, 4, 8, 8)
     machine = fake.Machine()
     monkeypatch.setitem(sys.modules, "tensorrt", fake.make_tensorrt(machine))
@@ -597,7 +598,6 @@ def test_states_on_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     sides = [tuple(Io(name, "float32", shape) for name in names) for names in ("xs", "yt")]
     plan = BuildPlan(*sides, workspace_bytes=1 << 30, hardware=Hardware("Fake Orin", "8.7"))
     variant = Variant("v", "tensorrt", "float16", "onnx", "", len(data), "sha256:0", plan.to_options())
-    state = StateSpec("count", DType.float32, shape, "s", "t")
     manifest = Manifest(
         schema_version=1,
         model="m",
@@ -609,24 +609,89 @@ def test_states_on_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         plan=(Segment("net", ("x", "s"), ("y", "t"), (variant,)),),
         pipeline={},
         payload_digest="",
-        golden=None,  # type: ignore[arg-type]
+        golden=Golden((), ()),
         files={},
         provenance={},
-        states=(state,),
+        states=(StateSpec("count", DType.float32, shape, "s", "t"),),
     )
     executable = tensorrt_engine.load(data, variant, LoadOptions(cache_dir=tmp_path))
+    yield machine, manifest, executable
+    machine.fail.clear()
+    executable.close()
+    del executable
+    assert machine.idle(), machine.leaks()
+
+
+Board = tuple[fake.Machine, Manifest, Any]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_states_stay_on_the_device_of_tensorrt(board: Board, recorded: bool) -> None:
+    machine, manifest, executable = board
+    machine.sync_inside_execute = not recorded
     with Session(manifest, {"net": executable}) as session:
-        for turn in range(2):
-            for i in range(6):
+        assert session.bytes_copied_per_run == 0
+        for _ in range(2):
+            for i in range(7):
                 session.inputs["x"][:] = i
+                machine.calls.clear()
                 session.run()
+                tries = 1 + machine.calls.count("begin_capture")
+                assert machine.calls.count("to_device") <= tries  # x alone
+                assert machine.calls.count("to_host") <= tries  # y alone
                 assert (session.outputs["y"] == 2 * i + 1).all()
-                assert (session.states["count"] == 2 ** (i + 1) - 1).all(), (turn, i)
+                if i % 3:
+                    assert (session.states["count"] == 2 ** (i + 1) - 1).all()
             kept = session.snapshot()
             session.reset()
+            assert (session.states["count"] == 0).all()
         session.restore(kept)
         session.run()
-        assert (session.states["count"] == 2**7 - 1).all()
-    executable.close()
+        assert (session.states["count"] == 2**8 - 1).all()
+        if recorded:
+            machine.calls.clear()
+            for _ in range(4):
+                session.run()
+            assert set(machine.calls) == {"launch", "synchronize"}
+    with pytest.raises(StreamError, match="closed"):
+        session.snapshot()
     del session
-    assert machine.idle(), machine.leaks()
+
+
+def test_streams_on_tensorrt(board: Board) -> None:
+    _, manifest, executable = board
+    rng = random.Random(0)
+    counts = dict.fromkeys(range(7), 0)
+    with Streams(Session(manifest, {"net": executable})) as streams:
+        for _ in range(80):
+            key = rng.randrange(7)
+            streams.step(key)
+            counts[key] += 1
+            assert (streams.snapshot(key)["count"] == np.float32(2 ** counts[key] - 1)).all()
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, 3, 6, 7])
+@pytest.mark.parametrize("call", ["execute_async_v3", "synchronize", "launch", "set_tensor_address"])
+def test_a_failed_run_on_tensorrt_leaves_the_state(board: Board, call: str, turn: int) -> None:
+    machine, manifest, executable = board
+    with Session(manifest, {"net": executable}) as session:
+        for _ in range(turn):
+            session.run()
+        machine.fail.add(call)
+        try:
+            session.run()
+            done = turn + 1  # without a recording it goes on as long as it can; nothing else is forgiven
+        except StreamError:
+            done = turn
+        machine.fail.clear()
+        for i in range(4):
+            assert (session.states["count"] == 2 ** (done + i) - 1).all()
+            session.run()
+
+
+@pytest.mark.parametrize("call", ["to_device", "set_tensor_address", "alloc"])
+def test_a_session_that_cannot_begin_on_tensorrt_leaves_nothing(board: Board, call: str) -> None:
+    machine, manifest, executable = board
+    machine.fail.add(call)
+    with pytest.raises(StreamError):
+        Session(manifest, {"net": executable})
