@@ -5,33 +5,28 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
-import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnxruntime import InferenceSession
 
 import edgekit
-from edgekit.backends.base import LoadOptions, Payload
+from edgekit.backends.base import Payload
 from edgekit.backends.litert.lower import INTEGER_IO, lower
-from edgekit.backends.tensorrt import cuda
-from edgekit.backends.tensorrt import engine as tensorrt_engine
-from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, SelfTestError, StreamError, UsageError
-from edgekit.manifest import Golden, Manifest, Segment, Variant
 from edgekit.quant.annotate import quant, set_quant
 from edgekit.runtime import selftest
-from edgekit.runtime.session import Session
-from edgekit.runtime.slots import Streams
+from edgekit.runtime import variants as runtime_variants
 from edgekit.runtime.state import carry_over
-from edgekit.spec import DType, StateSpec, TensorSpec
-from tests import fake_tensorrt as fake
+from edgekit.spec import DType, StateSpec
 from tests import plan_bundles
+from tests.bundle_samples import files_of, forge
 from tests.litert_graphs import HOST, annotate
 from tests.plan_bundles import WIDTH, Step, network
 from tests.state_bundles import (
@@ -93,6 +88,8 @@ def test_a_session_hands_its_state_on(bundle: Path, model: ir.Model, backend: st
         assert list(session.inputs) == ["image"]
         assert list(session.outputs) == ["logits"]
         assert list(session.states) == ["state_0", "state_1"]
+        with pytest.raises(ValueError, match="read-only"):  # on a device it would be lost
+            session.states["state_0"][:] = 1
         logits = session.outputs["logits"]
         for frame, expected in zip(frames, want, strict=True):
             np.testing.assert_allclose(feed(session, frame), expected["logits"], atol=1e-5)
@@ -238,8 +235,6 @@ def looped(path: Path, outputs: tuple[str, ...] = ("y",)) -> Path:
 
 
 def test_a_state_that_others_see_is_copied(tmp_path: Path) -> None:
-    from onnxruntime import InferenceSession
-
     run = [
         InferenceSession(
             network(source, result, seed, extra="h").SerializeToString(), providers=["CPUExecutionProvider"]
@@ -257,6 +252,50 @@ def test_a_state_that_others_see_is_copied(tmp_path: Path) -> None:
             session.run()
             np.testing.assert_allclose(session.outputs["y"], h, atol=1e-6)
             np.testing.assert_allclose(session.states["memory"], h, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("second", "kept"),
+    [
+        ([], 0),
+        ([Step("second", {"v": network("h_next", "y")})], 4 * WIDTH),  # read on
+        ([Step("second", {"v": network("a", "y", extra="h")})], 4 * WIDTH),  # read as well
+    ],
+    ids=["private", "read-on", "read-as-well"],
+)
+def test_only_states_that_nobody_else_sees_take_turns(tmp_path: Path, second: list[Step], kept: int) -> None:
+    steps = [Step("first", {"v": _counting()}), *second]
+    state = StateSpec("memory", DType.float32, (1, WIDTH), "h", "h_next")
+    outputs = ("y",) if second else ("a",)
+    path = plan_bundles.write(tmp_path / "b.edge", steps, outputs=outputs, inputs=("x",), states=(state,))
+    with load(path) as engine, engine.session() as session:
+        between = sum(4 * WIDTH * len(step.variants["v"].graph.input) for step in second)
+        assert session.bytes_copied_per_run == kept + between
+        session.inputs["x"][:] = 1
+        for count in range(4):
+            assert (session.states["memory"] == count).all()
+            if second:
+                feeds = {"a": count + 1.0, "h": float(count), "h_next": count + 1.0}
+                proto = second[0].variants["v"]
+                run = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run
+                given = {i.name: np.full((1, WIDTH), feeds[i.name], np.float32) for i in proto.graph.input}
+                (want,) = run(None, given)
+            session.run()
+            if second:
+                np.testing.assert_allclose(session.outputs["y"], want, atol=1e-6)
+
+
+def test_a_state_that_is_an_output_stays_where_it_is(
+    tmp_path: Path, model: ir.Model, payloads: dict[str, Payload]
+) -> None:
+    path = write(tmp_path / "b.edge", payloads, model, outputs=("logits", "state_1_next"))
+    frames = pictures(5)
+    for backend in ("onnxruntime", "openvino"):
+        with load(path, backend) as engine, engine.session() as session:
+            assert session.bytes_copied_per_run == 4 * STATES[1].elements
+            for frame, want in zip(frames, reference(model, frames), strict=True):
+                np.testing.assert_allclose(feed(session, frame), want["logits"], atol=1e-5)
+                np.testing.assert_allclose(session.outputs["state_1_next"], want["state_1_next"], atol=1e-5)
 
 
 def test_a_run_that_fails_leaves_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,17 +347,25 @@ def _counting() -> Any:
 # --- states as codes ---------------------------------------------------------------------------
 
 
+def samples(model: ir.Model) -> list[dict[str, np.ndarray]]:
+    """What the network reads on some frames, its states included."""
+    frames = pictures(12, seed=3)
+    return [
+        {"image": frame, **{s.input: before[s.output] for s in STATES}}
+        for frame, before in zip(frames[1:], reference(model, frames), strict=False)
+    ]
+
+
+def annotated_model(model: ir.Model) -> ir.Model:
+    return annotate(model, samples(model))
+
+
 @pytest.fixture(scope="module")
 def mixed(
     tmp_path_factory: pytest.TempPathFactory, model: ir.Model, payloads: dict[str, Payload]
 ) -> tuple[Path, tuple[StateSpec, ...]]:
     """A bundle whose LiteRT payload holds its states as codes and whose ONNX Runtime payload holds them as reals."""
-    frames = pictures(12, seed=3)
-    samples = [
-        {"image": frame, **{s.input: before[s.output] for s in STATES}}
-        for frame, before in zip(frames[1:], reference(model, frames), strict=False)
-    ]
-    annotated = annotate(model, samples)
+    annotated = annotated_model(model)
     values = {v.name: v for v in [*annotated.graph.inputs, *annotated.graph.outputs]}
     states = []
     for state in STATES:
@@ -328,7 +375,7 @@ def mixed(
     annotated.metadata_props[INTEGER_IO] = ",".join(n for s in STATES for n in (s.input, s.output))
     (payload,) = lower(annotated, HOST, "int8")
     path = tmp_path_factory.mktemp("mixed") / "b.edge"
-    given = {s.input: samples[0][s.input] for s in STATES}
+    given = {s.input: samples(model)[0][s.input] for s in STATES}
     both = {"float": payloads["onnxruntime"], "codes": payload}
     write(path, both, model, states=states, golden_states=given, tolerance=0.3)
     return path, tuple(states)
@@ -391,6 +438,17 @@ def test_codes_need_a_scale_in_the_manifest(
         load(path)
 
 
+def test_a_payload_must_hold_a_state_alike_on_both_sides(
+    mixed: tuple[Path, tuple[StateSpec, ...]], tmp_path: Path, model: ir.Model
+) -> None:
+    annotated = annotated_model(model)
+    annotated.metadata_props[INTEGER_IO] = ",".join(s.input for s in STATES)
+    (payload,) = lower(annotated, HOST, "int8")
+    path = write(tmp_path / "b.edge", {"codes": payload}, model, states=mixed[1])
+    with pytest.raises(BundleError, match=r"state state_0: reads int8 but writes float32, expected one type"):
+        load(path)
+
+
 # --- many streams ------------------------------------------------------------------------------
 
 
@@ -446,6 +504,8 @@ def test_each_stream_is_reset_dropped_snapshot_and_restored_by_itself(bundle: Pa
         steps("a", range(3, 5))
         streams.restore("b", kept)  # a new one
         steps("b", range(3, 5))
+        streams.drop("b")
+        steps("b", range(2))
         streams.drop("a")
         assert "a" not in streams
         assert "b" in list(streams)
@@ -576,122 +636,19 @@ def test_candidates_that_hold_states_differently_race(
         assert {t.name for t in engine.tuning.timings} == {"net/float", "net/codes"}
 
 
-def test_bundles_that_could_not_start_are_refused(
-    tmp_path: Path, model: ir.Model, payloads: dict[str, Payload]
+def test_bundles_that_could_not_start_are_refused_before_anything_loads(
+    bundle: Path,
+    tmp_path: Path,
+    model: ir.Model,
+    payloads: dict[str, Payload],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(runtime_variants, "load_variants", lambda *_: pytest.fail("loaded a payload"))
+    (tmp_path / "unread.edge").write_bytes(
+        forge(files_of(bundle), lambda tree: tree["plan"][0]["inputs"].remove("state_1"))
+    )
+    with pytest.raises(BundleError, match="no step of its plan reads input 'state_1'"):
+        load(tmp_path / "unread.edge")
     states = with_fields(STATES, initial=1e39)
     with pytest.raises(BundleError, match=r"state state_0: initial value 1e\+39 is not one of float32"):
         load(write(tmp_path / "b.edge", payloads, model, states=states))
-
-
-# --- TensorRT, on a fake board -----------------------------------------------------------------
-
-
-@pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[fake.Machine, Manifest, Any]]:
-    """A fake network that makes 2 x + 1 of each input, so that the state counts 0, 1, 3, 7, ..."""
-    shape = (1, 4, 8, 8)
-    machine = fake.Machine()
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.make_tensorrt(machine))
-    monkeypatch.setattr(cuda, "open_api", lambda: fake.FakeCuda(machine))
-    data = fake.network([("x", shape), ("s", shape)], [("y", shape), ("t", shape)])
-    sides = [tuple(Io(name, "float32", shape) for name in names) for names in ("xs", "yt")]
-    plan = BuildPlan(*sides, workspace_bytes=1 << 30, hardware=Hardware("Fake Orin", "8.7"))
-    variant = Variant("v", "tensorrt", "float16", "onnx", "", len(data), "sha256:0", plan.to_options())
-    manifest = Manifest(
-        schema_version=1,
-        model="m",
-        task="none",
-        target="jetson-orin",
-        inputs=("x",),
-        outputs=("y",),
-        tensors=tuple(TensorSpec(n, DType.float32, shape) for n in "xsyt"),
-        plan=(Segment("net", ("x", "s"), ("y", "t"), (variant,)),),
-        pipeline={},
-        payload_digest="",
-        golden=Golden((), ()),
-        files={},
-        provenance={},
-        states=(StateSpec("count", DType.float32, shape, "s", "t"),),
-    )
-    executable = tensorrt_engine.load(data, variant, LoadOptions(cache_dir=tmp_path))
-    yield machine, manifest, executable
-    machine.fail.clear()
-    executable.close()
-    del executable
-    assert machine.idle(), machine.leaks()
-
-
-Board = tuple[fake.Machine, Manifest, Any]
-
-
-@pytest.mark.parametrize("recorded", [True, False])
-def test_states_stay_on_the_device_of_tensorrt(board: Board, recorded: bool) -> None:
-    machine, manifest, executable = board
-    machine.sync_inside_execute = not recorded
-    with Session(manifest, {"net": executable}) as session:
-        assert session.bytes_copied_per_run == 0
-        for _ in range(2):
-            for i in range(7):
-                session.inputs["x"][:] = i
-                machine.calls.clear()
-                session.run()
-                tries = 1 + machine.calls.count("begin_capture")
-                assert machine.calls.count("to_device") <= tries  # x alone
-                assert machine.calls.count("to_host") <= tries  # y alone
-                assert (session.outputs["y"] == 2 * i + 1).all()
-                if i % 3:
-                    assert (session.states["count"] == 2 ** (i + 1) - 1).all()
-            kept = session.snapshot()
-            session.reset()
-            assert (session.states["count"] == 0).all()
-        session.restore(kept)
-        session.run()
-        assert (session.states["count"] == 2**8 - 1).all()
-        if recorded:
-            machine.calls.clear()
-            for _ in range(4):
-                session.run()
-            assert set(machine.calls) == {"launch", "synchronize"}
-    with pytest.raises(StreamError, match="closed"):
-        session.snapshot()
-    del session
-
-
-def test_streams_on_tensorrt(board: Board) -> None:
-    _, manifest, executable = board
-    rng = random.Random(0)
-    counts = dict.fromkeys(range(7), 0)
-    with Streams(Session(manifest, {"net": executable})) as streams:
-        for _ in range(80):
-            key = rng.randrange(7)
-            streams.step(key)
-            counts[key] += 1
-            assert (streams.snapshot(key)["count"] == np.float32(2 ** counts[key] - 1)).all()
-
-
-@pytest.mark.parametrize("turn", [0, 1, 2, 3, 6, 7])
-@pytest.mark.parametrize("call", ["execute_async_v3", "synchronize", "launch", "set_tensor_address"])
-def test_a_failed_run_on_tensorrt_leaves_the_state(board: Board, call: str, turn: int) -> None:
-    machine, manifest, executable = board
-    with Session(manifest, {"net": executable}) as session:
-        for _ in range(turn):
-            session.run()
-        machine.fail.add(call)
-        try:
-            session.run()
-            done = turn + 1  # without a recording it goes on as long as it can; nothing else is forgiven
-        except StreamError:
-            done = turn
-        machine.fail.clear()
-        for i in range(4):
-            assert (session.states["count"] == 2 ** (done + i) - 1).all()
-            session.run()
-
-
-@pytest.mark.parametrize("call", ["to_device", "set_tensor_address", "alloc"])
-def test_a_session_that_cannot_begin_on_tensorrt_leaves_nothing(board: Board, call: str) -> None:
-    machine, manifest, executable = board
-    machine.fail.add(call)
-    with pytest.raises(StreamError):
-        Session(manifest, {"net": executable})

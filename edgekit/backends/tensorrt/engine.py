@@ -311,7 +311,6 @@ class TensorRtBinding:
             raise StreamError("TensorRT: the session is closed")
         self._api.activate()
         if self._states and turn != self._turn and self._graphs[turn] is None:
-            self._turn = -1  # neither, should one be refused
             for names in self._states.items():
                 self._place(names[0], self._addresses[names[turn]])
                 self._place(names[1], self._addresses[names[1 - turn]])
