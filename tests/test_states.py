@@ -449,6 +449,30 @@ def test_a_payload_must_hold_a_state_alike_on_both_sides(
         load(path)
 
 
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_payload_of_other_scales_is_refused(
+    mixed: tuple[Path, tuple[StateSpec, ...]], tmp_path: Path, model: ir.Model, side: str
+) -> None:
+    """Codes go round as they are: a payload that reads them by another scale than it writes would drift."""
+    annotated = annotated_model(model)
+    for value in (*annotated.graph.inputs, *annotated.graph.outputs):
+        for state in mixed[1]:
+            if value.name in (state.input, state.output):
+                set_quant(value, state.quant)
+    name = getattr(STATES[1], side)
+    value = next(v for v in (*annotated.graph.inputs, *annotated.graph.outputs) if v.name == name)
+    params = quant(value)
+    assert params is not None
+    set_quant(value, dataclasses.replace(params, scale=(2 * params.scale[0],)))
+    annotated.metadata_props[INTEGER_IO] = ",".join(n for s in STATES for n in (s.input, s.output))
+    (payload,) = lower(annotated, HOST, "int8")
+    path = write(tmp_path / "b.edge", {"codes": payload}, model, states=mixed[1])
+    with pytest.raises(
+        BundleError, match=rf"state state_1: {name} has scale .* and zero point .*, expected scale"
+    ):
+        load(path)
+
+
 # --- many streams ------------------------------------------------------------------------------
 
 

@@ -50,6 +50,13 @@ def state_dtypes(spec: StateSpec) -> tuple[DType, ...]:
     return tuple(dict.fromkeys((spec.dtype, spec.quant.dtype, DType.float32)))
 
 
+def same_codes(first: QuantParams, second: QuantParams) -> bool:
+    """Whether codes of the one mean the same in the other; files hold scales in float32."""
+    return (first.dtype, first.zero_point) == (second.dtype, second.zero_point) and all(
+        np.float32(a) == np.float32(b) for a, b in zip(first.scale, second.scale, strict=True)
+    )
+
+
 def held_as(spec: StateSpec, array: np.ndarray) -> StateSpec:
     """`spec` as a payload holds the state in `array`."""
     return replace(spec, dtype=DType(array.dtype.name))

@@ -23,7 +23,8 @@ from edgekit.manifest import KernelStep, Manifest, Segment, Variant
 from edgekit.runtime import tuning
 from edgekit.runtime.selftest import golden_values, self_test
 from edgekit.runtime.session import Session
-from edgekit.runtime.state import convert, held_as, initial_value, private_states, state_dtypes
+from edgekit.runtime.state import convert, held_as, initial_value, private_states, same_codes, state_dtypes
+from edgekit.spec import QuantParams
 
 MAX_COMBINATIONS = 16
 """Combinations of variants tried until one passes: a plan of many segments must not be tried for ever."""
@@ -287,13 +288,24 @@ def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable
                     f"payload {variant.name}: {kind} {name}: expected {expected}, got {shown}. "
                     "Build the bundle again"
                 )
-    types = {tensor.name: tensor.dtype.value for tensor in (*executable.inputs, *executable.outputs)}
+    tensors = {tensor.name: tensor for tensor in (*executable.inputs, *executable.outputs)}
     for state in private:
-        if types[state.input] != types[state.output]:
+        source, target = tensors[state.input], tensors[state.output]
+        if source.dtype != target.dtype:
             raise BundleError(
-                f"payload {variant.name}: state {state.name}: reads {types[state.input]} but writes "
-                f"{types[state.output]}, expected one type. Build the bundle again"
+                f"payload {variant.name}: state {state.name}: reads {source.dtype.value} but writes "
+                f"{target.dtype.value}, expected one type. Build the bundle again"
             )
+        for tensor in (source, target):  # codes go round as they are: another scale changes what they mean
+            if state.quant and tensor.quant and not same_codes(tensor.quant, state.quant):
+                raise BundleError(
+                    f"payload {variant.name}: state {state.name}: {tensor.name} has {_shown(tensor.quant)}, "
+                    f"expected {_shown(state.quant)}. Build the bundle again"
+                )
+
+
+def _shown(quant: QuantParams) -> str:
+    return f"scale {quant.scale[0]:.6g} and zero point {quant.zero_point[0]}"
 
 
 @dataclass(frozen=True)
