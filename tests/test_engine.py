@@ -23,7 +23,6 @@ from edgekit.kernels.letterbox import letterbox
 from edgekit.manifest import KernelStep
 from edgekit.runtime import variants as runtime_variants
 from edgekit.runtime.engine import Engine
-from edgekit.spec import DType, StateSpec
 from tests.bundle_samples import files_of, forge
 from tests.plan_bundles import WIDTH, Step, altered, network, slowed, write
 
@@ -242,39 +241,15 @@ def test_a_plan_of_one_step_copies_nothing(single: Path) -> None:
         assert session.bytes_copied_per_run == 0
 
 
-def test_unknown_kernels_and_states_are_refused_before_anything_loads(
+def test_unknown_kernels_are_refused_before_anything_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = [Step("net", {"a": network("x", "y")})]
     kernel = KernelStep("pool", "bev_pool", ("y",), ("z",))
     write(tmp_path / "kernel.edge", net, kernel=kernel)
-    state = StateSpec("memory", DType.float32, (1, WIDTH), "x", "y")
-    first = network("x", "y", extra="pixels")
-    good = write(tmp_path / "good.edge", [Step("net", {"a": first})])
-
-    def with_state(tree: Any) -> None:
-        tree["inputs"].remove("x")
-        tree["golden"]["inputs"] = [g for g in tree["golden"]["inputs"] if g["tensor"] != "x"]
-        tree["states"] = [json.loads(json.dumps({**vars(state), "dtype": "float32", "quant": None}))]
-        for key in ("quant", "nominal_dt_s", "reset_after_s"):
-            del tree["states"][0][key]
-
-    files = files_of(good)
-    gone = [g.path for g in Bundle.open(good).manifest.golden.inputs if g.tensor == "x"]
-    for name in gone:
-        del files[name]
-
-    def edit(tree: Any) -> None:
-        with_state(tree)
-        for name in gone:
-            del tree["files"][name]
-
-    (tmp_path / "state.edge").write_bytes(forge(files, edit))
     monkeypatch.setattr(runtime_variants, "load_variants", lambda *_: pytest.fail("loaded a payload"))
     with pytest.raises(BundleError, match=r"step pool needs kernel 'bev_pool'.* Upgrade edgekit"):
         edgekit.load(tmp_path / "kernel.edge")
-    with pytest.raises(BundleError, match="keeps state 'memory'"):
-        edgekit.load(tmp_path / "state.edge")
 
 
 def test_an_input_that_nothing_reads_is_refused(single: Path, tmp_path: Path) -> None:

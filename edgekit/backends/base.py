@@ -75,6 +75,20 @@ class Executable(Protocol):
         ...
 
 
+class Turning(Protocol):
+    """What an executable adds to `Executable` where recurrent state can go round without a copy."""
+
+    def bind_turns(self, states: Mapping[str, str]) -> tuple[Binding, Binding]:
+        """Two bindings for runs in turn. states: input -> the output that is its next value.
+
+        They share every array, save that what one of them writes as a state's output the other one
+        reads as its input. A state whose arrays are shared as well is copied by the session.
+        Where states stay on a device, the two have `pull()` and `push()`: these bring what the
+        binding's next run reads as states from the device to the arrays in `inputs`, and back.
+        """
+        ...
+
+
 def half(backend: str, part: str) -> Any:
     """The module `lower` or `engine` of a backend. Raises: UsageError for an unknown backend."""
     if backend not in BACKENDS:

@@ -21,6 +21,7 @@ from edgekit.host import matches
 from edgekit.manifest import Manifest, Variant
 from edgekit.runtime import tuning, variants
 from edgekit.runtime.session import Session
+from edgekit.runtime.slots import Streams
 from edgekit.target import Target
 
 if TYPE_CHECKING:
@@ -125,6 +126,12 @@ class Engine:
         """Buffers for one thread of work. Raises: UsageError when the engine is closed."""
         self._check_open()
         return Session(self.manifest, self._executables)
+
+    def streams(self) -> Streams:
+        """One session, and with it one set of buffers, for any number of streams that each have their own
+        state. For one thread. Raises: UsageError when the engine is closed.
+        """
+        return Streams(self.session())
 
     def pipeline(self) -> Pipeline:
         """A session with the task's preprocessing and decoding around it, for one thread.

@@ -14,6 +14,7 @@ from edgekit.bundle import Bundle
 from edgekit.errors import SelfTestError
 from edgekit.manifest import GoldenTensor
 from edgekit.runtime.session import Session
+from edgekit.runtime.state import convert
 
 LATENCY_FACTOR = 10.0
 """Best run here over the recorded median on the same CPU: beyond it something is broken (no SIMD
@@ -26,18 +27,37 @@ LATENCY_SECONDS = 1.0
 def self_test(bundle: Bundle, session: Session, variants: Sequence[str], threads: int) -> None:
     """Golden input -> golden output within tolerance, no NaN, and the recorded latency within a factor.
 
+    States start at their golden values where the bundle has some, else at their initial ones; afterwards
+    the session is at its initial state.
     variants: names of the payloads that `session` runs; threads: as given to `load`.
     Raises: SelfTestError with the reason; StreamError when the session fails.
     """
     manifest, where = bundle.manifest, str(bundle.path)
+    held = {spec.name: spec for spec in session.state_specs}
+    read = {state.input: state for state in manifest.states}
+    written = {state.output: state for state in manifest.states}
+    session.reset()
+    states = session.snapshot()
     for tensor in manifest.golden.inputs:
-        np.copyto(session.inputs[tensor.tensor], golden_values(bundle, tensor))
+        value = golden_values(bundle, tensor)
+        if tensor.tensor in read:
+            state = read[tensor.tensor]
+            states[state.name] = convert(value, state, held[state.name])
+        else:
+            np.copyto(session.inputs[tensor.tensor], value)
+    session.restore(states)
     session.run()
     for tensor in manifest.golden.outputs:
-        check_golden(where, tensor, golden_values(bundle, tensor), session.outputs[tensor.tensor])
+        if tensor.tensor in session.outputs:
+            got = session.outputs[tensor.tensor]
+        else:
+            state = written[tensor.tensor]
+            got = convert(session.states[state.name], held[state.name], state)
+        check_golden(where, tensor, golden_values(bundle, tensor), got)
     recorded = recorded_latency(bundle.evidence, variants, threads)
     if recorded is not None:
         check_latency(where, recorded, session.run)
+    session.reset()
 
 
 def golden_values(bundle: Bundle, tensor: GoldenTensor) -> np.ndarray:

@@ -23,6 +23,8 @@ from edgekit.manifest import KernelStep, Manifest, Segment, Variant
 from edgekit.runtime import tuning
 from edgekit.runtime.selftest import golden_values, self_test
 from edgekit.runtime.session import Session
+from edgekit.runtime.state import convert, held_as, initial_value, private_states, same_codes, state_dtypes
+from edgekit.spec import QuantParams
 
 MAX_COMBINATIONS = 16
 """Combinations of variants tried until one passes: a plan of many segments must not be tried for ever."""
@@ -206,16 +208,13 @@ def segments(bundle: Bundle) -> list[Segment]:
             )
         found.append(step)
         read |= set(step.inputs)
-    if manifest.states:
-        raise BundleError(
-            f"bundle {bundle.path}: keeps state {manifest.states[0].name!r} between runs, "
-            "which this edgekit cannot do. Upgrade edgekit"
-        )
-    for name in manifest.inputs:
+    for name in (*manifest.inputs, *(state.input for state in manifest.states)):
         if name not in read:
             raise BundleError(
                 f"bundle {bundle.path}: no step of its plan reads input {name!r}. Build it again"
             )
+    for state in manifest.states:
+        initial_value(state)
     return found
 
 
@@ -270,6 +269,8 @@ def _load(bundle: Bundle, segment: Segment, variant: Variant, options: LoadOptio
 
 
 def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable: Executable) -> None:
+    private = private_states(manifest, segment)
+    free = {name: state_dtypes(state) for state in private for name in (state.input, state.output)}
     for kind, names, specs in (
         ("input", segment.inputs, executable.inputs),
         ("output", segment.outputs, executable.outputs),
@@ -277,6 +278,8 @@ def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable
         found = {s.name: s for s in specs}
         for name in [*names, *(n for n in found if n not in names)]:
             want, got = manifest.tensor(name) if name in names else None, found.get(name)
+            if want and got and got.dtype in free.get(name, ()):
+                want = replace(want, dtype=got.dtype)
             if want is None or got is None or (got.shape, got.dtype) != (want.shape, want.dtype):
                 expected, shown = (
                     f"{t.dtype.value} {list(t.shape)}" if t else "nothing" for t in (want, got)
@@ -285,6 +288,24 @@ def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable
                     f"payload {variant.name}: {kind} {name}: expected {expected}, got {shown}. "
                     "Build the bundle again"
                 )
+    tensors = {tensor.name: tensor for tensor in (*executable.inputs, *executable.outputs)}
+    for state in private:
+        source, target = tensors[state.input], tensors[state.output]
+        if source.dtype != target.dtype:
+            raise BundleError(
+                f"payload {variant.name}: state {state.name}: reads {source.dtype.value} but writes "
+                f"{target.dtype.value}, expected one type. Build the bundle again"
+            )
+        for tensor in (source, target):  # codes go round as they are: another scale changes what they mean
+            if state.quant and tensor.quant and not same_codes(tensor.quant, state.quant):
+                raise BundleError(
+                    f"payload {variant.name}: state {state.name}: {tensor.name} has {_shown(tensor.quant)}, "
+                    f"expected {_shown(state.quant)}. Build the bundle again"
+                )
+
+
+def _shown(quant: QuantParams) -> str:
+    return f"scale {quant.scale[0]:.6g} and zero point {quant.zero_point[0]}"
 
 
 @dataclass(frozen=True)
@@ -434,7 +455,7 @@ def _race(bundle: Bundle, passing: Passing, options: LoadOptions, effort: tuning
                 for candidate in candidates:
                     bindings.append(candidate.executable.bind())
                     for tensor, array in bindings[-1].inputs.items():
-                        np.copyto(array, values[tensor])
+                        _fill(bundle.manifest, tensor, array, values[tensor])
                 named = zip(candidates, bindings, strict=True)
                 samples = tuning.race({c.name: b.run for c, b in named}, share)
             finally:
@@ -448,19 +469,29 @@ def _race(bundle: Bundle, passing: Passing, options: LoadOptions, effort: tuning
 
 
 def _flow(bundle: Bundle, plan: Mapping[str, Candidate]) -> dict[str, np.ndarray]:
-    """Every tensor of the plan for the bundle's golden input, computed by `plan`."""
+    """Every tensor of the plan for the bundle's golden input, computed by `plan`; states that have none are
+    at their initial values. No run of a race changes what the next one reads."""
     manifest = bundle.manifest
-    values = {golden.tensor: golden_values(bundle, golden) for golden in manifest.golden.inputs}
+    values = {state.input: initial_value(state) for state in manifest.states}
+    values |= {golden.tensor: golden_values(bundle, golden) for golden in manifest.golden.inputs}
     for step in manifest.plan:
         binding = plan[step.name].executable.bind()
         try:
             for name in step.inputs:
-                np.copyto(binding.inputs[name], values[name])
+                _fill(manifest, name, binding.inputs[name], values[name])
             binding.run()
             values.update({name: binding.outputs[name].copy() for name in step.outputs})
         finally:
             binding.close()
     return values
+
+
+def _fill(manifest: Manifest, tensor: str, array: np.ndarray, value: np.ndarray) -> None:
+    """`value`, as the manifest types it, into a payload's array; a state may be held as codes there."""
+    if array.dtype != value.dtype:
+        state = next(s for s in manifest.states if s.input == tensor)
+        value = convert(value, state, held_as(state, array))
+    np.copyto(array, value)
 
 
 def _worst(failures: list[EdgekitError]) -> EdgekitError:

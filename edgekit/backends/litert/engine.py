@@ -19,7 +19,7 @@ from edgekit.backends.base import LoadOptions
 from edgekit.errors import BundleError, MissingExtraError, StreamError
 from edgekit.manifest import Variant
 from edgekit.optional import native_messages
-from edgekit.spec import DType, TensorSpec
+from edgekit.spec import DType, QuantParams, TensorSpec
 
 CHATTER = ("INFO: Created TensorFlow Lite", "INFO: Applying ")
 """What the library writes to stderr when all is well."""
@@ -112,7 +112,8 @@ class LiteExecutable:
                     f"{[int(d) for d in detail['shape']]}. Build the bundle again"
                 )
             shape = tuple(stored[order.index(axis)] for axis in range(len(stored)))
-            specs.append(TensorSpec(name, DType(np.dtype(detail["dtype"]).name), shape))
+            dtype = DType(np.dtype(detail["dtype"]).name)
+            specs.append(TensorSpec(name, dtype, shape, quant=_quant(detail, dtype)))
         return tuple(specs)
 
     def bind(self) -> LiteBinding:
@@ -190,6 +191,15 @@ def _orders(variant: Variant, side: str) -> list[Port]:
             f"payload {variant.name}: option {side!r} is no list of [name, order, shape]. Build the bundle again"
         )
     return [(name, order, shape) for name, order, shape in entries]
+
+
+def _quant(detail: Mapping[str, Any], dtype: DType) -> QuantParams | None:
+    """What the file says of a tensor's codes; None for reals, and where it does not say one scale."""
+    said = detail["quantization_parameters"]
+    scales = tuple(float(s) for s in said["scales"])
+    if dtype not in (DType.int8, DType.uint8) or len(scales) != 1 or not 0 < scales[0] < math.inf:
+        return None
+    return QuantParams(dtype, scales, (int(said["zero_points"][0]),))
 
 
 def _views(

@@ -92,7 +92,24 @@ class OrtExecutable:
         """Buffers for one session. Raises: StreamError when closed."""
         if self._session is None:
             raise StreamError("engine: closed. Load the bundle again")
-        return OrtBinding(self._ort, self._session, self._weights, self.inputs, self.outputs)
+        return OrtBinding(self._ort, self._session, self._weights, *self._arrays())
+
+    def bind_turns(self, states: Mapping[str, str]) -> tuple[OrtBinding, OrtBinding]:
+        """Buffers for one session whose states (input -> output) take turns: see backends.base.Turning.
+        Raises: StreamError when closed.
+        """
+        first = self.bind()
+        inputs, outputs = dict(first.inputs), dict(first.outputs)
+        for source, target in states.items():
+            inputs[source], outputs[target] = first.outputs[target], first.inputs[source]
+        return first, OrtBinding(self._ort, self._session, self._weights, inputs, outputs)
+
+    def _arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        inputs, outputs = (
+            {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in specs}
+            for specs in (self.inputs, self.outputs)
+        )
+        return inputs, outputs
 
     def close(self) -> None:
         """Let go; bindings still open go on working. Closing twice is fine."""
@@ -114,13 +131,13 @@ class OrtBinding:
         ort: Any,
         session: Any,
         weights: Mapping[str, Any],
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
     ) -> None:
         self._weights = weights
         self._binding = session.io_binding()
-        self.inputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in inputs}
-        self.outputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in outputs}
+        self.inputs = inputs
+        self.outputs = outputs
         self._values = []
         for arrays, bind in (
             (self.inputs, self._binding.bind_ortvalue_input),

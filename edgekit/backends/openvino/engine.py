@@ -87,7 +87,41 @@ class OpenVinoExecutable:
         """Buffers for one session. Raises: StreamError when closed."""
         if self._compiled is None:
             raise StreamError("engine: closed. Load the bundle again")
-        return OpenVinoBinding(self._openvino, self._compiled, self.inputs, self.outputs, self._turned)
+        return OpenVinoBinding(self._openvino, self._compiled, *self._memory(), self._turned)
+
+    def bind_turns(self, states: Mapping[str, str]) -> tuple[OpenVinoBinding, OpenVinoBinding]:
+        """Buffers for one session whose states (input -> output) take turns: see backends.base.Turning.
+
+        A state that the library reads channels last is copied by the session, as it is written channels first.
+        Raises: StreamError when closed.
+        """
+        if self._compiled is None:
+            raise StreamError("engine: closed. Load the bundle again")
+        inputs, outputs = self._memory()
+        names = [spec.name for spec in self.inputs]
+        swapped = {i: o for i, o in states.items() if names.index(i) not in self._turned}
+        other = (
+            {**inputs, **{i: outputs[o] for i, o in swapped.items()}},
+            {**outputs, **{o: inputs[i] for i, o in swapped.items()}},
+        )
+        first, second = (
+            OpenVinoBinding(self._openvino, self._compiled, *memory, self._turned)
+            for memory in ((inputs, outputs), other)
+        )
+        second.inputs = {
+            name: array if name in swapped else first.inputs[name] for name, array in second.inputs.items()
+        }
+        return first, second
+
+    def _memory(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Arrays for inputs and outputs, as the library reads and writes them."""
+        return (
+            {
+                s.name: np.zeros(_stored(s.shape, i in self._turned), s.dtype.value)
+                for i, s in enumerate(self.inputs)
+            },
+            {s.name: np.zeros(s.shape, s.dtype.value) for s in self.outputs},
+        )
 
     def close(self) -> None:
         """Let go; bindings still open go on working. Closing twice is fine."""
@@ -108,18 +142,17 @@ class OpenVinoBinding:
         self,
         openvino: Any,
         compiled: Any,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
         turned: frozenset[int] = frozenset(),
     ) -> None:
-        memory = [np.zeros(_stored(s.shape, i in turned), s.dtype.value) for i, s in enumerate(inputs)]
         self.inputs = {
-            spec.name: array.transpose(_CHANNELS_FIRST) if i in turned else array
-            for i, (spec, array) in enumerate(zip(inputs, memory, strict=True))
+            name: array.transpose(_CHANNELS_FIRST) if i in turned else array
+            for i, (name, array) in enumerate(inputs.items())
         }
-        self.outputs = {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in outputs}
+        self.outputs = outputs
         self._request: Any = compiled.create_infer_request()
-        for i, array in enumerate(memory):
+        for i, array in enumerate(inputs.values()):
             self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
         for i, array in enumerate(self.outputs.values()):
             self._request.set_output_tensor(i, openvino.Tensor(array, shared_memory=True))

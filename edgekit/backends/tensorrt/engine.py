@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 import weakref
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -176,9 +177,17 @@ class TensorRtExecutable:
 
     def bind(self) -> TensorRtBinding:
         """Buffers and context for one session. Raises: StreamError when memory runs out."""
+        return self._bind({})
+
+    def bind_turns(self, states: Mapping[str, str]) -> tuple[TensorRtTurn, TensorRtTurn]:
+        """As `bind`, for a session whose states (input -> output) stay on the device: see backends.base.Turning."""
+        binding = self._bind(states)
+        return TensorRtTurn(binding, 0), TensorRtTurn(binding, 1)
+
+    def _bind(self, states: Mapping[str, str]) -> TensorRtBinding:
         if self._engine is None:
             raise StreamError("TensorRT: the engine is closed")
-        binding = TensorRtBinding(self)
+        binding = TensorRtBinding(self, states)
         self._bindings.append(binding)
         return binding
 
@@ -197,15 +206,23 @@ class TensorRtExecutable:
 
 class TensorRtBinding:
     """Pinned host arrays, device buffers, one stream. The first `run` enqueues, the second records a CUDA
-    graph, later ones launch it; without a graph each `run` enqueues."""
+    graph, later ones launch it; without a graph each `run` enqueues.
 
-    def __init__(self, executable: TensorRtExecutable) -> None:
+    States (input -> output) stay on the device: their two buffers swap roles in runs of turn 1, for which
+    there is a graph of its own, as a graph holds addresses."""
+
+    def __init__(
+        self, executable: TensorRtExecutable, states: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._executable: TensorRtExecutable | None = executable
         self._api = executable._api
         self._api.activate()
-        self._graph: Any = None
-        self._graph_tried = False
-        self._runs = 0
+        self._states = dict(states)
+        self._graphs: list[Any] = [None, None]  # by turn
+        self._graph_tried = [False, False]
+        self._runs = [0, 0]
+        self._turn = 0  # the one that the context has the addresses of
+        self._hosts: dict[str, tuple[int, int]] = {}
         self._stream: int | None = None
         self._device: list[int] = []
         self._context: Any = None
@@ -220,26 +237,31 @@ class TensorRtBinding:
             if self._context is None:
                 raise StreamError(f"TensorRT: no execution context: {executable._log.last_error()}")
             for spec in executable.inputs:
-                inputs[spec.name] = self._tensor(spec, self._uploads)
+                inputs[spec.name] = self._tensor(spec, self._uploads, spec.name not in states)
             for spec in executable.outputs:
-                outputs[spec.name] = self._tensor(spec, self._downloads)
+                outputs[spec.name] = self._tensor(spec, self._downloads, spec.name not in states.values())
         except BaseException:
             self.close()
             raise
         self.inputs = MappingProxyType(inputs)
         self.outputs = MappingProxyType(outputs)
 
-    def _tensor(self, spec: TensorSpec, copies: list[tuple[int, int, int]]) -> np.ndarray:
-        """Allocates both sides of a tensor; returns the host side."""
+    def _tensor(self, spec: TensorSpec, copies: list[tuple[int, int, int]], copied: bool) -> np.ndarray:
+        """Allocates both sides of a tensor; returns the host side. copied: with every run."""
         host, array = _pinned(self._api, spec)
         device = self._api.alloc(spec.nbytes)
         self._device.append(device)
         self._addresses[spec.name] = device
-        copies.append((host, device, spec.nbytes))
-        if not self._context.set_tensor_address(spec.name, device):
-            assert self._executable is not None
-            raise StreamError(f"TensorRT: tensor {spec.name!r} refused: {self._executable._log.last_error()}")
+        self._hosts[spec.name] = host, spec.nbytes
+        if copied:
+            copies.append((host, device, spec.nbytes))
+        self._place(spec.name, device)
         return array
+
+    def _place(self, name: str, device: int) -> None:
+        if not self._context.set_tensor_address(name, device):
+            assert self._executable is not None
+            raise StreamError(f"TensorRT: tensor {name!r} refused: {self._executable._log.last_error()}")
 
     def take_input(self, name: str) -> tuple[int, int]:
         """(device address, stream) of an input that the caller fills there from now on, by work on that stream.
@@ -251,30 +273,57 @@ class TensorRtBinding:
             raise StreamError("TensorRT: the session is closed")
         address = self._addresses[name]
         self._uploads = [copy for copy in self._uploads if copy[1] != address]
-        if self._graph is not None:  # it holds the copy: recorded anew by the next run
-            self._api.activate()
-            self._api.destroy_graph(self._graph)
-            self._graph = None
-        self._graph_tried, self._runs = False, min(self._runs, 1)
+        for turn, graph in enumerate(self._graphs):
+            if graph is not None:  # it holds the copy: recorded anew by the next run
+                self._api.activate()
+                self._api.destroy_graph(graph)
+                self._graphs[turn] = None
+        self._graph_tried, self._runs = [False, False], [min(runs, 1) for runs in self._runs]
         return address, self._stream
+
+    def move_states(self, turn: int, up: bool) -> None:
+        """Copy what the next run, of this turn, reads as states: up to the device, else down to the host.
+
+        Raises: StreamError on CUDA errors and when closed.
+        """
+        if self._executable is None or self._stream is None:
+            raise StreamError("TensorRT: the session is closed")
+        self._api.activate()
+        for pair in self._states.items():
+            name = pair[turn]
+            host, nbytes = self._hosts[name]
+            if up:
+                self._api.to_device(self._addresses[name], host, nbytes, self._stream)
+            else:
+                self._api.to_host(host, self._addresses[name], nbytes, self._stream)
+        self._api.synchronize(self._stream)
 
     def run(self) -> None:
         """Inputs to device, network, outputs to host; returns when the outputs are there.
 
         Raises: StreamError on CUDA or TensorRT errors and when closed.
         """
+        self.run_turn(0)
+
+    def run_turn(self, turn: int) -> None:
+        """As `run`; in turn 1 states are read from the buffers that turn 0 writes, and the other way round."""
         if self._executable is None or self._stream is None:
             raise StreamError("TensorRT: the session is closed")
         self._api.activate()
+        if self._states and turn != self._turn and self._graphs[turn] is None:
+            for names in self._states.items():
+                self._place(names[0], self._addresses[names[turn]])
+                self._place(names[1], self._addresses[names[1 - turn]])
+            self._turn = turn
         # recorded on the second run: the first lets TensorRT do what it does once, which cannot be recorded
-        if self._runs == 1 and not self._graph_tried:
-            self._record()
-        if self._graph is not None:
-            self._api.launch(self._graph, self._stream)
+        if self._runs[turn] == 1 and not self._graph_tried[turn]:
+            self._record(turn)
+        if self._graphs[turn] is not None:
+            self._api.launch(self._graphs[turn], self._stream)
         else:
             self._enqueue()
         self._api.synchronize(self._stream)
-        self._runs += 1
+        self._runs[turn] += 1
 
     def _enqueue(self) -> None:
         assert self._stream is not None
@@ -286,11 +335,11 @@ class TensorRtBinding:
         for host, device, nbytes in self._downloads:
             self._api.to_host(host, device, nbytes, self._stream)
 
-    def _record(self) -> None:
+    def _record(self, turn: int) -> None:
         """Records the CUDA graph; when that fails the session goes on without, and `describe` says why."""
         assert self._stream is not None
         assert self._executable is not None
-        self._graph_tried = True
+        self._graph_tried[turn] = True
         try:
             self._api.begin_capture(self._stream)
         except StreamError as error:
@@ -302,12 +351,12 @@ class TensorRtBinding:
         except StreamError as error:
             reason = str(error)
         try:
-            self._graph = self._api.end_capture(self._stream)
+            self._graphs[turn] = self._api.end_capture(self._stream)
         except StreamError as error:
             reason = reason or str(error)
-        if reason and self._graph is not None:
-            self._api.destroy_graph(self._graph)
-            self._graph = None
+        if reason and self._graphs[turn] is not None:
+            self._api.destroy_graph(self._graphs[turn])
+            self._graphs[turn] = None
         self._executable._cuda_graph = f"off: {reason}" if reason else "on"
 
     def close(self) -> None:
@@ -322,10 +371,11 @@ class TensorRtBinding:
         if self._stream is not None:
             with free:
                 self._api.synchronize(self._stream)
-        if self._graph is not None:
-            with free:
-                self._api.destroy_graph(self._graph)
-        self._graph = self._context = None
+        for graph in self._graphs:
+            if graph is not None:
+                with free:
+                    self._api.destroy_graph(graph)
+        self._graphs, self._context = [None, None], None
         for pointer in self._device:
             with free:
                 self._api.free(pointer)
@@ -337,6 +387,43 @@ class TensorRtBinding:
         self.inputs = self.outputs = MappingProxyType({})
         if self in executable._bindings:
             executable._bindings.remove(self)
+
+
+class TensorRtTurn:
+    """Every other run of a binding whose states stay on the device. Of these, `inputs` are a copy on the host,
+    which `pull` and `push` bring up to date."""
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+    def __init__(self, binding: TensorRtBinding, turn: int) -> None:
+        self._binding = binding
+        self._turn = turn
+        inputs, outputs = dict(binding.inputs), dict(binding.outputs)
+        if turn:
+            for source, target in binding._states.items():
+                inputs[source], outputs[target] = outputs[target], inputs[source]
+        self.inputs, self.outputs = MappingProxyType(inputs), MappingProxyType(outputs)
+
+    def run(self) -> None:
+        """As TensorRtBinding.run."""
+        self._binding.run_turn(self._turn)
+
+    def pull(self) -> None:
+        """States as this run reads them, from the device to `inputs`. Raises: StreamError."""
+        self._binding.move_states(self._turn, up=False)
+
+    def push(self) -> None:
+        """States from `inputs` to the device. Raises: StreamError."""
+        self._binding.move_states(self._turn, up=True)
+
+    def take_input(self, name: str) -> tuple[int, int]:
+        """As TensorRtBinding.take_input, for both turns."""
+        return self._binding.take_input(name)
+
+    def close(self) -> None:
+        """Closes the binding, and with it the other turn."""
+        self._binding.close()
 
 
 def _pinned(api: cuda.CudaApi, spec: TensorSpec) -> tuple[int, np.ndarray]:
