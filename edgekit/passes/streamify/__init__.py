@@ -19,6 +19,7 @@ Sources: TSM section 4.2 (online model, zeros before the first frame); docs/stre
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from edgekit.errors import ModelError, UsageError
 from edgekit.passes import PassError, fold_constants, remove_identity
 from edgekit.passes.graph import clean, infer, listed, shape
 from edgekit.passes.streamify.contract import KEY, set_states, states
-from edgekit.passes.streamify.convert import Converter, Shift
+from edgekit.passes.streamify.convert import Converter
 from edgekit.passes.streamify.verify import differences, random_clip, stream
+from edgekit.passes.streamify.writer import Shift
 from edgekit.schema import printable
 from edgekit.spec import StateSpec
 
@@ -134,8 +136,6 @@ def verify(clip: ir.Model, made: Streamified, feeds: Mapping[str, np.ndarray] | 
 
 
 def _checked(clip: ir.Model, made: Streamified) -> Streamified:
-    import dataclasses
-
     import onnx.checker
 
     try:
