@@ -175,9 +175,11 @@ def frame_difference(s: Features, x: Tensor) -> Tensor:
     return s.linear(s.conv(x - late(x)).mean((2, 3)))
 
 
-def both_kept(s: Features, x: Tensor) -> Tensor:
-    y = s.conv(x)  # whole tensor late, twice: two states of one value
-    return s.linear((late(y).relu() + late(y).sigmoid() + y).mean((2, 3)))
+def written_twice(s: Features, x: Tensor) -> Tensor:
+    y = s.conv(x)  # the same tensor late twice, written in two ways: one state
+    zero = torch.zeros_like(y)
+    zero[1:] = y[:-1]
+    return s.linear((late(y).relu() + zero.sigmoid() + y).mean((2, 3)))
 
 
 def shift_then_shuffle(s: Features, x: Tensor) -> Tensor:
@@ -189,6 +191,12 @@ def shift_then_shuffle(s: Features, x: Tensor) -> Tensor:
 def late_part(s: Features, x: Tensor) -> Tensor:
     y = s.conv(x)
     return s.linear(torch.cat([late(y[:, :4]).sigmoid(), y[:, 4:].relu()], 1).mean((2, 3)))
+
+
+def shuffle_then_late_twice(s: Features, x: Tensor) -> Tensor:
+    y = s.conv(x)  # between the two, a state is tried that nothing reads in the end
+    n, c, h, w = y.shape
+    return s.linear(late(late(y.view(n, 2, 4, h, w).transpose(1, 2).reshape(n, c, h, w))).mean((2, 3)))
 
 
 def other_initial(s: Features, x: Tensor) -> Tensor:
@@ -234,9 +242,10 @@ CONVERTED = {
     two_frames_late: [(1, 6, 4, 4)],
     three_delays: [(1, 6, 4, 4), (1, 2, 4, 4), (1, 4, 4, 4)],
     frame_difference: [(1, 3, 6, 6)],
-    both_kept: [(1, 8, 4, 4)],
+    written_twice: [(1, 8, 4, 4)],
     shift_then_shuffle: [(1, 1, 4, 4)],
     late_part: [(1, 4, 4, 4)],
+    shuffle_then_late_twice: [(1, 16, 4, 4)],
     other_initial: [(1, 8, 4, 4)],
     padded_convolution: [(1, 8, 4)],
     padded_with_a_value: [(1, 8, 4)],
@@ -275,6 +284,12 @@ REFUSED = {
     "turned round": (lambda s, x: s.linear(late(s.conv(x), 1).roll(1, 0).mean((2, 3))), "another way than a"),
     "first frame again": (
         lambda s, x: s.linear(torch.cat([x[:1], x[:-1]]).mean((2, 3)).repeat(1, 3)[:, :8]),
+        "another way than a",
+    ),
+    "last frame blank": (
+        lambda s, x: s.linear(
+            s.conv(torch.cat([torch.zeros_like(x[:1]), x[:-2], torch.zeros_like(x[:1])])).mean((2, 3))
+        ),
         "another way than a",
     ),
     "backwards": (lambda s, x: s.linear(s.conv(x.flip(0)).mean((2, 3))), "another way than a"),

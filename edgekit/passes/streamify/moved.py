@@ -28,6 +28,7 @@ class Mover(Writer):
         self.bound = {model.graph.inputs[0]: Bound(self.first, axis, self.frame, frames)}
         self.moved: set[ir.Value] = set()
         self.unmade: dict[ir.Value, Refuse] = {}
+        self.made: dict[tuple[object, ...], ir.Value] = {}
 
     def _resolve(self, value: ir.Value) -> Bound:
         """What `value` is in the one-frame model, its shifts made of states. Raises: Refuse."""
@@ -148,12 +149,16 @@ class Mover(Writer):
         if along is None:
             return None
         lates, codes = flat[0].tolist(), flat[2].tolist()
+        numbers = [origin.constants[-1 - c] if c else 0.0 for c in codes]
+        key = (source.value, along, *lates, *numbers)
+        if key in self.made:  # written twice in the clip model: one state serves both
+            return self.made[key]
         past = sum(0 < d != NEVER for d in lates)
         future = sum(d < 0 for d in lates)
         before = len(self.states)
-        runs: list[tuple[int, int, int]] = []  # (channels, late, code), neighbours alike joined
-        for d, c in zip(lates, codes, strict=True):
-            here = (0, 0) if d < 0 else (d, c)
+        runs: list[tuple[int, int, float]] = []  # (channels, late, initial), neighbours alike joined
+        for d, c in zip(lates, numbers, strict=True):
+            here = (0, 0.0) if d < 0 else (d, c)
             if runs and runs[-1][1:] == here:
                 runs[-1] = (runs[-1][0] + 1, *here)
             else:
@@ -165,16 +170,17 @@ class Mover(Writer):
             attributes = [ir.AttrInt64("axis", along)]
             pieces = self._node("Split", [source.value, parts], shapes, attributes)
         made = [
-            self._late(piece, size, along, d, origin.constants[-1 - c] if c else 0.0)
+            self._late(piece, size, along, d, c)
             for piece, size, (_, d, c) in zip(pieces, shapes, runs, strict=True)
         ]
         names = tuple(s.name for s in self.states[before:])
         delay = max((abs(d) for d in lates if d != NEVER), default=0)
         shift = Shift(str(base.name), "shift", len(lates), past, future, delay, names)
         self.shifts.append(shift)
-        if len(made) == 1:
-            return made[0]
-        return self._node("Concat", made, [source.sizes], [ir.AttrInt64("axis", along)])[0]
+        if len(made) > 1:
+            made = self._node("Concat", made, [source.sizes], [ir.AttrInt64("axis", along)])
+        self.made[key] = made[0]
+        return made[0]
 
     def _late(
         self, piece: ir.Value, sizes: tuple[int, ...], along: int, late: int, initial: float
