@@ -1,7 +1,7 @@
 """Leaves only what decides the result: the file becomes little more than its weights.
 
 Short names in graph order (inputs and outputs of the graph keep theirs), no node names, no doc
-strings, no metadata, no shapes of inner tensors, no attributes equal to their default, equal
+strings, no metadata (but which outputs are states), no shapes of inner tensors, no attributes equal to their default, equal
 constants stored once. Exact, and the same graph gives the same bytes.
 `edgekit.passes.graph.infer` brings the shapes back.
 """
@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgekit.passes.graph import clean, shape
+from edgekit.passes.streamify.contract import KEY as STATES
 
 TOLERANCE = 0.0
 
@@ -33,7 +34,8 @@ def run(model: ir.Model) -> int:
     count = sum(_drop_defaults(node, graph.opset_imports.get("", 0)) for node in graph)
     model.producer_name = model.producer_version = model.domain = model.doc_string = None
     model.model_version = None
-    model.metadata_props.clear()
+    for key in [k for k in model.metadata_props if k != STATES]:
+        del model.metadata_props[key]
     graph.name, graph.doc_string = "g", None
     graph.metadata_props.clear()
     kept = {*graph.inputs, *graph.outputs}
