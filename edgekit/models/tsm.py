@@ -210,9 +210,9 @@ class TSM(nn.Module):
             raise UsageError(f"TSM mode {mode!r}: unknown. {did_you_mean(mode, get_args(Mode))}")
         self.mode: Mode = mode
         self.net = BACKBONES[backbone](num_classes, width)
-        for part in self.net.modules():  # He et al. 2015, as both papers' networks start
+        for part in self.net.modules():  # He et al. 2015
             if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
 
     @property
     def shifted(self) -> int:
