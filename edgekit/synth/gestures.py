@@ -141,13 +141,16 @@ class GestureWorld:
         self._grain = np.clip(tile, -3, 3)
         self._kept: tuple[int, _Scene, Poses] | None = None
 
-    def clip(self, index: int, frames: int = CLIP) -> tuple[Array, int]:
-        """Clip `index` (>= 0): uint8 [frames, H, W, 3] BGR and its class, which is index % 12."""
+    def clip(self, index: int, frames: int = CLIP, lead: int = 0) -> tuple[Array, int]:
+        """Clip `index` (>= 0): uint8 [lead + frames, H, W, 3] BGR and its class, which is index % 12.
+
+        lead: frames before the motion, with the object at rest where the motion will begin.
+        """
         rng = self._random(_CLIPS, index)
         label = index % len(GESTURES)
         path = poses(rng, label, frames)
         scene = self._scene(rng, rng)
-        return np.stack([self._draw(scene, path, i, rng) for i in range(frames)]), label
+        return np.stack([self._draw(scene, path, max(i, 0), rng) for i in range(-lead, frames)]), label
 
     def event(self, number: int) -> Event:
         """The motion of object `number` (>= 0), which is seen in frames number * EVENT .. + EVENT - 1."""
