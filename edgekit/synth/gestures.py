@@ -46,7 +46,7 @@ _MOVES: dict[int, tuple[int, float]] = {
     11: (_SHAKE, 1.0),
 }  # fmt: skip
 """Class to component and direction; x to the right, y down, angles clockwise."""
-_JITTER = 0.018
+_JITTER = 0.006
 """The camera shakes by up to this share of the shorter side, each way."""
 _CONTRAST = 45.0
 """Objects and backdrop differ by at least this many levels in their mean colours."""
@@ -136,7 +136,7 @@ class GestureWorld:
             raise UsageError(f"gestures size {width}x{height}: out of range, expected 32x32 to 4096x4096")
         self.seed, self.width, self.height, self.pictures = seed, width, height, pictures
         self._short = min(width, height)
-        self._margin = math.ceil(_JITTER * self._short)
+        self._margin = math.ceil(_JITTER * self._short) + 1
         tile = np.random.default_rng([seed, _TILE]).standard_normal((height + 61, width + 61, 3), np.float32)
         self._grain = np.clip(tile, -3, 3)
         self._kept: tuple[int, _Scene, Poses] | None = None
@@ -188,13 +188,12 @@ class GestureWorld:
             if apart(thing, behind) >= _CONTRAST:
                 break
             thing = sprite(rng, self.pictures)
-        return _Scene(behind, mipmap(thing), float(ground.uniform(1, 5)))
+        return _Scene(behind, mipmap(thing), float(ground.uniform(1, 4)))
 
     def _draw(self, scene: _Scene, path: Poses, i: int, rng: np.random.Generator) -> Array:
         """Backdrop, object, camera jitter, brightness and noise of one frame."""
-        m = self._margin
-        dx, dy = (int(v) for v in np.rint(rng.uniform(-_JITTER, _JITTER, 2) * self._short))
-        image = scene.ground[m - dy : m - dy + self.height, m - dx : m - dx + self.width].copy()
+        dx, dy = (float(v) for v in rng.uniform(-_JITTER, _JITTER, 2) * self._short)
+        image = _window(scene.ground, self._margin - dx, self._margin - dy, self.width, self.height)
         x = self.width / 2 + float(path.x[i]) * self._short + dx
         y = self.height / 2 + float(path.y[i]) * self._short + dy
         _stamp(image, scene.levels, x, y, float(path.size[i]) * self._short, float(path.angle[i]))
@@ -202,6 +201,17 @@ class GestureWorld:
         top, left = rng.integers(0, 62, 2)
         image += scene.noise * self._grain[top : top + self.height, left : left + self.width]
         return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
+
+
+def _window(ground: Array, x: float, y: float, width: int, height: int) -> Array:
+    """The part of float32 [H, W, 3] whose corner is at (x, y), between pixels: bilinear."""
+    left, top = int(x), int(y)
+    fx, fy = np.float32(x - left), np.float32(y - top)
+    rows = ground[top : top + height, left : left + width + 1] * (1 - fy)
+    rows += ground[top + 1 : top + 1 + height, left : left + width + 1] * fy
+    part: Array = rows[:, :-1] * (1 - fx)
+    part += rows[:, 1:] * fx
+    return part
 
 
 def _stamp(image: Array, levels: list[Array], x: float, y: float, size: float, angle: float) -> None:
