@@ -204,6 +204,35 @@ def test_clips_are_exact():
     assert not np.array_equal(images, clip(3, 17 + 12)[0])
 
 
+def test_a_lead_shows_the_object_at_rest(tripod):
+    world = GestureWorld(3, 64, 64)
+    plain, label = world.clip(29)
+    images, again = world.clip(29, lead=4)
+    assert (len(images), label) == (CLIP + 4, again)
+    assert max(itertools.starmap(change, itertools.pairwise(images[:5]))) < min(
+        itertools.starmap(change, itertools.pairwise(images[4:]))
+    )
+    assert np.abs(images[4:].astype(int) - plain).mean() < 6  # light and noise are drawn anew
+    path, longer = world.poses(29), world.poses(29, lead=4)
+    for name in PARTS:
+        assert np.array_equal(getattr(longer, name)[4:], getattr(path, name))
+        assert (getattr(longer, name)[:4] == getattr(path, name)[0]).all()
+
+
+def test_poses_are_those_of_the_pictures():
+    world = GestureWorld(6, 96, 96)
+    for index in (1, 4):  # left, down
+        images, _ = world.clip(index)
+        path = world.poses(index)
+        a, b = images[0].astype(int), images[-1].astype(int)
+        y, x = np.nonzero(np.abs(a - b).max(-1) > 40)
+        box = [(48 + 96 * (at - path.size[0] / 2), 48 + 96 * (at + path.size[0] / 2)) for at in (
+            min(path.x[0], path.x[-1]), min(path.y[0], path.y[-1]), max(path.x[0], path.x[-1]), max(path.y[0], path.y[-1])
+        )]  # fmt: skip
+        assert x.min() >= box[0][0] - 8 and y.min() >= box[1][0] - 8
+        assert x.max() <= box[2][1] + 8 and y.max() <= box[3][1] + 8
+
+
 def test_sizes_show_the_same_scene():
     small, large = (clip(5, 3, size=size)[0][0].astype(float) for size in (64, 128))
     assert np.abs(large.reshape(64, 2, 64, 2, 3).mean((1, 3)) - small).mean() < 8

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgekit.models.tsm import MEAN, STD, TSM, export_online
-from edgekit.synth.gestures import CLIP, EVENT, GESTURES, GestureWorld
+from edgekit.synth.gestures import CLIP, EVENT, GESTURES, GestureWorld, Poses
 from tests.helpers import ROOT
 
 TINY = ["--size", "32", "--width", "0.1", "--batch", "4", "--steps", "4", "--warmup", "1", "--workers", "0",
@@ -67,18 +67,38 @@ def test_batches_are_fresh_clips_and_depend_on_their_step_alone(tool):
     options = tool.Options(size=32, batch=4, steps=6, lead=3)
     whole = list(tool.batches(options, 0, 0))
     later = list(tool.batches(options, 3, 0))
-    for (a, la), (b, lb) in zip(whole[3:], later, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(la, lb)
+    for one, other in zip(whole[3:], later, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     world = GestureWorld(0, 32, 32)
-    for step, (images, labels) in enumerate(whole):
+    for step, (images, labels, hints) in enumerate(whole):
         assert images.shape == (4, CLIP + (3 if step % 2 else 0), 32, 32, 3)
         for i in range(4):
             wanted, label = world.clip(step * 4 + i, lead=3 if step % 2 else 0)
             assert np.array_equal(images[i], wanted)
             assert labels[i] == label
+            path = world.poses(step * 4 + i, lead=3 if step % 2 else 0)
+            assert np.array_equal(hints[i], tool.targets(path))
     plain = next(tool.batches(tool.Options(mode="none", size=32, batch=2, lead=3), 1, 0))
     assert plain[0].shape[1] == CLIP
+
+
+def test_targets_are_places_and_steps(tool):
+    """An object that moves by a usual step each way, but for the first frame, which has none before."""
+    t = np.arange(4.0)
+    path = Poses(0.15 + 0.03 * t, -0.15 - 0.03 * t, np.exp(-0.7 + 0.07 * t), 0.15 * t)
+    found = tool.targets(path)
+    np.testing.assert_allclose(found[0], [1, -1, 0, 0, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(found[1:, 3:], np.tile([1, -1, 1, 1], (3, 1)), rtol=1e-5)
+    np.testing.assert_allclose(found[:, 0], 1 + 0.2 * t, rtol=1e-5)
+
+
+def test_auxiliary_outputs_are_cut_off(tool):
+    model = TSM("mobilenet_v2", len(GESTURES) + tool.HINTS, "online", 0.1).eval()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        wanted = model(images)[:, : len(GESTURES)]
+        tool._cut(model)
+        torch.testing.assert_close(model(images), wanted)
 
 
 def test_pixels_are_normalised(tool):
@@ -143,5 +163,5 @@ def test_learning_rate_warms_up_and_falls(tool):
     options = tool.Options(steps=100, warmup=10, lr=1.0)
     rates = [tool.learning_rate(options, step) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.02

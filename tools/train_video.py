@@ -29,10 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.synth.gestures import CLIP, EVENT, FRAMES_PER_SECOND, GESTURES, GestureWorld
+from edgekit.synth.gestures import CLIP, EVENT, FRAMES_PER_SECOND, GESTURES, GestureWorld, Poses
 from edgekit.synth.sprites import load_pictures
 
 EVAL_SEED = 10_000
+HINTS = 7
+"""Auxiliary outputs of the network in training (`targets`)."""
 MODES = ("online", "offline", "none")
 
 
@@ -55,6 +57,9 @@ class Options:
     lead: int = 0
     """Every second batch of `online` begins this many frames before the motion, with the object at rest, so
     that motions after a running start are learnt too; their answers do not count."""
+    hints: float = 1.0
+    """Weight of the auxiliary loss (`targets`): where the object is and how it moved since the frame before.
+    Without it the first thousands of clips teach next to nothing. The outputs are cut off at export."""
     seed: int = 0
     data_seed: int = 0
     pictures: str = ""
@@ -72,8 +77,20 @@ def normalised(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(images[..., ::-1] * scale - offset, -1, -3))
 
 
-def batches(options: Options, start: int, workers: int) -> Iterator[tuple[Any, Any]]:
-    """Batches of the steps start.., (images [B, T, 3, H, W], classes [B]); a batch depends on its step alone."""
+def targets(path: Poses) -> np.ndarray:
+    """What the auxiliary outputs learn, float32 [T, 7]: x, y, log size, and the steps from the frame before of
+    x, y, log size and angle (0 in the first), each divided by its usual size."""
+    place = np.stack([path.x, path.y, np.log(path.size)], 1)
+    steps = np.diff(np.concatenate([place, path.angle[:, None]], 1), axis=0, prepend=np.nan)
+    moved = np.where(np.isnan(steps), 0.0, steps) / (0.03, 0.03, 0.07, 0.15)
+    return np.concatenate([(place - (0, 0, -0.7)) / (0.15, 0.15, 0.25), moved], 1).astype(np.float32)
+
+
+def batches(options: Options, start: int, workers: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Batches of the steps start..: uint8 images [B, T, H, W, 3] BGR, classes [B], auxiliary targets [B, T, 7].
+
+    A batch depends on its step alone.
+    """
     import torch.utils.data as tud
 
     pictures = load_pictures(options.pictures) if options.pictures else ()
@@ -83,11 +100,12 @@ def batches(options: Options, start: int, workers: int) -> Iterator[tuple[Any, A
         def __len__(self) -> int:
             return options.steps
 
-        def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             lead = options.lead if options.mode == "online" and step % 2 else 0
             first = step * options.batch
             drawn = [world.clip(i, lead=lead) for i in range(first, first + options.batch)]
-            return np.stack([images for images, _ in drawn]), np.array([label for _, label in drawn])
+            paths = [targets(world.poses(i, lead=lead)) for i in range(first, first + options.batch)]
+            return np.stack([images for images, _ in drawn]), np.array([k for _, k in drawn]), np.stack(paths)
 
     loader = tud.DataLoader(
         Steps(),
@@ -179,6 +197,16 @@ def _twin(model: Any) -> Any:
     return twin
 
 
+def _cut(model: Any) -> None:
+    """Take the auxiliary outputs off a network."""
+    import torch
+
+    last = [part for part in model.modules() if isinstance(part, torch.nn.Linear)][-1]
+    last.weight = torch.nn.Parameter(last.weight[: len(GESTURES)].detach().clone())
+    last.bias = torch.nn.Parameter(last.bias[: len(GESTURES)].detach().clone())
+    last.out_features = len(GESTURES)
+
+
 def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
     """Train one mode and export it into `out`; False if stopped before the end."""
     import torch
@@ -191,8 +219,8 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
     torch.set_num_threads(each)
     torch.manual_seed(options.seed)
     device = torch.device(args.device)
-    model = TSM(options.backbone, len(GESTURES), options.mode, options.width)
-    mean = TSM(options.backbone, len(GESTURES), options.mode, options.width)
+    model = TSM(options.backbone, len(GESTURES) + HINTS, options.mode, options.width)
+    mean = TSM(options.backbone, len(GESTURES) + HINTS, options.mode, options.width)
     mean.load_state_dict(model.state_dict())
     model, mean = model.to(device, memory_format=torch.channels_last), mean.to(device)
     optimizer = torch.optim.AdamW(
@@ -218,15 +246,18 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
     replicas = [model] + [_twin(model) for _ in range(options.shards - 1)]
 
     def work(job: Any) -> tuple[float, int, Any]:
-        """Loss, right answers and gradients of one shard."""
-        replica, raw, labels = job
+        """Losses, right answers and gradients of one shard."""
+        replica, raw, labels, hints = job
         torch.set_num_threads(each)
         images = torch.from_numpy(normalised(raw.numpy())).to(device)
-        labels = labels.to(device)
+        labels, hints = labels.to(device), hints.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            logits = replica(images)[:, -CLIP:].float().mean(1)
+            rows = replica(images).float()
+        logits = rows[:, -CLIP:, : len(GESTURES)].mean(1)
         loss = torch.nn.functional.cross_entropy(logits, labels)
-        return loss.item(), int((logits.argmax(1) == labels).sum()), torch.autograd.grad(loss, weights)
+        near = torch.nn.functional.smooth_l1_loss(rows[..., len(GESTURES) :], hints)
+        grads = torch.autograd.grad(loss + options.hints * near, weights)
+        return (loss.item(), near.item()), int((logits.argmax(1) == labels).sum()), grads
 
     last = min(options.steps, args.stop_at or options.steps)
     bar = Progress(
@@ -236,17 +267,17 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    began, seen, right, summed = time.monotonic(), 0, 0, 0.0
+    began, seen, right, summed = time.monotonic(), 0, 0, np.zeros(2)
     stream = batches(options, start, args.workers)
     pool = ThreadPoolExecutor(options.shards)
     with pool, bar, log.open("a", encoding="utf-8") as lines:
         task = bar.add_task("train", total=last, completed=start, note="")
         for step in range(start, last):
-            raw, labels = next(stream)
+            raw, labels, hints = next(stream)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(options, step)
-            jobs = zip(replicas, raw.chunk(options.shards), labels.chunk(options.shards), strict=True)
-            parts = list(pool.map(work, jobs))
+            pieces = (part.chunk(options.shards) for part in (raw, labels, hints))
+            parts = list(pool.map(work, zip(replicas, *pieces, strict=True)))
             for number, weight in enumerate(weights):
                 weight.grad = torch.stack([grads[number] for _, _, grads in parts]).mean(0)
             torch.nn.utils.clip_grad_norm_(weights, 5.0)
@@ -258,16 +289,17 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
                     old.lerp_(new, 1 - keep) if old.dtype.is_floating_point else old.copy_(new)
             done = step + 1
             seen, right = seen + len(labels), right + sum(part[1] for part in parts)
-            summed += sum(part[0] for part in parts) / len(parts) * len(labels)
+            summed += np.mean([part[0] for part in parts], 0) * len(labels)
             if done % 20 == 0 or done == last:
                 line = {
                     "step": done,
                     "lr": learning_rate(options, step),
-                    "loss": round(summed / seen, 4),
+                    "loss": round(float(summed[0] / seen), 4),
+                    "hints": round(float(summed[1] / seen), 4),
                     "accuracy": round(right / seen, 4),
                     "seconds": round(time.monotonic() - began, 1),
                 }
-                seen, right, summed = 0, 0, 0.0
+                seen, right, summed = 0, 0, np.zeros(2)
                 print(json.dumps(line), file=lines, flush=True)
                 bar.update(
                     task, completed=done, note=f"loss {line['loss']:.2f}, {line['accuracy']:.0%} right"
@@ -283,7 +315,7 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
                         "optimizer": optimizer.state_dict(),
                     },
                 )
-    mean.cpu()
+    _cut(mean.cpu())
     size = (options.size, options.size)
     export_clip(mean, out / "clip.onnx", CLIP, size)
     if options.mode != "offline":
@@ -309,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pictures", default="", help="folder of pictures to cut objects from, as well")
     for name in ("size", "steps", "batch", "warmup", "lead", "seed", "data_seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
-    for name in ("width", "lr", "weight_decay", "ema"):
+    for name in ("width", "lr", "weight_decay", "ema", "hints"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
     parser.add_argument("--save-every", type=int, default=200)

@@ -152,6 +152,12 @@ class GestureWorld:
         scene = self._scene(rng, rng)
         return np.stack([self._draw(scene, path, max(i, 0), rng) for i in range(-lead, frames)]), label
 
+    def poses(self, index: int, frames: int = CLIP, lead: int = 0) -> Poses:
+        """Where the object of clip `index` is, in each of its lead + frames pictures."""
+        path = poses(self._random(_CLIPS, index), index % len(GESTURES), frames)
+        at = np.maximum(np.arange(-lead, frames), 0)
+        return Poses(path.x[at], path.y[at], path.size[at], path.angle[at])
+
     def event(self, number: int) -> Event:
         """The motion of object `number` (>= 0), which is seen in frames number * EVENT .. + EVENT - 1."""
         rng = self._random(_STREAM, number, 0)
