@@ -50,7 +50,7 @@ class Options:
     batch: int = 32
     shards: int = 2
     """A batch is cut into this many parts, each normalised by its own statistics; they run side by side."""
-    lr: float = 4e-3
+    lr: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 100
     ema: float = 0.995
