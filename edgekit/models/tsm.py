@@ -110,7 +110,9 @@ class MobileNetV2(nn.Module):
                 channels = outputs
         last = _divisible(1280 * max(1.0, width))
         self.features = nn.ModuleList([*features, _conv(channels, last, 1)])
-        self.classifier = nn.Sequential(nn.Identity(), nn.Linear(last, num_classes))  # as torchvision numbers them
+        self.classifier = nn.Sequential(
+            nn.Identity(), nn.Linear(last, num_classes)
+        )  # as torchvision numbers them
 
     def forward(self, x: Tensor, move: Shift) -> Tensor:
         for part in self.features:
