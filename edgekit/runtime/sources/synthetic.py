@@ -1,4 +1,4 @@
-"""`synthetic://street?...`: the procedural street world as a source, as a file or as a live camera."""
+"""`synthetic://street?...`, `synthetic://gestures?...`: procedural worlds as a source, as a file or as a live camera."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import re
 import threading
 import time
 import urllib.parse
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.pixels import Format, PixelLayout, Pixels
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources.base import Source, split_uri
 
-WORLDS = ("street",)
-KEYS = ("seed", "frames", "size", "fps", "live", "loop", "format")
+if TYPE_CHECKING:
+    from edgekit.synth.gestures import GestureWorld
+    from edgekit.synth.street import StreetWorld
+
+WORLDS = {"street": ("640x360", "30"), "gestures": ("224x224", "10")}
+"""What there is to film, with the size and the frames/s it has unless asked otherwise."""
+KEYS = ("seed", "frames", "size", "fps", "live", "loop", "format", "pictures")
 MIN_SIDE, MAX_SIDE = 64, 4096
 MAX_LOOP = 3600
 _PR_SET_TIMERSLACK = 29
@@ -30,6 +35,10 @@ class SyntheticSource(Source):
     seed 0..2^63-1, frames 1..10^7, size WxH with each side 64..4096, fps above 0 up to 1000.
     Frames come as fast as they are read; `pts_ns` = seq / fps. Frame i of a seed is
     always the same: the drive goes on by 1/30 s per frame, so another fps plays it slower or faster.
+
+    `synthetic://gestures` (defaults size=224x224, fps=10) is `synth.gestures.GestureWorld`: objects that move
+    one way at a time. `GestureWorld(seed, *size).frame(i)` tells what frame i shows, and from when to when.
+    pictures=FOLDER, only there: half of the objects and backdrops are cut from these pictures.
 
     format: one of `pixels.FORMATS`; YUV is BT.601, limited range.
     loop=N: frames 0..N-1 are rendered when opened and handed out again and again, so that a frame costs
@@ -56,9 +65,10 @@ class SyntheticSource(Source):
         loop = _integer(uri, query, "loop", 0, 0, MAX_LOOP)
         total = _integer(uri, query, "frames", 300, 0 if self.live or loop else 1, 10**7)
         self._total = total or None
-        self._rate = _rate(uri, query.get("fps", "30"))
+        size, rate = WORLDS[world]
+        self._rate = _rate(uri, query.get("fps", rate))
         self.fps = self._rate
-        self.size = _size(uri, query.get("size", "640x360"))
+        self.size = _size(uri, query.get("size", size))
         self._format = _format(uri, query.get("format", "bgr"))
         seed = _integer(uri, query, "seed", 0, 0, 2**63 - 1)
         try:
@@ -72,10 +82,9 @@ class SyntheticSource(Source):
                 f"{MAX_LOOP_BYTES >> 20} MiB, which is loop={most}. Choose a shorter loop"
             )
         from edgekit.synth import formats  # numpy work that no other source needs
-        from edgekit.synth.street import StreetWorld
 
         self._convert = formats.convert
-        self._world = StreetWorld(seed, *self.size)
+        self._world = _world(uri, world, seed, self.size, query.get("pictures"))
         if self._total is not None:
             loop = min(loop, self._total)
         self._loop = [_read_only(self._render(i)) for i in range(loop)]
@@ -128,6 +137,21 @@ class SyntheticSource(Source):
         self._rendered = None
         self._next = seq + 1
         return Frame(pixels, seq, pts_ns, time.monotonic_ns(), self.uri, clock="monotonic", exposure="end")
+
+
+def _world(
+    uri: str, name: str, seed: int, size: tuple[int, int], pictures: str | None
+) -> StreetWorld | GestureWorld:
+    if name == "street":
+        if pictures is not None:
+            raise UsageError(f"source {uri}: the street has no pictures. Leave the key out")
+        from edgekit.synth.street import StreetWorld
+
+        return StreetWorld(seed, *size)
+    from edgekit.synth.gestures import GestureWorld
+    from edgekit.synth.sprites import load_pictures
+
+    return GestureWorld(seed, *size, pictures=load_pictures(pictures) if pictures is not None else ())
 
 
 def _read_only(pixels: Pixels) -> Pixels:
