@@ -30,7 +30,8 @@ def open_files() -> list[str]:
             names.append(os.readlink(f"/proc/self/fd/{fd}"))
         except FileNotFoundError:  # that of the listing itself
             continue
-    return sorted(names)
+    # GLib's threads of its own, which GStreamer starts, wake each other by these and come and go
+    return sorted(name for name in names if name != "anon_inode:[eventfd]")
 
 
 def mappings(of: str) -> list[range]:
