@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
-from edgekit import passes  # noqa: E402
+from edgekit import frontends, passes  # noqa: E402
+from edgekit.backends.litert.lower import lower  # noqa: E402
 from edgekit.errors import ModelError, UsageError  # noqa: E402
 from edgekit.passes import probe  # noqa: E402
 from edgekit.passes.graph import op_counts  # noqa: E402
@@ -30,9 +31,16 @@ from edgekit.passes.streamify import (  # noqa: E402
     streamify,
     verify,
 )
+from edgekit.target import Target  # noqa: E402
 from tests import clip_models as nets  # noqa: E402
 
 SIZES = (4, 3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
+    """The clip model of two shifted blocks that tests do not change."""
+    return nets.export(nets.seeded(nets.Net), SIZES, tmp_path_factory.mktemp("plain") / "m.onnx")
 
 
 def rows(model: ir.Model, clip: np.ndarray) -> np.ndarray:
@@ -85,14 +93,13 @@ def test_every_form_of_the_shift_becomes_the_same_graph(
         np.testing.assert_allclose(got, net(torch.from_numpy(clip)).numpy(), rtol=0, atol=1e-4)
 
 
-def test_later_frames_do_not_matter(tmp_path: Path) -> None:
-    model = nets.export(nets.seeded(nets.Net), SIZES, tmp_path / "m.onnx")
-    made = streamify(model)
+def test_later_frames_do_not_matter(plain: ir.Model) -> None:
+    made = streamify(plain)
     clip = noise(*SIZES)
     for t in range(4):
         other = clip.copy()
         other[t + 1 :] = 1e3
-        np.testing.assert_allclose(streamed(made, clip)[t], rows(model, other)[t], rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(streamed(made, clip)[t], rows(plain, other)[t], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("form", nets.FORMS)
@@ -367,29 +374,56 @@ def test_no_states_where_nothing_is_shifted(tmp_path: Path) -> None:
     assert json.loads(made.model.metadata_props[KEY]) == []
 
 
-def test_states_stay_through_the_recipe(tmp_path: Path) -> None:
-    model = nets.export(nets.seeded(nets.Net), SIZES, tmp_path / "m.onnx")
-    before = {str(v.name) for node in model.graph for v in node.outputs}
-    made = streamify(model)
+def test_states_stay_through_the_recipe(plain: ir.Model) -> None:
+    before = {str(v.name) for node in plain.graph for v in node.outputs}
+    made = streamify(plain)
     ready, records = passes.run_passes(made.model, passes.AFTER_SPLIT)
     assert all(r.max_abs_diff is not None for r in records)
     assert states(ready) == made.states
-    clip = random_clip(model, seed=3)["clip"]
+    clip = random_clip(plain, seed=3)["clip"]
     got = np.concatenate([r["logits"] for r in stream(ready, states(ready), clip)])
-    np.testing.assert_allclose(got, rows(model, clip), rtol=0, atol=1e-5)
-    assert {str(v.name) for node in model.graph for v in node.outputs} == before, "the clip model stays"
+    np.testing.assert_allclose(got, rows(plain, clip), rtol=0, atol=1e-5)
+    assert {str(v.name) for node in plain.graph for v in node.outputs} == before, "the clip model stays"
 
 
-def test_the_check_can_fail(tmp_path: Path) -> None:
-    model = nets.export(nets.seeded(nets.Net), SIZES, tmp_path / "m.onnx")
-    made = streamify(model)
-    assert verify(model, made) <= TOLERANCE
+def test_states_stay_in_a_file(plain: ir.Model, tmp_path: Path) -> None:
+    made = streamify(plain, nominal_dt_s=0.5)
+    ir.save(made.model, tmp_path / "one.onnx")
+    assert states(frontends.load(tmp_path / "one.onnx")) == made.states
+
+
+def test_tensorflow_lite_runs_it_without_transposes(plain: ir.Model) -> None:
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    ready, _ = passes.run_passes(streamify(plain).model, passes.AFTER_SPLIT)
+    (payload,) = lower(ready, Target.load("rpi5"), "float32")
+    lite = interpreter.Interpreter(model_content=bytes(payload.data), num_threads=1)
+    lite.allocate_tensors()
+    assert not {o["op_name"] for o in lite._get_ops_details()} & {"TRANSPOSE", "SPLIT_V", "GATHER_ND"}
+    ports = [
+        [(*port, d["index"]) for port, d in zip(payload.options[side], details, strict=True)]
+        for side, details in (("inputs", lite.get_input_details()), ("outputs", lite.get_output_details()))
+    ]
+    kept = {s.input: np.full(s.shape, s.initial, np.float32) for s in states(ready)}
+    clip = noise(*SIZES)
+    for frame, want in zip(clip, rows(plain, clip), strict=True):
+        for name, order, sizes, index in ports[0]:
+            given = {"image": frame[None], **kept}[name]
+            lite.set_tensor(index, np.ascontiguousarray(given.transpose(order)).reshape(sizes))
+        lite.invoke()
+        out = {n: lite.get_tensor(i).reshape(z).transpose(np.argsort(o)) for n, o, z, i in ports[1]}
+        kept = {s.input: out[s.output] for s in states(ready)}
+        np.testing.assert_allclose(out["logits"][0], want, rtol=0, atol=TOLERANCE)
+
+
+def test_the_check_can_fail(plain: ir.Model) -> None:
+    made = streamify(plain)
+    assert verify(plain, made) <= TOLERANCE
     entries = json.loads(made.model.metadata_props[KEY])
     entries[0]["output"], entries[1]["output"] = entries[1]["output"], entries[0]["output"]
     made.model.metadata_props[KEY] = json.dumps(entries)
     crossed = Streamified(**{**vars(made), "states": states(made.model)})
     with pytest.raises(passes.PassError, match="differs from the clip model"):
-        verify(model, crossed)
+        verify(plain, crossed)
 
 
 @pytest.mark.parametrize(
@@ -408,26 +442,25 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
     ],
 )
 def test_a_contract_that_does_not_fit_is_refused(
-    change: Callable[[list[dict[str, object]]], str], problem: str, tmp_path: Path
+    change: Callable[[list[dict[str, object]]], str], problem: str, plain: ir.Model
 ) -> None:
-    made = streamify(nets.export(nets.seeded(nets.Net), SIZES, tmp_path / "m.onnx"))
+    made = streamify(plain)
     made.model.metadata_props[KEY] = change(json.loads(made.model.metadata_props[KEY]))
     with pytest.raises(ModelError, match=problem) as caught:
         states(made.model)
     assert "\n" not in str(caught.value)
 
 
-def test_bad_arguments(tmp_path: Path) -> None:
-    model = nets.export(nets.seeded(nets.Net), SIZES, tmp_path / "m.onnx")
+def test_bad_arguments(plain: ir.Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nominal_dt_s"):
-        streamify(model, nominal_dt_s=0.0)
+        streamify(plain, nominal_dt_s=0.0)
     with pytest.raises(ModelError, match="expected a clip of 8 frames"):
-        streamify(model, frames=8)
+        streamify(plain, frames=8)
     with pytest.raises(ModelError, match="at least 2 frames"):
         streamify(nets.export(nets.seeded(lambda: nets.Net(frames=1)), (1, 3, 16, 16), tmp_path / "n.onnx"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     frames=st.integers(2, 6),
     channels=st.sampled_from([4, 8, 12]),
