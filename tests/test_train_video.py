@@ -73,10 +73,11 @@ def test_batches_are_fresh_clips_and_depend_on_their_step_alone(tool):
     for step, (images, labels, hints) in enumerate(whole):
         assert images.shape == (4, CLIP + (3 if step % 2 else 0), 32, 32, 3)
         for i in range(4):
-            wanted, label = world.clip(step * 4 + i, lead=3 if step % 2 else 0)
+            at = (step * 4 + i) * 12 + int(labels[i])
+            wanted, label = world.clip(at, lead=3 if step % 2 else 0)
             assert np.array_equal(images[i], wanted)
             assert labels[i] == label
-            path = world.poses(step * 4 + i, lead=3 if step % 2 else 0)
+            path = world.poses(at, lead=3 if step % 2 else 0)
             assert np.array_equal(hints[i], tool.targets(path))
     plain = next(tool.batches(tool.Options(mode="none", size=32, batch=2, lead=3), 1, 0))
     assert plain[0].shape[1] == CLIP

@@ -60,6 +60,9 @@ class Options:
     hints: float = 1.0
     """Weight of the auxiliary loss (`targets`): where the object is and how it moved since the frame before.
     Without it the first thousands of clips teach next to nothing. The outputs are cut off at export."""
+    tail: float = 0.35
+    """Share of the steps, the last ones, with frozen batch norm statistics: those of a batch of few scenes are
+    far from those the exported network is left with, and accuracy falls by as much."""
     seed: int = 0
     data_seed: int = 0
     pictures: str = ""
@@ -102,9 +105,11 @@ def batches(options: Options, start: int, workers: int) -> Iterator[tuple[Any, A
 
         def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             lead = options.lead if options.mode == "online" and step % 2 else 0
-            first = step * options.batch
-            drawn = [world.clip(i, lead=lead) for i in range(first, first + options.batch)]
-            paths = [targets(world.poses(i, lead=lead)) for i in range(first, first + options.batch)]
+            # classes at random: a batch with each class as often would tell through its statistics
+            kinds = np.random.default_rng([options.data_seed, step]).integers(0, len(GESTURES), options.batch)
+            chosen = (np.arange(options.batch) + step * options.batch) * len(GESTURES) + kinds
+            drawn = [world.clip(int(i), lead=lead) for i in chosen]
+            paths = [targets(world.poses(int(i), lead=lead)) for i in chosen]
             return np.stack([images for images, _ in drawn]), np.array([k for _, k in drawn]), np.stack(paths)
 
     loader = tud.DataLoader(
@@ -243,6 +248,9 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
         start = state["step"]
     weights = list(model.parameters())
     model.train()
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = 0.03
     replicas = [model] + [_twin(model) for _ in range(options.shards - 1)]
 
     def work(job: Any) -> tuple[float, int, Any]:
@@ -273,6 +281,10 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
     with pool, bar, log.open("a", encoding="utf-8") as lines:
         task = bar.add_task("train", total=last, completed=start, note="")
         for step in range(start, last):
+            if step >= options.steps * (1 - options.tail) and model.training:
+                for replica in replicas:
+                    replica.load_state_dict(model.state_dict())
+                    replica.eval()
             raw, labels, hints = next(stream)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(options, step)
@@ -341,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pictures", default="", help="folder of pictures to cut objects from, as well")
     for name in ("size", "steps", "batch", "warmup", "lead", "seed", "data_seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
-    for name in ("width", "lr", "weight_decay", "ema", "hints"):
+    for name in ("width", "lr", "weight_decay", "ema", "hints", "tail"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
     parser.add_argument("--save-every", type=int, default=200)
