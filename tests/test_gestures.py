@@ -72,7 +72,8 @@ def test_poses_in_single_frames_have_the_same_distribution_in_every_class():
             p = path(label, key)
             found[label, :, key] = [getattr(p, name)[pick[label, key]] for name in PARTS]
     found[:, 3] %= 2 * np.pi
-    limit = 1.95 * np.sqrt(2 / n)  # 1 in 1000 for two equal distributions; the seeds are fixed
+    # Smirnov: P(distance > c sqrt(2 / n)) = 2 exp(-2 c^2); 11 x 14 comparisons, 1 in 1000 for all of them
+    limit = np.sqrt(-np.log(0.001 / 154 / 2) / 2) * np.sqrt(2 / n)
     centred = found - found.mean((0, 2), keepdims=True)
     for label in range(1, len(GESTURES)):
         for part in range(4):

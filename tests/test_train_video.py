@@ -86,11 +86,11 @@ def test_batches_are_fresh_clips_and_depend_on_their_step_alone(tool):
 def test_targets_are_places_and_steps(tool):
     """An object that moves by a usual step each way, but for the first frame, which has none before."""
     t = np.arange(4.0)
-    path = Poses(0.15 + 0.03 * t, -0.15 - 0.03 * t, np.exp(-0.7 + 0.07 * t), 0.15 * t)
+    path = Poses(0.15 + 0.035 * t, -0.15 - 0.035 * t, np.exp(-0.8 + 0.09 * t), 0.22 * t)
     found = tool.targets(path)
     np.testing.assert_allclose(found[0], [1, -1, 0, 0, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(found[1:, 3:], np.tile([1, -1, 1, 1], (3, 1)), rtol=1e-5)
-    np.testing.assert_allclose(found[:, 0], 1 + 0.2 * t, rtol=1e-5)
+    np.testing.assert_allclose(found[:, 0], 1 + 0.035 / 0.15 * t, rtol=1e-5)
 
 
 def test_auxiliary_outputs_are_cut_off(tool):

@@ -85,8 +85,8 @@ def targets(path: Poses) -> np.ndarray:
     x, y, log size and angle (0 in the first), each divided by its usual size."""
     place = np.stack([path.x, path.y, np.log(path.size)], 1)
     steps = np.diff(np.concatenate([place, path.angle[:, None]], 1), axis=0, prepend=np.nan)
-    moved = np.where(np.isnan(steps), 0.0, steps) / (0.03, 0.03, 0.07, 0.15)
-    return np.concatenate([(place - (0, 0, -0.7)) / (0.15, 0.15, 0.25), moved], 1).astype(np.float32)
+    moved = np.where(np.isnan(steps), 0.0, steps) / (0.035, 0.035, 0.09, 0.22)
+    return np.concatenate([(place - (0, 0, -0.8)) / (0.15, 0.15, 0.3), moved], 1).astype(np.float32)
 
 
 def batches(options: Options, start: int, workers: int) -> Iterator[tuple[Any, Any, Any]]:

@@ -72,15 +72,15 @@ def poses(rng: np.random.Generator, label: int, frames: int = CLIP) -> Poses:
     if label in _MOVES:
         component, sign = _MOVES[label]
         times[component], signs[component] = running, sign
-    across = rng.uniform(0.24, 0.42, 2) * signs[:2]
-    zoom, phases = rng.uniform(0.45, 0.75, 2) * (signs[_ZOOM], signs[_PHASES])
-    turn = rng.uniform(0.9, 2.0) * signs[_TURN]
-    reach, axis = rng.uniform(0.05, 0.1), rng.uniform(0, 2 * math.pi)
+    across = rng.uniform(0.28, 0.45, 2) * signs[:2]
+    zoom, phases = rng.uniform(0.6, 0.95, 2) * (signs[_ZOOM], signs[_PHASES])
+    turn = rng.uniform(1.4, 2.6) * signs[_TURN]
+    reach, axis = rng.uniform(0.07, 0.12), rng.uniform(0, 2 * math.pi)
     wave = reach * np.sin(2 * math.pi * (rng.uniform(1.8, 2.6) * times[_SHAKE] + rng.uniform(0, 1)))
     two = 0.5 - np.abs(2 * times[_PHASES] - 1)  # up, then down
     x = rng.uniform(-0.16, 0.16) + across[0] * (times[_SIDEWAYS] - 0.5) + math.cos(axis) * wave
     y = rng.uniform(-0.16, 0.16) + across[1] * (times[_UPRIGHT] - 0.5) + math.sin(axis) * wave
-    size = rng.uniform(0.42, 0.58) * np.exp(zoom * (times[_ZOOM] - 0.5) + phases * two)
+    size = rng.uniform(0.38, 0.52) * np.exp(zoom * (times[_ZOOM] - 0.5) + phases * two)
     angle = rng.uniform(0, 2 * math.pi) + turn * (times[_TURN] - 0.5)
     return Poses(x, y, size, angle)
 
