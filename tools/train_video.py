@@ -54,7 +54,7 @@ class Options:
     weight_decay: float = 0.02
     warmup: int = 100
     ema: float = 0.995
-    lead: int = 0
+    lead: int = 5
     """Every second batch of `online` begins this many frames before the motion, with the object at rest, so
     that motions after a running start are learnt too; their answers do not count."""
     hints: float = 1.0

@@ -38,6 +38,8 @@ CLIP = 8
 """Frames of a clip and of a motion in a stream."""
 EVENT = 24
 """Frames from one object of a stream to the next."""
+SCENE = 4
+"""Objects of a stream that are seen before the same backdrop."""
 
 _SIDEWAYS, _UPRIGHT, _ZOOM, _TURN, _PHASES, _SHAKE = range(6)
 _MOVES: dict[int, tuple[int, float]] = {
@@ -166,7 +168,7 @@ class GestureWorld:
         return Event(label, start, start + CLIP)
 
     def frame(self, index: int) -> GestureFrame:
-        """Frame `index` (>= 0) of the stream: one object after the other before the seed's backdrop."""
+        """Frame `index` (>= 0) of the stream: one object after the other."""
         if index < 0:
             raise UsageError(f"gestures frame {index}: out of range, expected 0 or more")
         number = index // EVENT
@@ -174,7 +176,7 @@ class GestureWorld:
         if self._kept is None or self._kept[0] != number:
             rng = self._random(_STREAM, number, 1)
             path = poses(rng, event.label)
-            self._kept = (number, self._scene(rng, self._random(_STREAM, 2**40)), path)
+            self._kept = (number, self._scene(rng, self._random(_STREAM, 2**40, number // SCENE)), path)
         _, scene, path = self._kept
         at = min(max(index - event.start, 0), CLIP - 1)
         image = self._draw(scene, path, at, self._random(_STREAM, number, 2, index))
