@@ -96,7 +96,7 @@ def stream(
 class Stream:
     """An iterator of StreamResult, a context manager and an asynchronous iterator; one consumer at a time.
 
-    metrics: ages, stage times, drops and faults so far. sources, engines, sinks: by name.
+    metrics: ages, stage times, drops and faults so far; a result counts when the next one is asked for. sources, engines, sinks: by name.
     Each result's frame is valid until the next result is asked for.
     """
 
@@ -325,6 +325,7 @@ class Stream:
 
     def _step(self, worker: _Worker) -> StreamResult | None:
         """One frame through one engine, and to the sinks. Raises: Closed, StreamError."""
+        self._count(worker)
         frame = worker.box.take(POLL_S)
         if frame is None:
             return None
@@ -336,12 +337,18 @@ class Stream:
                 self.metrics.fault(worker.name, "engine-failed", str(error))
             raise
         try:
-            self.metrics.result(item)
+            worker.uncounted = item
             self._give(item)
         except BaseException:
             frame.release()
             raise
         return item
+
+    def _count(self, worker: _Worker) -> None:
+        """Count a worker's last result: when the next one is asked for, not while the caller waits for this one."""
+        item, worker.uncounted = worker.uncounted, None
+        if item is not None:
+            self.metrics.result(item)
 
     def _give(self, item: StreamResult) -> None:
         """To every sink; the camera's buffers only as far as it can spare them."""
@@ -482,6 +489,8 @@ class Stream:
             for worker in self._workers:
                 if worker.thread is not None:
                     worker.thread.join(JOIN_S)
+            for worker in self._workers:
+                self._count(worker)
             for camera, reader in self._readers.items():
                 self._watches[camera].join(reader)
             sink_error: BaseException | None = None
@@ -525,6 +534,8 @@ class _Worker:
         self.box = box
         self.thread: threading.Thread | None = None
         """Its own, where there are several."""
+        self.uncounted: StreamResult | None = None
+        """Its last result, until the metrics have it."""
         self._score = score
         self._pipeline = engine.pipeline()
         session = self._pipeline.session
