@@ -12,7 +12,6 @@ street, hour or weather was seen in training.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import multiprocessing
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.models.training import cosine, save, twin
 from edgekit.synth.street import CLASSES, StreetWorld
 
 TRAIN_SEEDS = 1000
@@ -359,28 +359,7 @@ def evaluate(model: Path, folder: Path, truth: dict[str, Any], threads: int = 1)
 
 def learning_rate(options: Options, step: int) -> float:
     """Linear warm-up, then a cosine down to 2 %."""
-    if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
-    turn = (step - options.warmup) / max(options.steps - options.warmup, 1)
-    return options.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * turn)))
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    import torch
-
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-def _twin(model: Any) -> Any:
-    """A model with the same parameters (shared) and batch norm statistics of its own (thrown away)."""
-    twin = copy.deepcopy(model)
-    for mine, other in zip(model.modules(), twin.modules(), strict=True):
-        for name in mine._parameters:
-            other._parameters[name] = mine._parameters[name]
-    return twin
+    return options.lr * cosine(step, options.steps, options.warmup, floor=0.02)
 
 
 def train(args: argparse.Namespace, options: Options) -> Path:
@@ -420,7 +399,7 @@ def train(args: argparse.Namespace, options: Options) -> Path:
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     weights = list(model.parameters())
-    replicas = [model] + [_twin(model) for _ in range(options.shards - 1)]
+    replicas = [model] + [twin(model) for _ in range(options.shards - 1)]
 
     def work(job: Any) -> tuple[dict[str, float], Any]:
         """Losses and gradients of one shard."""

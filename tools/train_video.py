@@ -15,9 +15,7 @@ never again; evaluation is on other seeds.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
 import os
 import sys
 import time
@@ -29,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.models.training import cosine, save, twin
 from edgekit.synth.gestures import CLIP, EVENT, FRAMES_PER_SECOND, GESTURES, GestureWorld, Poses
 from edgekit.synth.sprites import load_pictures
 
@@ -178,28 +177,7 @@ def evaluate_stream(model: Path, events: int, threads: int = 1, seed: int = EVAL
 
 def learning_rate(options: Options, step: int) -> float:
     """Linear warm-up, then a cosine down to 1 %."""
-    if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
-    turn = (step - options.warmup) / max(options.steps - options.warmup, 1)
-    return options.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * turn)))
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    import torch
-
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-def _twin(model: Any) -> Any:
-    """A model with the same parameters (shared) and batch norm statistics of its own (thrown away)."""
-    twin = copy.deepcopy(model)
-    for mine, other in zip(model.modules(), twin.modules(), strict=True):
-        for name in mine._parameters:
-            other._parameters[name] = mine._parameters[name]
-    return twin
+    return options.lr * cosine(step, options.steps, options.warmup, floor=0.01)
 
 
 def _cut(model: Any) -> None:
@@ -251,7 +229,7 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.momentum = 0.03
-    replicas = [model] + [_twin(model) for _ in range(options.shards - 1)]
+    replicas = [model] + [twin(model) for _ in range(options.shards - 1)]
 
     def work(job: Any) -> tuple[float, int, Any]:
         """Losses, right answers and gradients of one shard."""
