@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from edgekit.bundle import Bundle
-from edgekit.errors import EdgekitError, StreamError, UsageError, printable
+from edgekit.errors import EdgekitError, UsageError, printable
 from edgekit.runtime.engine import Engine, load
 from edgekit.runtime.frames import Frame, Hop
 from edgekit.runtime.mailbox import POLL_S, Closed, Mailbox
@@ -44,20 +44,9 @@ _SPARE = 2
 """Buffers that sinks leave to the mailbox and the engine, but for one: where a device has few, sinks see pictures too."""
 
 
-def stream(
-    bundles: AnyEngine | Sequence[AnyEngine] | Mapping[str, AnyEngine],
-    sources: AnySource | Sequence[AnySource] | Mapping[str, AnySource],
-    *,
-    sinks: Sink | str | Path | Sequence[Sink | str | Path] = (),
-    score_threshold: float | None = None,
-    policy: Policy | None = None,
-    threads: int = 0,
-    variant: str | None = None,
-    limit: int | None = None,
-    on_sink_error: Literal["raise", "continue"] | None = None,
-    watch_options: WatchOptions | None = None,
-) -> Stream:
-    """Run engines on live sensors or files.
+class Stream:
+    """Runs engines on live sensors or files: an iterator of StreamResult, a context manager and an
+    asynchronous iterator; one consumer at a time. `edgekit.stream` is this class.
 
         with edgekit.stream("m.edge", "v4l2:/dev/video0") as stream:
             for item in stream: ...
@@ -65,39 +54,8 @@ def stream(
     Without `with` a loop that is left early has to be followed by `close()`: sinks are finished and cameras
     let go only then.
 
-    bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
-    sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
-        Every engine gets every camera's frames.
-    sinks: what `open_sink` takes, or sinks; the stream closes all of them.
-    policy: `latest` keeps only the newest frame of each camera while the engine is busy; `block` loses
-        none. By default `latest` when any source is live.
-    threads, variant: as for `load`. limit: frames per source.
-    on_sink_error: `raise` ends the stream when a sink fails; `continue` goes on without that sink and
-        counts it, so that a full disk does not blind a robot. By default `continue` for live sources.
-    watch_options: when a live source counts as failed, and how it is opened again.
-
-    Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
-    any thread comes out of the iteration.
-    """
-    return Stream(
-        bundles,
-        sources,
-        sinks=sinks,
-        score_threshold=score_threshold,
-        policy=policy,
-        threads=threads,
-        variant=variant,
-        limit=limit,
-        on_sink_error=on_sink_error,
-        watch_options=watch_options,
-    )
-
-
-class Stream:
-    """An iterator of StreamResult, a context manager and an asynchronous iterator; one consumer at a time.
-
-    metrics: ages, stage times, drops and faults so far; a result counts when the next one is asked for. sources, engines, sinks: by name.
-    Each result's frame is valid until the next result is asked for.
+    metrics: ages, stage times, drops and faults so far; a result counts when the next one is asked for.
+    sources, engines, sinks: by name. Each result's frame is valid until the next result is asked for.
     """
 
     def __init__(
@@ -114,7 +72,20 @@ class Stream:
         on_sink_error: Literal["raise", "continue"] | None = None,
         watch_options: WatchOptions | None = None,
     ) -> None:
-        """As `stream`."""
+        """bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
+        sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
+            Every engine gets every camera's frames.
+        sinks: what `open_sink` takes, or sinks; the stream closes all of them.
+        policy: `latest` keeps only the newest frame of each camera while the engine is busy; `block` loses
+            none. By default `latest` when any source is live.
+        threads, variant: as for `load`. limit: frames per source.
+        on_sink_error: `raise` ends the stream when a sink fails; `continue` goes on without that sink and
+            counts it, so that a full disk does not blind a robot. By default `continue` for live sources.
+        watch_options: when a live source counts as failed, and how it is opened again.
+
+        Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
+        any thread comes out of the iteration.
+        """
         self.metrics = Metrics()
         self.sources: dict[str, Source] = {}
         self.engines: dict[str, Engine] = {}
@@ -582,4 +553,7 @@ def _set_limit(source: Source, limit: int) -> None:
     source.limit = most if source.limit is None else min(source.limit, most)
 
 
-__all__ = ["Policy", "Stream", "StreamError", "stream"]
+stream = Stream
+"""What `edgekit.stream(...)` calls."""
+
+__all__ = ["Policy", "Stream", "stream"]
