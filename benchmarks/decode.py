@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,6 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import commit  # noqa: E402
 from benchmarks.overhead import machine  # noqa: E402
 from edgekit import kernels  # noqa: E402
 from edgekit.tasks.detect.decode import Postprocess  # noqa: E402
@@ -203,8 +203,6 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=960, help="a multiple of 16")
     parser.add_argument("--evict", type=int, default=0, help="MiB of other memory read before every call")
     args = parser.parse_args()
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     module = kernels.native()
     for family in ("yolov8", "yolox"):
         for places in ("objects", "scattered"):
@@ -215,7 +213,7 @@ def main() -> None:
                 "evict_mib": args.evict,
                 "kernels": "numpy" if module is None else f"native/{module.isa}",
                 **measure(family, places, args.candidates, args.repeats, args.evict),
-                "commit": commit,
+                "commit": commit(),
                 "machine": machine(),
                 "versions": {
                     "python": platform.python_version(),

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import commit  # noqa: E402
 from edgekit import kernels  # noqa: E402
 from edgekit.kernels.letterbox import letterbox  # noqa: E402
 from edgekit.tasks.detect.decode import Postprocess  # noqa: E402
@@ -214,8 +214,6 @@ def main() -> None:
         frames = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(RING)]
         raw, activated = synthetic(rng)
         source = "synthetic heads"
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     module = kernels.native()
     result = {
         "benchmark": "overhead",
@@ -223,7 +221,7 @@ def main() -> None:
         "outputs": source,
         "kernels": "numpy" if module is None else f"native/{module.isa}",
         **measure(frames, raw, activated, args.repeats),
-        "commit": commit,
+        "commit": commit(),
         "machine": machine(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "cv2": cv2.__version__},
     }

@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import commit  # noqa: E402
 from edgekit import kernels  # noqa: E402
 from edgekit.kernels.letterbox import LetterboxPlan, reference  # noqa: E402
 from edgekit.pixels import Format, PixelLayout, Pixels  # noqa: E402
@@ -299,15 +299,13 @@ def main() -> None:
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"unknown case {unknown[0]}, expected some of {', '.join(CASES)}")
     cv2.setNumThreads(1)
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     module, rate = kernels.native(), copy_rate()
     for name, ring in ((name, ring) for name in names for ring in (args.ring << 20, 0)):
         result = {
             "benchmark": "preprocess",
             **measure(name, args.repeats, ring, rate),
             "kernels": "numpy" if module is None else f"native/{module.isa}",
-            "commit": commit,
+            "commit": commit(),
             "machine": machine(1),
             "versions": {"numpy": np.__version__, "cv2": cv2.__version__},
         }

@@ -18,12 +18,16 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import edgekit
+from benchmarks.common import commit
 from edgekit.runtime.bench import machine
 
 SOURCE = "synthetic://street?live=1&frames=0&size=1280x720&fps=30&loop=60&format=yuyv"
@@ -122,7 +126,7 @@ def main() -> None:
                 "age_p99_ratio": round(float(np.percentile(found["age"], 99)) / (period_ms + engine_ms), 4),
             }
         row["engine"] = engine.describe()
-    print(json.dumps({**row, "machine": machine(args.threads)}))
+    print(json.dumps({**row, "commit": commit(), "machine": machine(args.threads)}))
 
 
 if __name__ == "__main__":
