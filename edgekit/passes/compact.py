@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgekit.passes.graph import clean, shape
-from edgekit.passes.streamify.contract import KEY as STATES
+from edgekit.passes.states import KEY as STATES
 
 TOLERANCE = 0.0
 

@@ -30,7 +30,7 @@ import onnx_ir as ir
 from edgekit.errors import ModelError, UsageError
 from edgekit.passes import PassError, fold_constants, remove_identity
 from edgekit.passes.graph import clean, infer, listed, shape
-from edgekit.passes.streamify.contract import KEY, set_states, states
+from edgekit.passes.states import KEY, set_states, states
 from edgekit.passes.streamify.convert import Converter
 from edgekit.passes.streamify.verify import differences, random_clip, stream
 from edgekit.passes.streamify.writer import Shift
