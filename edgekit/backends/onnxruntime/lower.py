@@ -17,6 +17,7 @@ from edgekit.backends.onnxruntime.wire import align_weights
 from edgekit.errors import LoweringError, UsageError
 from edgekit.passes import compact
 from edgekit.quant import qdq
+from edgekit.quant.annotate import quant
 from edgekit.quant.rules import rules_for
 from edgekit.spec import DType, TensorSpec
 from edgekit.target import Target
@@ -81,8 +82,8 @@ def _halve_weights(model: ir.Model) -> None:
 
 
 def tensor_spec(value: ir.Value) -> TensorSpec:
-    """TensorSpec of a graph input or output with static shape."""
+    """TensorSpec of a graph input or output of a Q/DQ file, with static shape."""
     assert value.name is not None and value.shape is not None and value.dtype is not None
     shape = tuple(int(d) for d in value.shape.numpy())
     layout = "NCHW" if len(shape) == 4 else ""
-    return TensorSpec(value.name, DType(value.dtype.numpy().name), shape, layout)
+    return TensorSpec(value.name, DType(value.dtype.numpy().name), shape, layout, quant(value))
