@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, UsageError, printable
@@ -32,6 +32,9 @@ from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
 from edgekit.runtime.watch import Watch, WatchOptions
+
+if TYPE_CHECKING:
+    from edgekit.tasks import Pipeline
 
 Policy = Literal["latest", "block"]
 AnyEngine = str | Path | Bundle | Engine
@@ -508,8 +511,13 @@ class _Worker:
         self.uncounted: StreamResult | None = None
         """Its last result, until the metrics have it."""
         self._score = score
-        self._pipeline = engine.pipeline()
-        session = self._pipeline.session
+        self._open = engine.pipeline
+        pipeline = self._open()
+        self._spare: Pipeline | None = pipeline
+        self._one = not hasattr(pipeline, "reset")
+        """Pictures stand alone: one pipeline for all cameras. Else each has its own, with its state."""
+        self._pipelines: dict[str, Pipeline] = {}
+        session = pipeline.session
         written = sum(array.nbytes for array in session.inputs.values())
         self._hops: tuple[Hop, ...] = (Hop("fused kernel -> engine input", "CPU", written=written),)
         between = getattr(session, "bytes_copied_per_run", 0)
@@ -526,9 +534,10 @@ class _Worker:
     def run(self, frame: Frame) -> StreamResult:
         """One frame through the engine. Raises: StreamError when the inference library fails."""
         picked = time.monotonic_ns()
-        result = self._pipeline(frame.pixels, score_threshold=self._score)
         taken = frame.taken_ns
-        preprocess, engine, decode = self._pipeline.stage_ns
+        pipeline = self._pipeline_of(frame.camera)
+        result = pipeline(frame.pixels, score_threshold=self._score, taken_ns=taken, epoch=frame.epoch)
+        preprocess, engine, decode = pipeline.stage_ns
         stages = {
             "transport": frame.captured_ns - taken,
             "wait": picked - frame.captured_ns,
@@ -539,10 +548,19 @@ class _Worker:
         age = time.monotonic_ns() - taken
         return StreamResult(frame, result, age, stages, self.name, frame.hops + self._hops)
 
+    def _pipeline_of(self, camera: str) -> Pipeline:
+        name = "" if self._one else camera
+        found = self._pipelines.get(name)
+        if found is None:
+            spare, self._spare = self._spare, None
+            found = self._pipelines[name] = spare or self._open()
+        return found
+
     def close(self) -> None:
-        close = getattr(self._pipeline.session, "close", None)
-        if close is not None:
-            close()
+        for pipeline in (*self._pipelines.values(), self._spare):
+            close = getattr(pipeline and pipeline.session, "close", None)
+            if close is not None:
+                close()
 
 
 def _set_limit(source: Source, limit: int) -> None:

@@ -28,7 +28,11 @@ TASKS = ("detect", "classify")
 
 
 class Runnable(Protocol):
-    """The part of a session (or of one backend's binding) that a pipeline uses."""
+    """The part of a session (or of one backend's binding) that a pipeline uses.
+
+    State that a network carries from run to run is in neither of the two; one that has some has a method
+    `reset()`, which begins anew.
+    """
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
@@ -73,12 +77,23 @@ class Pipeline(Protocol):
     """One thread's way from a picture, uint8 [H, W, 3] BGR or Pixels, to a result.
 
     stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
+
+    taken_ns, epoch: when the picture was taken, as in `runtime.frames.Frame`; a task whose pictures stand alone
+    ignores both. Without `taken_ns` a call is one nominal step. One that carries state from call to call serves
+    one camera, and has a method `reset()` that forgets it.
     """
 
     session: Runnable
     stage_ns: tuple[int, int, int]
 
-    def __call__(self, image: np.ndarray | Pixels, *, score_threshold: float | None = None) -> Any: ...
+    def __call__(
+        self,
+        image: np.ndarray | Pixels,
+        *,
+        score_threshold: float | None = None,
+        taken_ns: int | None = None,
+        epoch: int = 0,
+    ) -> Any: ...
 
 
 class EvaluationSet(Protocol):

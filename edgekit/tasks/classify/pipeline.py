@@ -60,11 +60,17 @@ class ClassifyPipeline:
         self._plan: LetterboxPlan
 
     def __call__(
-        self, image: np.ndarray | Pixels, *, score_threshold: float | None = None, top_k: int | None = None
+        self,
+        image: np.ndarray | Pixels,
+        *,
+        score_threshold: float | None = None,
+        top_k: int | None = None,
+        taken_ns: int | None = None,
+        epoch: int = 0,
     ) -> Classification:
         """Classify a picture, uint8 [H, W, 3] in BGR order or Pixels of any format.
 
-        score_threshold, top_k: which classes are listed; by default the bundle's.
+        score_threshold, top_k: which classes are listed; by default the bundle's. taken_ns, epoch: not used.
         Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
         """
         pixels = as_pixels(image)

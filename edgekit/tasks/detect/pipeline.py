@@ -57,10 +57,12 @@ class DetectPipeline:
         iou_threshold: float | None = None,
         max_detections: int | None = None,
         for_metric: bool = False,
+        taken_ns: int | None = None,
+        epoch: int = 0,
     ) -> Detections:
         """Detect on a picture, uint8 [H, W, 3] in BGR order or Pixels of any format; boxes in its pixels.
 
-        Thresholds default to the bundle's. for_metric: see Postprocess.
+        Thresholds default to the bundle's. for_metric: see Postprocess. taken_ns, epoch: not used.
 
         Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
         """
