@@ -10,17 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import BundleError, UsageError
-from edgekit.runtime.state import (
-    MAX_RUNS,
-    Advance,
-    StateClock,
-    Stepping,
-    carry_over,
-    convert,
-    initial_value,
-    stepping,
-)
+from edgekit.runtime.state import carry_over, convert, initial_value
 from edgekit.spec import DType, QuantParams, StateSpec
+from edgekit.timebase import MAX_RUNS, Advance, StateClock, Stepping, stepping
 
 MS = 1_000_000
 LONG_AGO = 7 * 10**18  # some clocks count from 1970 in nanoseconds: more than a double holds
