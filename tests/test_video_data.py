@@ -12,7 +12,7 @@ import pytest
 from edgekit import tasks
 from edgekit.errors import UsageError
 from edgekit.synth.gestures import GESTURES, GestureWorld
-from edgekit.tasks.video.dataset import Frames, VideoSet, read_set
+from edgekit.tasks.video.dataset import Frames, VideoSet, class_names, read_set
 from edgekit.tasks.video.metric import bootstrap, evaluate, score_clip
 from edgekit.tasks.video.pipeline import VideoPipeline
 from edgekit.tasks.video.spec import Smoothing
@@ -59,6 +59,8 @@ def test_arrays(tmp_path: Path) -> None:
     )  # fmt: skip
     assert [c.cls for c in named.images] == [1, 0, 2, 4, 3, 0]
     assert named.labels == LABELS
+    assert class_names(tmp_path / "b.npz") == ("Wave", "nothing", "push", "shake", "turn")
+    assert class_names(tmp_path / "a.npz") == ()
     assert tasks.of(data) is tasks.task("video")
 
 
@@ -143,6 +145,9 @@ def test_sets_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dat
     cv2.imwrite("pictures/wave/1.png", picture())
     with pytest.raises(UsageError, match=says) as caught:
         read_set(Path(data), None)
+    assert class_names(Path(data)) == (
+        ("wave",) if data in ("pictures", "nothing") else GESTURES if "gestures" in data else ()
+    )
     assert "\n" not in str(caught.value)
 
 
