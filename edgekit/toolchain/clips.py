@@ -109,6 +109,4 @@ def state_feeds(
     content = hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest()
     digest = cache.digest(found, to_json(rule), to_json(list(states)), content, *code)
     provenance = {"calibration": what, "digest": found, "pictures": sum(lengths), "clips": count}
-    return StateFeeds(
-        clips, tuple(lengths), rule, input_name, model, tuple(states), what, digest, provenance
-    )
+    return StateFeeds(clips, tuple(lengths), rule, input_name, model, tuple(states), what, digest, provenance)

@@ -18,7 +18,7 @@ LINE, LETTERS = 20, 0.45
 MAX_LINES = 3
 STRIP, EVENTS, GAP = 10, 18, 2
 """Pixels: height of the strip of answers, of the row of events above it, and around both."""
-_SHADE, _WHITE, _TICK = (48, 48, 48), (255, 255, 255), (120, 120, 120)
+_SHADE, _NOTHING, _WHITE, _TICK = (48, 48, 48), (155, 148, 141), (255, 255, 255), (40, 40, 40)
 
 
 def draw(image: np.ndarray, result: VideoResult) -> np.ndarray:
@@ -44,7 +44,7 @@ def draw(image: np.ndarray, result: VideoResult) -> np.ndarray:
 
 def _lines(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
     height, width = canvas.shape[:2]
-    lines = list(result)[: max(1, min(MAX_LINES, height // (3 * LINE)))]
+    lines = result.best()[: max(1, min(MAX_LINES, height // (3 * LINE)))]
     if result.answer not in [cls for cls, _, _ in lines]:  # smoothing may hold one that scores low
         lines = [
             (result.answer, float(result.all_scores[result.answer]), result.label(result.answer)),
@@ -57,7 +57,8 @@ def _lines(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
         bottom = LINE * (i + 1)
         share = min(max(score, 0.0), 1.0) if np.isfinite(score) else 0.0
         end = (round(share * (width - 1)), bottom + 1)
-        cv2.rectangle(canvas, (0, bottom - 1), end, class_color(cls), -1)
+        color = _NOTHING if cls == result.background else class_color(cls)
+        cv2.rectangle(canvas, (0, bottom - 1), end, color, -1)
         shown = f"{_printable(label)} {score:.0%}" if np.isfinite(score) else _printable(label)
         _write(cv2, canvas, f"> {shown}" if cls == result.answer else f"  {shown}", (4, bottom - 6), _WHITE)
 
@@ -77,40 +78,44 @@ def _history(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
     upper, lower = top + EVENTS + GAP, height - GAP
     ends = [ns for ns, _ in history.answers[1:]] + [history.until_ns]
     for (ns, cls), until in zip(history.answers, ends, strict=True):
-        color = class_color(cls) if cls >= 0 else _SHADE
+        color = _SHADE if cls < 0 else _NOTHING if cls == result.background else class_color(cls)
         canvas[upper:lower, x(ns) : max(x(until), x(ns) + 1)] = color
     for second in range(1, int(history.seconds) + 1):
         at = x(history.until_ns - second * 1_000_000_000)
         canvas[lower - 3 : lower, at : at + 1] = _TICK
-    for cls, start, end, label in _events(result, begin):
+    events = result.events()
+    for i, (cls, label, start, end) in enumerate(events):
         left, right = x(start), width if end is None else max(x(end), x(start) + 2)
         color = class_color(cls)
         canvas[top + GAP : top + EVENTS, left:right] = color
         canvas[top + GAP : lower, left : left + 2] = _WHITE  # its edges, through both rows
         if end is not None:
             canvas[top + GAP : lower, right - 1 : right] = _WHITE
+        after = x(events[i + 1][2]) if i + 1 < len(events) else width
+        inside, beside = right - left - 8, after - right - 6
         text = _printable(label)
-        (text_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
-        if text_width + 8 <= right - left:  # too short a one has its colour only
-            _write(cv2, canvas, text, (left + 5, top + EVENTS - 5), ink_color(color))
-
-
-def _events(result: VideoResult, begin: int) -> list[tuple[int, int, int | None, str]]:
-    """(class, start, end or None, label) of the events in the history; one that began before it starts at its begin."""
-    found: list[tuple[int, int, int | None, str]] = []
-    started: dict[int, int] = {}
-    for edge in result.history.edges:
-        if edge.kind == "start":
-            started[edge.number] = edge.taken_ns
+        if _width(cv2, text) <= inside or inside >= beside:
+            _write(cv2, canvas, _fit(cv2, text, inside), (left + 5, top + EVENTS - 5), ink_color(color))
         else:
-            found.append((edge.cls, started.pop(edge.number, begin), edge.taken_ns, edge.label))
-    if result.event is not None:
-        found.append((result.event.cls, max(begin, result.event.taken_ns), None, result.event.label))
-    return found
+            _write(cv2, canvas, _fit(cv2, text, beside), (right + 3, top + EVENTS - 5), _WHITE)
 
 
 def _write(cv2: Any, canvas: np.ndarray, text: str, at: tuple[int, int], ink: tuple[int, int, int]) -> None:
     cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, ink, 1, cv2.LINE_AA)
+
+
+def _width(cv2: Any, text: str) -> int:
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
+    return int(width)
+
+
+def _fit(cv2: Any, text: str, room: int) -> str:
+    """As much of the text as there is room for; nothing where that says nothing."""
+    if _width(cv2, text) <= room:
+        return text
+    while text and _width(cv2, f"{text}..") > room:
+        text = text[:-1]
+    return f"{text}.." if len(text) > 1 else ""
 
 
 def _printable(label: str) -> str:

@@ -58,9 +58,7 @@ def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[VideoSpec, str, st
     if frames is not None:
         given["frames"] = frames
     try:
-        spec = VideoSpec(
-            rule, str(found[0].name), labels, cast("Activation", prepared.activation), **given
-        )
+        spec = VideoSpec(rule, str(found[0].name), labels, cast("Activation", prepared.activation), **given)
     except ValueError as error:
         raise UsageError(f"model {entry.name}: video: {error}. Change [model.video]") from None
     return spec, why, note
@@ -78,7 +76,9 @@ def _labels(entry: ModelEntry, count: int) -> tuple[tuple[str, ...], str]:
     where = None if data is None else data.source or data.data
     names = () if where is None else class_names(where)
     if len(names) == count:
-        shown = printable(str(where)) if data is not None and data.source else printable(str(data and data.data))
+        shown = (
+            printable(str(where)) if data is not None and data.source else printable(str(data and data.data))
+        )
         return names, f"no class names given: taken from {shown}, in its order"
     names = tuple(f"class_{i}" for i in range(count))
     return names, f"no class names given: called {names[0]} to {names[-1]}"
