@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgekit import timebase
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, UsageError, printable
 from edgekit.runtime.engine import Engine, load
@@ -74,6 +75,7 @@ class Stream:
         limit: int | None = None,
         on_sink_error: Literal["raise", "continue"] | None = None,
         watch_options: WatchOptions | None = None,
+        stepping: timebase.Policy | None = None,
     ) -> None:
         """bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
         sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
@@ -85,6 +87,8 @@ class Stream:
         on_sink_error: `raise` ends the stream when a sink fails; `continue` goes on without that sink and
             counts it, so that a full disk does not blind a robot. By default `continue` for live sources.
         watch_options: when a live source counts as failed, and how it is opened again.
+        stepping: what networks that keep state do about frames that are missing or early (timebase.stepping): by
+            default what their bundles say. Each camera has a state of its own.
 
         Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
         any thread comes out of the iteration.
@@ -150,9 +154,12 @@ class Stream:
                     raise UsageError(f"stream: sink {printable(sink.path)}: given twice. Leave one out")
                 opened.append(sink if isinstance(sink, Sink) else open_sink(sink, fps=fps))
             self.sinks = tuple(opened)
+            timed = frozenset(name for name, source in self.sources.items() if source.live)
             for name, engine in self.engines.items():
                 box: Mailbox[Frame] = Mailbox(self.sources, newest=self.policy == "latest", stop=self._stop)
-                self._workers.append(_Worker(name, engine, box, score_threshold))
+                self._workers.append(
+                    _Worker(name, partial(engine.pipeline, stepping=stepping), box, score_threshold, timed)
+                )
             if len(self._workers) > 1:  # a place for each engine and camera: none hides another's results
                 places = [place for worker in self._workers for place in worker.places(self.sources)]
                 self._results = Mailbox(places, newest=self.policy == "latest", stop=self._stop)
@@ -503,7 +510,15 @@ class Stream:
 class _Worker:
     """One engine's session and the frames that wait for it."""
 
-    def __init__(self, name: str, engine: Engine, box: Mailbox[Frame], score: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        open_pipeline: Callable[[], Pipeline],
+        box: Mailbox[Frame],
+        score: float | None,
+        timed: frozenset[str],
+    ) -> None:
+        """timed: cameras whose frames come when they were taken, so that their arrival is a time, if there is no other."""
         self.name = name
         self.box = box
         self.thread: threading.Thread | None = None
@@ -511,7 +526,8 @@ class _Worker:
         self.uncounted: StreamResult | None = None
         """Its last result, until the metrics have it."""
         self._score = score
-        self._open = engine.pipeline
+        self._timed = timed
+        self._open = open_pipeline
         pipeline = self._open()
         self._spare: Pipeline | None = pipeline
         self._one = not hasattr(pipeline, "reset")
@@ -523,6 +539,11 @@ class _Worker:
         between = getattr(session, "bytes_copied_per_run", 0)
         if between:
             self._hops += (Hop("between plan steps", "CPU", copied=between, written=between),)
+
+    @property
+    def pipelines(self) -> tuple[Pipeline, ...]:
+        """All that are open."""
+        return (*self._pipelines.values(), *([] if self._spare is None else [self._spare]))
 
     def place(self, camera: str) -> str:
         """Where its results of that camera wait for the caller."""
@@ -536,7 +557,9 @@ class _Worker:
         picked = time.monotonic_ns()
         taken = frame.taken_ns
         pipeline = self._pipeline_of(frame.camera)
-        result = pipeline(frame.pixels, score_threshold=self._score, taken_ns=taken, epoch=frame.epoch)
+        result = pipeline(
+            frame.pixels, score_threshold=self._score, taken_ns=self._moment(frame), epoch=frame.epoch
+        )
         preprocess, engine, decode = pipeline.stage_ns
         stages = {
             "transport": frame.captured_ns - taken,
@@ -548,6 +571,13 @@ class _Worker:
         age = time.monotonic_ns() - taken
         return StreamResult(frame, result, age, stages, self.name, frame.hops + self._hops)
 
+    def _moment(self, frame: Frame) -> int | None:
+        """When the frame was taken, on a clock on which the source's frames are as far apart as they were taken:
+        a file's arrive as fast as they are read. None for pictures, which have no time."""
+        if frame.clock != "none":
+            return frame.pts_ns
+        return frame.captured_ns if frame.camera in self._timed else None
+
     def _pipeline_of(self, camera: str) -> Pipeline:
         name = "" if self._one else camera
         found = self._pipelines.get(name)
@@ -557,8 +587,8 @@ class _Worker:
         return found
 
     def close(self) -> None:
-        for pipeline in (*self._pipelines.values(), self._spare):
-            close = getattr(pipeline and pipeline.session, "close", None)
+        for pipeline in self.pipelines:
+            close = getattr(pipeline.session, "close", None)
             if close is not None:
                 close()
 
