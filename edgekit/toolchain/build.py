@@ -163,7 +163,9 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
     entry = work.source.entry
     if work.calibrated is None:
         source = work.source
-        work.calibrated = quantize.calibrated(entry, source.spec, source.prepared.model, source.states, report)
+        work.calibrated = quantize.calibrated(
+            entry, source.spec, source.prepared.model, source.states, report
+        )
     scheme = work.options.quantization
     return quantize.quantize(work.calibrated, target, backends, gate, scheme, work.searches, report)
 

@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.dataset import DIGEST_PICTURES, DataSet, Purpose, check_digest, check_files
+from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest, check_files, from_uri
 from edgekit.errors import CalibrationError, UsageError
 from edgekit.picture import SUFFIXES, VIDEO_SUFFIXES
 from edgekit.project import ModelEntry
@@ -73,10 +73,13 @@ def clips_of(data: VideoSet, spec: VideoSpec) -> Clips:
     return Clips(data, tuple(range(len(data.images))), LONGEST * spec.frames, spec.dt_s)
 
 
-def labelled_clips(data: DataSet, spec: VideoSpec, limit: int | None = None) -> VideoSet:
-    """The set to judge on. Raises: UsageError, CalibrationError for a synthetic set that has changed."""
+def labelled_clips(data: DataSet, labels: tuple[str, ...], limit: int | None = None) -> VideoSet:
+    """The set to judge on; `labels`: the model's, () takes the set's own.
+
+    Raises: UsageError, CalibrationError for a synthetic set that has changed.
+    """
     counts = [n for n in (data.count, limit) if n is not None]
-    return _read(data, min(counts) if counts else None, spec.labels)
+    return _read(data, min(counts) if counts else None, labels)
 
 
 def unlabelled_clips(data: DataSet, count: int | None = None) -> VideoSet:
@@ -94,6 +97,15 @@ def unlabelled_clips(data: DataSet, count: int | None = None) -> VideoSet:
     counts = [n for n in (data.count, count) if n is not None]
     chosen = [paths[i] for i in DataSet(count=min(counts) if counts else None).indices(len(paths))]
     return VideoSet(data.images.name, (), tuple(Clip(0, path) for path in chosen), "")
+
+
+def footage(where: str, count: int) -> DataSet:
+    """What an option names: a folder of clips, labelled ones, or a synthetic:// source (`count` clips of it, unless
+    it says clips itself)."""
+    if "://" in where:
+        found = from_uri(where)
+        return found if found.count is not None else replace(found, count=count)
+    return DataSet(images=Path(where)) if Path(where).is_dir() else DataSet(data=Path(where))
 
 
 def clip_paths(folder: Path) -> list[Path]:
@@ -265,9 +277,7 @@ def _feeds(
     content = hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest()
     digest = cache.digest(found, lengths, to_json(rule), to_json(list(states)), content, *code)
     provenance = {"calibration": what, "digest": found, "pictures": sum(lengths), "clips": len(lengths)}
-    return StateFeeds(
-        clips, tuple(lengths), rule, input_name, model, tuple(states), what, digest, provenance
-    )
+    return StateFeeds(clips, tuple(lengths), rule, input_name, model, tuple(states), what, digest, provenance)
 
 
 def _check_apart(calibration: VideoSet, evaluation: VideoSet, where: str) -> None:

@@ -79,9 +79,7 @@ def frames(pictures: Footage) -> Iterator[tuple[np.ndarray, bool]]:
             yield frame, number == 0
 
 
-def results(
-    pipelines: Sequence[Pipeline], pictures: Footage
-) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
+def results(pipelines: Sequence[Pipeline], pictures: Footage) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
     """(picture, what each of `pipelines` finds in it), each with its own state."""
     for picture, begins in frames(pictures):
         if begins:
