@@ -98,7 +98,9 @@ def exposition(snapshot: Mapping[str, Any]) -> str:
     for labels, m in engines:
         for camera, count in sorted(m["resets"].items()):
             out.sample("state_resets_total", {**labels, "camera": camera}, count)
-    out.family("early_frames_total", "counter", "Frames that came before their step was due and were not run.")
+    out.family(
+        "early_frames_total", "counter", "Frames that came before their step was due and were not run."
+    )
     for labels, m in engines:
         out.sample("early_frames_total", labels, m["early_frames"])
     out.family("missed_steps_total", "counter", "Nominal steps of a network with state that were not run.")

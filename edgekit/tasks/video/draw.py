@@ -44,7 +44,7 @@ def draw(image: np.ndarray, result: VideoResult) -> np.ndarray:
 
 def _lines(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
     height, width = canvas.shape[:2]
-    lines = list(result)[: max(1, min(MAX_LINES, height // (3 * LINE)))]
+    lines = result.best()[: max(1, min(MAX_LINES, height // (3 * LINE)))]
     if result.answer not in [cls for cls, _, _ in lines]:  # smoothing may hold one that scores low
         lines = [
             (result.answer, float(result.all_scores[result.answer]), result.label(result.answer)),
@@ -82,7 +82,7 @@ def _history(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
     for second in range(1, int(history.seconds) + 1):
         at = x(history.until_ns - second * 1_000_000_000)
         canvas[lower - 3 : lower, at : at + 1] = _TICK
-    for cls, start, end, label in _events(result, begin):
+    for cls, label, start, end in result.events():
         left, right = x(start), width if end is None else max(x(end), x(start) + 2)
         color = class_color(cls)
         canvas[top + GAP : top + EVENTS, left:right] = color
@@ -93,20 +93,6 @@ def _history(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
         (text_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
         if text_width + 8 <= right - left:  # too short a one has its colour only
             _write(cv2, canvas, text, (left + 5, top + EVENTS - 5), ink_color(color))
-
-
-def _events(result: VideoResult, begin: int) -> list[tuple[int, int, int | None, str]]:
-    """(class, start, end or None, label) of the events in the history; one that began before it starts at its begin."""
-    found: list[tuple[int, int, int | None, str]] = []
-    started: dict[int, int] = {}
-    for edge in result.history.edges:
-        if edge.kind == "start":
-            started[edge.number] = edge.taken_ns
-        else:
-            found.append((edge.cls, started.pop(edge.number, begin), edge.taken_ns, edge.label))
-    if result.event is not None:
-        found.append((result.event.cls, max(begin, result.event.taken_ns), None, result.event.label))
-    return found
 
 
 def _write(cv2: Any, canvas: np.ndarray, text: str, at: tuple[int, int], ink: tuple[int, int, int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,12 +63,29 @@ class VideoResult:
     history: History = field(default_factory=lambda: History(0.0, 0), repr=False)
 
     def __len__(self) -> int:
-        return len(self.classes)
+        """Events that began, known since this frame: over a stream they add up to its events."""
+        return sum(edge.kind == "start" for edge in self.edges)
 
-    def __iter__(self) -> Iterator[tuple[int, float, str]]:
+    def best(self) -> list[tuple[int, float, str]]:
         """(class, score, label) of the best k, best first."""
-        for cls, score in zip(self.classes, self.scores, strict=True):
-            yield int(cls), float(score), self.label(int(cls))
+        return [
+            (int(c), float(s), self.label(int(c))) for c, s in zip(self.classes, self.scores, strict=True)
+        ]
+
+    def events(self) -> list[tuple[int, str, int, int | None]]:
+        """(class, label, start, end) of the events in the history, nanoseconds; end None of the one that goes
+        on. Where one began before the history, start is the history's begin."""
+        begin = self.history.until_ns - round(self.history.seconds * 1e9)
+        found: list[tuple[int, str, int, int | None]] = []
+        started: dict[int, int] = {}
+        for edge in self.history.edges:
+            if edge.kind == "start":
+                started[edge.number] = edge.taken_ns
+            else:
+                found.append((edge.cls, edge.label, started.pop(edge.number, begin), edge.taken_ns))
+        if self.event is not None:
+            found.append((self.event.cls, self.event.label, max(begin, self.event.taken_ns), None))
+        return found
 
     def label(self, cls: int) -> str:
         return self.labels[cls] if 0 <= cls < len(self.labels) else str(cls)

@@ -11,4 +11,4 @@ from edgekit.tasks.video.pipeline import read_spec
 __all__ = ["METRIC", "UNIT", "agreement", "bootstrap", "evaluate", "open_pipeline", "read_set", "read_spec"]
 
 METRIC = "top1"
-UNIT = "classes"
+UNIT = "events"
