@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest, check_files, from_uri
 from edgekit.errors import CalibrationError, UsageError
+from edgekit.passes.graph import shape
 from edgekit.picture import SUFFIXES, VIDEO_SUFFIXES
 from edgekit.project import ModelEntry
 from edgekit.runtime.sources.pictures import natural_key
@@ -26,6 +27,9 @@ from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.tasks.video.dataset import Clip, VideoSet, read_set
 from edgekit.tasks.video.spec import VideoSpec
 from edgekit.toolchain import cache
+
+if TYPE_CHECKING:
+    from edgekit.passes.streamify import Streamified
 
 Progress = Callable[[str, int, int], None]
 
@@ -310,3 +314,40 @@ def _files(data: VideoSet) -> list[Path]:
 def _row(data: VideoSet, clip: Clip) -> bytes:
     assert data.arrays is not None, "asked for arrays only"
     return hashlib.sha256(np.ascontiguousarray(data.arrays[clip.index]).tobytes()).digest()
+
+
+# --- what the clip model itself would say ------------------------------------------------------------
+
+
+def clip_accuracy(
+    model: ir.Model, made: Streamified, spec: VideoSpec, data: VideoSet, progress: Progress
+) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """The metric of the clip model that `made` came from, float, on whole clips: what `evaluate` gives.
+
+    A clip is cut into runs of the model's length, the last of which ends with it; a shorter one shows its last
+    frame to the end. The mean of all outputs counts. Raises: ModelError.
+    """
+    from edgekit.quant.simulate import open_session
+    from edgekit.tasks.classify.metric import accuracy
+    from edgekit.toolchain.data import fed
+
+    session = open_session(model)
+    value = model.graph.inputs[0]
+    sizes = shape(value)
+    assert sizes is not None, "checked by streamify"
+    answers = []
+    everything = replace(clips_of(data, spec), frames=1 << 30)
+    for number, clip in enumerate(everything):
+        progress("accuracy, clip model", number, len(everything))
+        arrays = [fed(frame, spec.preprocess) for frame in clip]
+        arrays += [arrays[-1]] * (made.frames - len(arrays))
+        begins = {min(b, len(arrays) - made.frames) for b in range(0, len(arrays), made.frames)}
+        total = np.zeros(len(spec.labels), np.float64)
+        for begin in sorted(begins):
+            run = np.stack([a[0] for a in arrays[begin : begin + made.frames]], made.axis - (len(sizes) - 4))
+            (result,) = session.run(None, {str(value.name): run.reshape(sizes)})
+            total += np.asarray(result, np.float64).reshape(-1, len(spec.labels)).mean(axis=0)
+        cls = data.images[number].cls
+        rank = int((total > total[cls]).sum() + (total[:cls] == total[cls]).sum())
+        answers.append((int(np.argmax(total)), rank))
+    return accuracy(data, answers), answers

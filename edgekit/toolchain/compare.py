@@ -33,7 +33,7 @@ from edgekit.tasks.interval import interval95
 from edgekit.toolchain import recurrent
 from edgekit.toolchain.clips import clips_of, footage, unlabelled_clips
 from edgekit.toolchain.page import Facts
-from edgekit.toolchain.running import Footage, frames, restart, results, run_here
+from edgekit.toolchain.running import Footage, Still, frames, restart, results, run_here
 from edgekit.toolchain.tasks import half as toolchain_task
 
 Progress = Callable[[str, int, int], None]
@@ -449,12 +449,12 @@ def _ratio(unit: str, a: float, b: float) -> dict[str, Any]:
 
 
 def _latency(
-    sides: tuple[Side, Side], first: np.ndarray | Sequence[np.ndarray], options: Options, progress: Progress
+    sides: tuple[Side, Side], still: Still, options: Options, progress: Progress
 ) -> dict[str, Any]:
     """Interleaved here: the network alone, and everything from picture to result."""
     if not options.rounds:
         return {"not_measured": "left out (--rounds 0)"}
-    image, _ = next(frames([first]))
+    image, _ = next(frames([still]))
     for side in sides:
         restart(side.pipeline)
     progress("time both, interleaved", 0, 1)  # not once a run: drawing it would be timed too

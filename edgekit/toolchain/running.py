@@ -67,14 +67,16 @@ def run_here(payload: Payload, states: Sequence[StateSpec] = (), threads: int = 
     return Running(payload, Session(plan, {variant.name: executable}), executable.describe(), tuple(states))
 
 
-Footage = Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]]
+Still = np.ndarray | Sequence[np.ndarray]
+"""One of them: a still, or a clip."""
+Footage = Sequence[Still]
 """Stills or clips."""
 
 
 def frames(pictures: Footage) -> Iterator[tuple[np.ndarray, bool]]:
     """(picture [H, W, 3], whether state begins anew with it) of stills and clips, in order."""
     for picture in pictures:
-        clip = [picture] if isinstance(picture, np.ndarray) and picture.ndim == 3 else picture
+        clip: Sequence[np.ndarray] = [picture] if isinstance(picture, np.ndarray) else picture
         for number, frame in enumerate(clip):
             yield frame, number == 0
 
