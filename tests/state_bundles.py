@@ -80,10 +80,13 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 
 def reference(
-    model: ir.Model, frames: np.ndarray, states: Mapping[str, np.ndarray] | None = None
+    model: ir.Model,
+    frames: np.ndarray,
+    states: Mapping[str, np.ndarray] | None = None,
+    specs: Sequence[StateSpec] = STATES,
 ) -> list[dict[str, np.ndarray]]:
     """All outputs, frame by frame, by handing each state's output to the next frame's input."""
-    held = dict(states or {s.input: np.full(s.shape, s.initial, np.float32) for s in STATES})
+    held = dict(states or {s.input: np.full(s.shape, s.initial, np.float32) for s in specs})
     results = []
     for frame in frames:
         results.append(probe.evaluate(model, {"image": frame, **held}))
@@ -107,10 +110,12 @@ def write(
 
     golden_states: values of state inputs, in the manifest's types, which then have golden outputs too;
     None = the bundle has golden values for plan inputs and outputs only.
+    A model of several lanes (passes.lanes) takes states of as many.
     """
-    frame = pictures(1, seed=5)[0]
+    lanes = states[0].shape[0] if states else 1
+    frame = np.concatenate(pictures(lanes, seed=5))
     values: dict[str, np.ndarray] = {"image": frame, **(golden_states or {})}
-    (result,) = reference(model, frame[None], golden_states and dict(golden_states))
+    (result,) = reference(model, frame[None], golden_states and dict(golden_states), specs=states)
     values |= result
     contents: dict[str, bytes] = dict(files or {})
     variants = []
@@ -126,8 +131,8 @@ def write(
     for tensor in (*golden[0], *golden[1]):
         contents[tensor.path] = golden_bytes(values[tensor.tensor])
     tensors = [
-        TensorSpec("image", DType.float32, SHAPES["image"]),
-        TensorSpec("logits", DType.float32, (1, CLASSES)),
+        TensorSpec("image", DType.float32, frame.shape),
+        TensorSpec("logits", DType.float32, (lanes, CLASSES)),
     ]
     tensors += [TensorSpec(name, s.dtype, s.shape) for s in states for name in (s.input, s.output)]
     manifest = Manifest(

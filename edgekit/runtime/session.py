@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 
 import numpy as np
@@ -15,6 +15,8 @@ from edgekit.spec import StateSpec
 
 Copies = tuple[tuple[np.ndarray, np.ndarray], ...]
 """(target, source), in order."""
+
+_ALL = slice(None)
 
 
 class Session:
@@ -138,6 +140,20 @@ class Session:
         for push in self._pushes[self._turn]:
             push()
 
+    def write_rows(self, rows: Sequence[tuple[slice, Mapping[str, np.ndarray]]]) -> None:
+        """Write some rows of every state along its first axis and leave the others: (which, value by state name).
+
+        Nothing is checked. Raises: StreamError as `states`.
+        """
+        if any(part != _ALL for part, _ in rows):
+            for pull in self._pulls[self._turn]:
+                pull()
+        for part, values in rows:
+            for name, array in self._states[self._turn].items():
+                np.copyto(array[part], values[name])
+        for push in self._pushes[self._turn]:
+            push()
+
     def snapshot(self) -> dict[str, np.ndarray]:
         """Copies of all states, by name: what `restore` takes. Raises: StreamError as `states`."""
         return {name: np.array(array, order="C") for name, array in self.states.items()}
@@ -148,22 +164,7 @@ class Session:
         Raises: UsageError, and nothing is changed, unless it has exactly these states, shapes and types;
         StreamError as `states`.
         """
-        states = self._states[self._turn]
-        for name in snapshot:
-            if name not in states:
-                raise UsageError(
-                    f"snapshot: state {str(name)[:80]!r} is not one of this network, "
-                    f"expected {', '.join(states) or 'none'}. Take it with session.snapshot()"
-                )
-        for name, array in states.items():
-            if name not in snapshot:
-                raise UsageError(f"snapshot: state {name!r} is missing. Take it with session.snapshot()")
-            value = np.asarray(snapshot[name])
-            if (value.dtype, value.shape) != (array.dtype, array.shape):
-                raise UsageError(
-                    f"snapshot: state {name!r}: expected {array.dtype} {array.shape}, got {value.dtype} "
-                    f"{value.shape}. A snapshot of another payload goes through state.carry_over()"
-                )
+        check_snapshot(snapshot, self._states[self._turn])
         self._write(snapshot)
 
     def close(self) -> None:
@@ -180,6 +181,25 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_snapshot(snapshot: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray]) -> None:
+    """Raises: UsageError unless `snapshot` has exactly these `states`, of their shapes and types."""
+    for name in snapshot:
+        if name not in states:
+            raise UsageError(
+                f"snapshot: state {str(name)[:80]!r} is not one of this network, "
+                f"expected {', '.join(states) or 'none'}. Take it with session.snapshot()"
+            )
+    for name, array in states.items():
+        if name not in snapshot:
+            raise UsageError(f"snapshot: state {name!r} is missing. Take it with session.snapshot()")
+        value = np.asarray(snapshot[name])
+        if (value.dtype, value.shape) != (array.dtype, array.shape):
+            raise UsageError(
+                f"snapshot: state {name!r}: expected {array.dtype} {array.shape}, got {value.dtype} "
+                f"{value.shape}. A snapshot of another payload goes through state.carry_over()"
+            )
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
