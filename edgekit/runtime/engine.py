@@ -21,7 +21,7 @@ from edgekit.host import matches
 from edgekit.manifest import Manifest, Variant
 from edgekit.runtime import tuning, variants
 from edgekit.runtime.session import Session
-from edgekit.runtime.slots import Streams
+from edgekit.runtime.slots import Streams, StreamSlot
 from edgekit.target import Target
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ class Engine:
     def pipeline(self) -> Pipeline:
         """A session with the task's preprocessing and decoding around it, for one thread.
 
+        It takes one picture a call. Of a bundle built for a batch it uses one lane and computes the others in vain.
+
         Raises: BundleError for a task this edgekit has no pipeline for, or when the bundle's
         pipeline does not fit its network; UsageError when the engine is closed.
         """
@@ -145,7 +147,10 @@ class Engine:
         if self.task not in tasks.TASKS:
             raise BundleError(f"bundle {self.bundle.path}: task {self.task!r} is not known. Upgrade edgekit")
         task = tasks.task(self.task)
-        return task.open_pipeline(task.read_spec(self.manifest), self.session())
+        session = self.session()
+        streams = Streams(session)
+        runnable = session if streams.lanes == 1 else StreamSlot(streams, "", owner=True)
+        return task.open_pipeline(task.read_spec(self.manifest), runnable)
 
     def predict(self, image: np.ndarray, *, score_threshold: float | None = None) -> Any:
         """The task's result for one picture, uint8 [H, W, 3] in BGR order (as cv2 reads it): Detections or

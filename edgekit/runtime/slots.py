@@ -221,10 +221,11 @@ class Streams:
 
 
 class StreamSlot:
-    """One of many streams, run like a session. Closing it is the `Streams`' affair."""
+    """One of many streams, run like a session. Closing it is the `Streams`' affair, unless it is the `owner`."""
 
-    def __init__(self, streams: Streams, key: Hashable) -> None:
+    def __init__(self, streams: Streams, key: Hashable, *, owner: bool = False) -> None:
         self._streams = streams
+        self._owner = owner
         self.key = key
         self.inputs = streams.inputs
         self.outputs = streams.outputs
@@ -245,6 +246,11 @@ class StreamSlot:
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
         """Go on from a snapshot. Raises: UsageError as Session.restore."""
         self._streams.restore(self.key, snapshot)
+
+    def close(self) -> None:
+        """Close the `Streams` if they are nobody else's."""
+        if self._owner:
+            self._streams.close()
 
 
 def _lanes(*sides: Arrays) -> int:
