@@ -24,6 +24,20 @@ MAX_PIXELS = 200_000_000
 _MAX_BYTES = 1 << 29
 KINDS = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "PNM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".wmv",
+    ".flv",
+    ".gif",
+)
 _MAX_SEGMENTS = 10_000
 _DECODER_LINES = ("libpng ", "Corrupt JPEG", "Premature end of JPEG", "Inconsistent prog", "Warning: unknown JFIF",
                   "Invalid SOS param", "Unknown Adobe")  # fmt: skip

@@ -348,7 +348,7 @@ def test_a_pipe_that_nobody_reads_costs_its_own_results_only(
 def test_an_engine_that_fails_reaches_the_caller(engine: Engine) -> None:
     with Run(engine, "") as run:
         run.until(lambda: True, more=10)
-        run.stream._workers[0]._pipeline.session.close()  # as a device that was reset
+        run.stream._workers[0].pipelines[0].session.close()  # as a device that was reset
         with pytest.raises(StreamError, match="closed"):
             run.until(lambda: False)
     (event,) = events(run.stream, "engine-failed")

@@ -21,7 +21,7 @@ from edgekit.errors import ModelError, StreamError, UsageError
 from edgekit.manifest import Variant
 from edgekit.passes import PassError, probe
 from edgekit.passes import lanes as lanes_pass
-from edgekit.passes.graph import shape
+from edgekit.passes.graph import new_weight, shape
 from edgekit.passes.lanes import lanes
 from edgekit.passes.states import set_states, states
 from edgekit.quant.calibrate import calibrate
@@ -232,7 +232,7 @@ def test_the_result_is_held_against_the_model(monkeypatch: pytest.MonkeyPatch) -
         data = np.repeat(weights["k"], self.count, 0)
         data[-1] += 1
         add = next(iter(self.graph))
-        add.replace_input_with(1, lanes_pass.new_weight(self.graph, "k_wrong", data))
+        add.replace_input_with(1, new_weight(self.graph, "k_wrong", data))
 
     monkeypatch.setattr(lanes_pass._Widener, "run", wrong)
     with pytest.raises(PassError, match=r"pass lanes: output 'y' of lane 2 differs"):
@@ -278,7 +278,7 @@ def lowered(model: ir.Model, backend: str, precision: str, count: int) -> Payloa
             for frame, before in zip(frames[1:], reference(model, frames), strict=False)
         ]
         model = place(model, calibrate(model, feeds), rules_for(backend, HOST), Choices(scheme="minmax"))
-    (payload,) = half(backend, "lower").lower(lanes(model, count), HOST, precision)
+    payload: Payload = half(backend, "lower").lower(lanes(model, count), HOST, precision)[0]
     return payload
 
 
@@ -418,6 +418,7 @@ def test_any_order_of_calls_keeps_streams_apart(bundle: Callable[[int], Path], d
                         st.lists(st.sampled_from(keys), unique=True, min_size=1, max_size=most)
                     )
                 pick = {k: frames[data.draw(st.integers(0, 3))] for k in chosen}
+                results: Mapping[str, Any]
                 if act == "step":
                     results = {key: streams.step(key, {"image": pick[key]})}
                 elif act == "many":

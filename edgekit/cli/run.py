@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgekit.cli.common import add_engine_options, fraction, integer, one_of, print_json, say, warn
 from edgekit.errors import UsageError, printable
+from edgekit.timebase import Policy
 
 if TYPE_CHECKING:
     from edgekit.runtime.metrics import Event
@@ -74,6 +75,13 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="latest: only the newest frame while the engine is busy; block: every frame (default: latest for live sources)",
     )
+    parser.add_argument(
+        "--stepping",
+        type=one_of("--stepping", get_args(Policy)),
+        metavar="P",
+        help="network with state, when frames are missing or early: plain (a step per frame), hold, resample (keep the time "
+        "base) or reset (default: the bundle's)",
+    )
 
 
 def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str]) -> Stream:
@@ -95,6 +103,7 @@ def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str
         threads=args.threads,
         variant=args.variant,
         limit=args.limit,
+        stepping=args.stepping,
     )
     if any(source.live for source in stream.sources.values()):  # the errors of files are raised
         stream.metrics.on_event = _tell
@@ -157,6 +166,9 @@ def summarize(stream: Stream) -> dict[str, Any]:
         "frames": max((engine["results"] for engine in engines.values()), default=0),
         "age": {name: engine["age"] for name, engine in engines.items()},
         "drops": {name: camera["drops"] for name, camera in cameras.items() if camera["drops"]},
+        "resets": {name: engine["resets"] for name, engine in engines.items() if engine["resets"]},
+        "early_frames": {name: n for name, engine in engines.items() if (n := engine["early_frames"])},
+        "missed_steps": {name: n for name, engine in engines.items() if (n := engine["missed_steps"])},
         "faults": {name: camera["faults"] for name, camera in cameras.items() if camera["faults"]},
         "skipped": [[path, reason] for s in stream.sources.values() for path, reason in s.skipped],
         "ignored": sum(source.ignored for source in stream.sources.values()),
@@ -164,7 +176,7 @@ def summarize(stream: Stream) -> dict[str, Any]:
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
-    """The summary's ages, drops and faults for people."""
+    """The summary's ages, drops, faults and resets of state for people."""
     text = [
         f"{name}: age p50 {age['p50_ms']:.1f} ms, p95 {age['p95_ms']:.1f} ms, p99 {age['p99_ms']:.1f} ms"
         for name, age in summary["age"].items()
@@ -173,4 +185,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
     for what in ("drops", "faults"):
         for name, counts in summary[what].items():
             text.append(f"{name}: {what} " + ", ".join(f"{reason} {n}" for reason, n in counts.items()))
+    for name, counts in summary["resets"].items():
+        text.append(f"{name}: state reset " + ", ".join(f"{camera} {n}" for camera, n in counts.items()))
+    for what in ("early_frames", "missed_steps"):
+        for name, n in summary[what].items():
+            text.append(f"{name}: {n} {what.replace('_', ' ')}")
     return text

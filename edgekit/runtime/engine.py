@@ -6,17 +6,19 @@ preallocated buffers on it. The engine executes the bundle's plan and knows no m
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from edgekit import timebase
 from edgekit.backends.base import Executable, LoadOptions
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, UsageError
+from edgekit.errors import BundleError, UsageError, did_you_mean
 from edgekit.host import matches
 from edgekit.manifest import Manifest, Variant
 from edgekit.runtime import tuning, variants
@@ -133,13 +135,16 @@ class Engine:
         """
         return Streams(self.session())
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self, *, stepping: timebase.Policy | None = None) -> Pipeline:
         """A session with the task's preprocessing and decoding around it, for one thread.
 
         It takes one picture a call. Of a bundle built for a batch it uses one lane and computes the others in vain.
+        stepping: what a network that keeps state does about frames that are missing or early
+        (timebase.stepping); by default as its bundle says.
 
         Raises: BundleError for a task this edgekit has no pipeline for, or when the bundle's
-        pipeline does not fit its network; UsageError when the engine is closed.
+        pipeline does not fit its network; UsageError when the engine is closed, or for `stepping` with a
+        network that keeps no state.
         """
         self._check_open()
         from edgekit import tasks
@@ -147,15 +152,36 @@ class Engine:
         if self.task not in tasks.TASKS:
             raise BundleError(f"bundle {self.bundle.path}: task {self.task!r} is not known. Upgrade edgekit")
         task = tasks.task(self.task)
+        spec = task.read_spec(self.manifest)
+        if stepping is not None:
+            if not hasattr(spec, "stepping"):
+                raise UsageError(
+                    f"stepping {stepping!r}: bundle {self.bundle.path} keeps no state, its task is {self.task}. "
+                    "Leave it out"
+                )
+            if stepping not in get_args(timebase.Policy):
+                raise UsageError(
+                    f"stepping {stepping!r}: unknown. {did_you_mean(stepping, get_args(timebase.Policy))}"
+                )
+            spec = dataclasses.replace(spec, stepping=stepping)
         session = self.session()
         streams = Streams(session)
         runnable = session if streams.lanes == 1 else StreamSlot(streams, "", owner=True)
-        return task.open_pipeline(task.read_spec(self.manifest), runnable)
+        return task.open_pipeline(spec, runnable)
 
-    def predict(self, image: np.ndarray, *, score_threshold: float | None = None) -> Any:
-        """The task's result for one picture, uint8 [H, W, 3] in BGR order (as cv2 reads it): Detections or
-        Classification.
+    def predict(
+        self,
+        image: np.ndarray,
+        *,
+        score_threshold: float | None = None,
+        taken_ns: int | None = None,
+        epoch: int = 0,
+    ) -> Any:
+        """The task's result for one picture, uint8 [H, W, 3] in BGR order (as cv2 reads it): Detections,
+        Classification or VideoResult.
 
+        taken_ns, epoch: when it was taken, for a network that keeps state from call to call (tasks.Pipeline); such a
+        one serves one camera per thread. `pipeline()` gives as many as there are cameras.
         Every thread that calls it gets buffers of its own, which live as long as the thread.
         Raises: UsageError for anything that is no such picture, or when the engine is closed.
         """
@@ -163,7 +189,7 @@ class Engine:
         pipeline: Pipeline | None = getattr(self._pipelines, "pipeline", None)
         if pipeline is None:
             pipeline = self._pipelines.pipeline = self.pipeline()
-        return pipeline(image, score_threshold=score_threshold)
+        return pipeline(image, score_threshold=score_threshold, taken_ns=taken_ns, epoch=epoch)
 
     def describe(self) -> dict[str, Any]:
         """What runs here and why, per segment: payload, library, version, threads (JSON values)."""

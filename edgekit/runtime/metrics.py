@@ -82,11 +82,15 @@ class CameraMetrics:
 
 
 class EngineMetrics:
-    """Of one engine: `age` from the sensor to the result, stage times, and what no stage explains."""
+    """Of one engine: `age` from the sensor to the result, stage times, and what no stage explains; where it keeps
+    state: resets by camera, frames that came before their step was due, and steps that were not run."""
 
     def __init__(self) -> None:
         self.facts: dict[str, str] = {}
         self.results = 0
+        self.resets: Counter[str] = Counter()
+        self.skipped = 0
+        self.missed = 0
         self.copied = 0
         self.written = 0
         self.age = Series()
@@ -186,6 +190,12 @@ class Metrics:
         with self._lock:
             m = self._engine(item.engine)
             m.results += 1
+            steps = getattr(item.result, "steps", None)
+            if steps is not None:
+                m.skipped += steps == 0
+                m.missed += item.result.missed
+                if item.result.reset:
+                    m.resets[item.camera] += 1
             m.age.add(item.age_ns)
             m.unaccounted.add(max(0, item.unaccounted_ns))
             for stage, ns in item.stage_ns.items():
@@ -232,6 +242,9 @@ class Metrics:
                     name: {
                         "facts": dict(m.facts),
                         "results": m.results,
+                        "resets": dict(m.resets),
+                        "early_frames": m.skipped,
+                        "missed_steps": m.missed,
                         "age": {**m.age.summary(), "buckets": list(m.age.buckets)},
                         "stages": {stage: series.summary() for stage, series in m.stages.items()},
                         "unaccounted": m.unaccounted.summary(),

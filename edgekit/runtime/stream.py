@@ -18,8 +18,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from edgekit import timebase
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, UsageError, printable
 from edgekit.runtime.engine import Engine, load
@@ -33,6 +34,9 @@ from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
 from edgekit.runtime.swap import Holder, Pipelines, Swapped, swap_engine
 from edgekit.runtime.watch import Watch, WatchOptions
+
+if TYPE_CHECKING:
+    from edgekit.tasks import Pipeline
 
 Policy = Literal["latest", "block"]
 AnyEngine = str | Path | Bundle | Engine
@@ -72,6 +76,7 @@ class Stream:
         limit: int | None = None,
         on_sink_error: Literal["raise", "continue"] | None = None,
         watch_options: WatchOptions | None = None,
+        stepping: timebase.Policy | None = None,
     ) -> None:
         """bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
         sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
@@ -83,6 +88,8 @@ class Stream:
         on_sink_error: `raise` ends the stream when a sink fails; `continue` goes on without that sink and
             counts it, so that a full disk does not blind a robot. By default `continue` for live sources.
         watch_options: when a live source counts as failed, and how it is opened again.
+        stepping: what networks that keep state do about frames that are missing or early (timebase.stepping): by
+            default what their bundles say. Each camera has a state of its own.
 
         Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
         any thread comes out of the iteration.
@@ -102,6 +109,7 @@ class Stream:
         self._workers: list[_Worker] = []
         self._own_engines: list[Engine] = []
         self._threads = threads
+        self._policy_of_steps = stepping
         self._swapping = threading.Lock()
         self._results: Mailbox[StreamResult] | None = None
         self._previous: StreamResult | None = None
@@ -150,9 +158,10 @@ class Stream:
                     raise UsageError(f"stream: sink {printable(sink.path)}: given twice. Leave one out")
                 opened.append(sink if isinstance(sink, Sink) else open_sink(sink, fps=fps))
             self.sinks = tuple(opened)
+            timed = frozenset(name for name, source in self.sources.items() if source.live)
             for name, engine in self.engines.items():
                 box: Mailbox[Frame] = Mailbox(self.sources, newest=self.policy == "latest", stop=self._stop)
-                self._workers.append(_Worker(name, engine, box, score_threshold))
+                self._workers.append(_Worker(name, Pipelines(engine, stepping), box, score_threshold, timed))
             if len(self._workers) > 1:  # a place for each engine and camera: none hides another's results
                 places = [place for worker in self._workers for place in worker.places(self.sources)]
                 self._results = Mailbox(places, newest=self.policy == "latest", stop=self._stop)
@@ -519,7 +528,15 @@ class Stream:
 class _Worker:
     """One engine's session and the frames that wait for it."""
 
-    def __init__(self, name: str, engine: Engine, box: Mailbox[Frame], score: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        pipelines: Pipelines,
+        box: Mailbox[Frame],
+        score: float | None,
+        timed: frozenset[str],
+    ) -> None:
+        """timed: cameras whose frames come when they were taken, so that their arrival is a time, if there is no other."""
         self.name = name
         self.box = box
         self.thread: threading.Thread | None = None
@@ -527,7 +544,13 @@ class _Worker:
         self.uncounted: StreamResult | None = None
         """Its last result, until the metrics have it."""
         self._score = score
-        self.holder = Holder(Pipelines(engine))
+        self._timed = timed
+        self.holder = Holder(pipelines)
+
+    @property
+    def pipelines(self) -> tuple[Pipeline, ...]:
+        """All that are open."""
+        return self.holder.current.opened
 
     def place(self, camera: str) -> str:
         """Where its results of that camera wait for the caller."""
@@ -542,7 +565,9 @@ class _Worker:
         taken = frame.taken_ns
         with self.holder.frame() as pipelines:
             pipeline = pipelines.of(frame.camera)
-            result = pipeline(frame.pixels, score_threshold=self._score, taken_ns=taken, epoch=frame.epoch)
+            result = pipeline(
+                frame.pixels, score_threshold=self._score, taken_ns=self._moment(frame), epoch=frame.epoch
+            )
             preprocess, engine, decode = pipeline.stage_ns
         stages = {
             "transport": frame.captured_ns - taken,
@@ -553,6 +578,13 @@ class _Worker:
         }
         age = time.monotonic_ns() - taken
         return StreamResult(frame, result, age, stages, self.name, frame.hops + pipelines.hops)
+
+    def _moment(self, frame: Frame) -> int | None:
+        """When the frame was taken, on a clock on which the source's frames are as far apart as they were taken:
+        a file's arrive as fast as they are read. None for pictures, which have no time."""
+        if frame.clock != "none":
+            return frame.pts_ns
+        return frame.captured_ns if frame.camera in self._timed else None
 
     def close(self) -> None:
         self.holder.close()

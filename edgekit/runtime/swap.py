@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from edgekit.runtime.engine import Engine, load
 from edgekit.runtime.frames import Hop
 from edgekit.runtime.mailbox import POLL_S
 from edgekit.runtime.state import carry_over
+from edgekit.timebase import Policy
 
 if TYPE_CHECKING:
     from edgekit.runtime.stream import Stream
@@ -39,10 +41,10 @@ class Swapped:
 class Pipelines:
     """An engine's pipelines: one for all cameras or, where it keeps state, one each."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Raises: as engine.pipeline()."""
-        self.engine = engine
-        pipeline = engine.pipeline()
+    def __init__(self, engine: Engine, stepping: Policy | None = None) -> None:
+        """stepping, raises: as engine.pipeline()."""
+        self._open = partial(engine.pipeline, stepping=stepping)
+        pipeline = self._open()
         self._spare: list[Pipeline] = [pipeline]
         self._one = not hasattr(pipeline, "reset")
         self._of: dict[str, Pipeline] = {}
@@ -58,18 +60,23 @@ class Pipelines:
         name = "" if self._one else camera
         found = self._of.get(name)
         if found is None:
-            found = self._of[name] = self._spare.pop() if self._spare else self.engine.pipeline()
+            found = self._of[name] = self._spare.pop() if self._spare else self._open()
         return found
+
+    @property
+    def opened(self) -> tuple[Pipeline, ...]:
+        """All that are open."""
+        return (*self._of.values(), *self._spare)
 
     def prepare(self, like: Pipelines) -> None:
         """Open what `take_over` will need, ahead of it."""
         while not self._one and len(self._spare) < len(like._of):
-            self._spare.append(self.engine.pipeline())
+            self._spare.append(self._open())
 
     def take_over(self, old: Pipelines) -> tuple[tuple[str, ...], dict[str, str]]:
         """State of every camera goes on here, as far as it fits: names kept, names reset with the reason.
 
-        What a task keeps besides (a clock, a history) it takes over itself: `take_over(old pipeline, kept all states)`.
+        What a task keeps besides (a clock, a history) it takes over itself, by a method `take_over(old pipeline)`.
         """
         kept: tuple[str, ...] = ()
         reset: dict[str, str] = {}
@@ -87,12 +94,12 @@ class Pipelines:
                 kept, reset = carried.kept, carried.reset
             own = getattr(after, "take_over", None)
             if own is not None and type(after) is type(before):
-                own(before, not reset)
+                own(before)
         return kept, reset
 
     def close(self) -> None:
         """Close the sessions: a frame that comes all the same raises StreamError."""
-        for pipeline in (*self._of.values(), *self._spare):
+        for pipeline in self.opened:
             close = getattr(pipeline.session, "close", None)
             if close is not None:
                 close()
@@ -209,7 +216,7 @@ def swap_engine(
                     f"swap: bundle {new.bundle.path}: task {new.task!r}, expected {old.task!r} as before. "
                     "Open another stream for it"
                 )
-            pipelines = Pipelines(new)
+            pipelines = Pipelines(new, stream._policy_of_steps)
             pipelines.prepare(holder.current)
             if not given:
                 stream._own_engines.append(new)  # before it is in use: the end of the stream closes it

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekit.pixels import Pixels
     from edgekit.tasks.preprocess import ImagePreprocess
 
-TASKS = ("detect", "classify")
+TASKS = ("detect", "classify", "video")
 
 
 class Runnable(Protocol):

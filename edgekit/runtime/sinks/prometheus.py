@@ -94,6 +94,18 @@ def exposition(snapshot: Mapping[str, Any]) -> str:
     out.family("results_total", "counter", "Results of the engine.")
     for labels, m in engines:
         out.sample("results_total", labels, m["results"])
+    out.family("state_resets_total", "counter", "Times that the state of a camera's stream began anew.")
+    for labels, m in engines:
+        for camera, count in sorted(m["resets"].items()):
+            out.sample("state_resets_total", {**labels, "camera": camera}, count)
+    out.family(
+        "early_frames_total", "counter", "Frames that came before their step was due and were not run."
+    )
+    for labels, m in engines:
+        out.sample("early_frames_total", labels, m["early_frames"])
+    out.family("missed_steps_total", "counter", "Nominal steps of a network with state that were not run.")
+    for labels, m in engines:
+        out.sample("missed_steps_total", labels, m["missed_steps"])
     out.family("age_seconds", "histogram", "Age of results, from when the picture was taken.")
     for labels, m in engines:
         out.histogram("age_seconds", labels, m["age"])

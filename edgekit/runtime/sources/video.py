@@ -12,12 +12,12 @@ import numpy as np
 
 from edgekit.errors import UsageError, printable
 from edgekit.optional import load_cv2, quiet
-from edgekit.picture import check_size
+from edgekit.picture import VIDEO_SUFFIXES, check_size
 from edgekit.pixels import Pixels
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources.base import Source
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".gif")
+SUFFIXES = VIDEO_SUFFIXES
 
 
 class VideoSource(Source):

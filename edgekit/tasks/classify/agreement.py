@@ -13,7 +13,12 @@ PAIRS = 400
 
 
 def agreement(pairs: Sequence[tuple[Classification, Classification]]) -> dict[str, Any]:
-    """How many pictures get the same best class, and how the score of the float network's best class moves.
+    """How many pictures get the same best class, and how the score of the float network's best class moves."""
+    return of_scores([(first.all_scores, second.all_scores) for first, second in pairs])
+
+
+def of_scores(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """`agreement` of scores [C] of (float network, payload), one pair per picture.
 
     Of a picture whose answer changed, half the float network's lead of its best class over the
     second counts as lost: one of two scores moved by at least that.
@@ -21,8 +26,7 @@ def agreement(pairs: Sequence[tuple[Classification, Classification]]) -> dict[st
     scores: list[list[float]] = []
     matched = 0
     lost: float | None = None
-    for reference, candidate in pairs:
-        want, got = reference.all_scores, candidate.all_scores
+    for want, got in pairs:
         best = int(np.argmax(want))
         scores.append([float(want[best]), float(got[best])])
         if int(np.argmax(got)) == best:

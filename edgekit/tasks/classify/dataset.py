@@ -98,7 +98,7 @@ def read_set(
     if found.labels is None:
         raise UsageError(f"{what}: holds pictures but no labels, expected the array labels or y_test")
     names = labels or found.classes
-    classes = _match(found, labels, what)
+    classes = class_numbers(found.labels, found.classes, labels, what)
     items = tuple(
         Item(cls, path, index) for cls, (path, index) in zip(classes, found.items[:limit], strict=False)
     )
@@ -120,10 +120,10 @@ def class_names(data: Path) -> tuple[str, ...]:
     Raises: UsageError for a file that cannot be read.
     """
     if os.path.isdir(data):
-        return tuple(_class_folders(data))
+        return tuple(class_folders(data))
     if data.suffix.lower() == ".npz":
-        with _open_npz(data, f"labels {printable(data)}") as file:
-            return _class_array(file, f"labels {printable(data)}")
+        with open_npz(data, f"labels {printable(data)}") as file:
+            return class_array(file, f"labels {printable(data)}")
     return ()
 
 
@@ -171,7 +171,7 @@ def _find(data: Path, images: Path | None, what: str, split: Split) -> _Found:
 # --- a folder per class --------------------------------------------------------------------------
 
 
-def _class_folders(folder: Path) -> list[str]:
+def class_folders(folder: Path) -> list[str]:
     """Names of the class folders, sorted as torchvision sorts them; numbers by value."""
     try:
         names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
@@ -181,7 +181,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _read_folder(folder: Path, what: str) -> _Found:
-    names = _class_folders(folder)
+    names = class_folders(folder)
     if not names:
         raise UsageError(f"{what}: holds no folders, expected one folder of pictures per class")
     rows: list[tuple[int, int, Path]] = []
@@ -265,7 +265,8 @@ def _json_rows(text: str, what: str) -> list[tuple[int, str, int | str]]:
 # --- arrays --------------------------------------------------------------------------------------
 
 
-def _open_npz(path: Path, what: str) -> Any:
+def open_npz(path: Path, what: str) -> Any:
+    """An .npz file, to be closed. Raises: UsageError where it is none."""
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -281,16 +282,16 @@ def split_of(names: Sequence[str], split: Split) -> tuple[str, str]:
 
 
 def _read_npz(path: Path, what: str, split: Split) -> _Found:
-    with _open_npz(path, what) as file:
+    with open_npz(path, what) as file:
         x, y = split_of(file.files, split)
         if not x:
             some = ", ".join(printable(n)[:20] for n in file.files[:8]) or "nothing"
             raise UsageError(
                 f"{what}: no pictures in it, expected the arrays images and labels (or x_test and y_test), got {some}"
             )
-        images = _array(path, file, x, what)
-        labels = None if not y else _array(path, file, y, what).reshape(-1)
-        classes = _class_array(file, what)
+        images = read_array(path, file, x, what)
+        labels = None if not y else read_array(path, file, y, what).reshape(-1)
+        classes = class_array(file, what)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise UsageError(
             f"{what}: array {x}: expected uint8 [N, H, W, 3] in RGB order, got {images.dtype} {list(images.shape)}"
@@ -303,7 +304,7 @@ def _read_npz(path: Path, what: str, split: Split) -> _Found:
     return _Found(items, None if labels is None else [int(v) for v in labels], classes, images)
 
 
-def _array(path: Path, file: Any, name: str, what: str) -> np.ndarray:
+def read_array(path: Path, file: Any, name: str, what: str) -> np.ndarray:
     """One array, its size looked at before it is unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -317,28 +318,30 @@ def _array(path: Path, file: Any, name: str, what: str) -> np.ndarray:
         raise UsageError(f"{what}: array {name}: damaged: {str(error).splitlines()[0][:120]}") from None
 
 
-def _class_array(file: Any, what: str) -> tuple[str, ...]:
-    if "classes" not in file.files:
+def class_array(file: Any, what: str, key: str = "classes") -> tuple[str, ...]:
+    """The names in the array `key`; () where it is not there. Raises: UsageError."""
+    if key not in file.files:
         return ()
     try:
-        names = np.asarray(file["classes"])
+        names = np.asarray(file[key])
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{what}: array classes: {str(error).splitlines()[0][:120]}") from None
+        raise UsageError(f"{what}: array {key}: {str(error).splitlines()[0][:120]}") from None
     if names.dtype.kind != "U" or names.ndim != 1 or len(set(names.tolist())) != len(names):
-        raise UsageError(f"{what}: array classes: expected different texts, one per class")
+        raise UsageError(f"{what}: array {key}: expected different texts, one per class")
     return tuple(names.tolist())
 
 
 # --- classes ---------------------------------------------------------------------------------------
 
 
-def _match(found: _Found, labels: tuple[str, ...], what: str) -> list[int]:
-    """Class number of each picture, as the model counts. Raises: UsageError for a label that it has not."""
-    given = found.labels or []
+def class_numbers(
+    given: Sequence[int | str], names: tuple[str, ...], labels: tuple[str, ...], what: str
+) -> list[int]:
+    """Class number of each picture, as the model counts. given: one label per picture; names: of the set's classes,
+    in its order; labels: the model's. Raises: UsageError for a label that the model has not."""
     if given and isinstance(given[0], int):
         numbers = [int(v) for v in given]
         # an array file's numbers count its own names: the model may have them in another order
-        names = found.classes
         if labels and names and max(numbers, default=0) < len(names) and min(numbers) >= 0:
             index = _by_name(names, labels, what)
             return [index[names[v]] for v in numbers]
@@ -348,7 +351,7 @@ def _match(found: _Found, labels: tuple[str, ...], what: str) -> list[int]:
             raise UsageError(f"{what}: label {wrong}: expected a class of the model, 0 to {count - 1}")
         return numbers
     texts = [str(v) for v in given]
-    own = found.classes or tuple(sorted(set(texts)))
+    own = names or tuple(sorted(set(texts)))
     index = _by_name(own, labels or own, what)
     return [index[text] for text in texts]
 

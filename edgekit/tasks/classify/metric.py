@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,7 +37,21 @@ def evaluate(
     return accuracy(data, answers), answers
 
 
-def accuracy(data: ClassSet, answers: Sequence[Answer]) -> dict[str, Any]:
+class _Item(Protocol):
+    @property
+    def cls(self) -> int: ...
+
+
+class Labelled(Protocol):
+    """A set whose items (pictures, clips) have one class each."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def images(self) -> Sequence[_Item]: ...
+
+
+def accuracy(data: Labelled, answers: Sequence[Answer]) -> dict[str, Any]:
     """The metric of answers, one per picture of `data`."""
     truth = np.array([item.cls for item in data.images])
     best, rank = np.array(answers).T
@@ -57,7 +71,7 @@ def accuracy(data: ClassSet, answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def bootstrap(
-    data: ClassSet,
+    data: Labelled,
     results: Sequence[Answer],
     *,
     rounds: int = ROUNDS,

@@ -1,7 +1,7 @@
 // The live page: reads /stream (its format is in hub.py) and shows it. Text from outside goes through
 // textContent or a canvas only.
 
-import { drawAge, drawView } from "./plots.js";
+import { drawAge, drawHistory, drawView } from "./plots.js";
 
 const SILENT_MS = 5000; // the server writes twice a second: after this the connection is dead
 const HIDDEN_MS = 3000; // a page that nobody sees costs the device nothing
@@ -91,13 +91,17 @@ function addView(camera, engine) {
   under.append(...Object.values(parts));
   const classes = make("ol", "classes");
   classes.hidden = true;
-  root.append(picture, under, classes);
-  const view = { camera, engine, root, picture, canvas, over, classes, ...parts, data: null, bitmap: null, next: null, busy: false, stale: false };
+  const track = make("canvas", "track");
+  track.setAttribute("role", "img");
+  track.hidden = true;
+  root.append(picture, under, classes, track);
+  const view = { camera, engine, root, picture, canvas, over, classes, track, ...parts, data: null, bitmap: null, next: null, busy: false, stale: false };
   views.set(`${camera}\n${engine}`, view);
   $("empty").hidden = true;
   $("views").append(root);
   $("views").classList.toggle("many", views.size > 1);
   new ResizeObserver(() => draw(view)).observe(canvas);
+  new ResizeObserver(() => showTrack(view)).observe(track);
   return view;
 }
 
@@ -131,6 +135,7 @@ async function showPicture(data, jpeg) {
       draw(view);
       view.canvas.setAttribute("aria-label", `${info.camera || "camera"}: ${info.caption}`);
       showClasses(view);
+      showTrack(view);
       showBadge(view);
     }
   } finally {
@@ -139,13 +144,26 @@ async function showPicture(data, jpeg) {
 }
 
 function showClasses(view) {
-  const shown = view.data?.task === "classify" && $("results").checked && !view.stale ? view.data.found.slice(0, 5) : [];
+  const past = view.data?.history;
+  const listed = past || view.data?.task === "classify";
+  const shown = listed && $("results").checked && !view.stale ? view.data.found.slice(0, 5) : [];
   view.classes.hidden = !shown.length;
   view.classes.replaceChildren(...shown.map((thing) => {
-    const line = make("li");
+    const line = make("li", past?.answer === thing.label ? "answer" : "");
     line.append(make("span", "", thing.label), bar(thing.score, 1), make("span", "", share(thing.score, 1)));
+    if (past) line.children[1].firstChild.style.background = thing.color;
     return line;
   }));
+}
+
+/** The last seconds of a network that watches the stream: its answers, and the events that came of them. */
+function showTrack(view) {
+  const past = view.data?.history;
+  view.track.hidden = !past || !$("results").checked;
+  if (view.track.hidden) return;
+  drawHistory(view.track, past);
+  const events = past.events.map(([, end, label]) => `${label}${end === null ? ", going on" : ""}`);
+  view.track.setAttribute("aria-label", `Last ${past.seconds} s: answer ${past.answer}; events: ${events.join("; ") || "none"}`);
 }
 
 function cameraOf(view) {
@@ -434,12 +452,16 @@ $("results").addEventListener("change", () => {
   for (const view of views.values()) {
     draw(view);
     showClasses(view);
+    showTrack(view);
   }
 });
 for (const [kind, at] of [["pointermove", (e) => e.offsetX], ["pointerleave", () => null]]) {
   $("age-plot").addEventListener(kind, (event) => { pointer = at(event); if (state) showAgePlot(); });
 }
 new ResizeObserver(() => { if (state) showAgePlot(); }).observe($("age-plot"));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (state) showAgePlot(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  if (state) showAgePlot();
+  for (const view of views.values()) showTrack(view);
+});
 setInterval(() => { for (const view of views.values()) showBadge(view); }, 500);
 run();

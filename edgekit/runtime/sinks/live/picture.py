@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import StreamError
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.results import StreamResult
 from edgekit.tasks.detect.draw import class_color
+
+if TYPE_CHECKING:
+    from edgekit.tasks.video.result import VideoResult
 
 MAX_SIDE = 960
 """Pixels of the longer side, at most."""
@@ -38,7 +41,8 @@ def encode(frame: Frame) -> bytes:
 def describe(item: StreamResult) -> dict[str, Any]:
     """JSON values: task, caption, and of each thing found its label, score, colour and perhaps box.
 
-    Boxes are x1 y1 x2 y2 in pixels of the frame, `width` x `height`. What is not finite is left out.
+    Boxes are x1 y1 x2 y2 in pixels of the frame, `width` x `height`. What is not finite is left out. A result with a
+    history has it as `history` (see `_history`).
     """
     found = item.result.to_json()
     boxes = found.get("boxes")
@@ -49,13 +53,12 @@ def describe(item: StreamResult) -> dict[str, Any]:
         box = boxes[i] if boxes is not None else None
         if not math.isfinite(score) or (box is not None and not all(map(math.isfinite, box))):
             continue
-        b, g, r = class_color(cls)
-        things.append(
-            {"label": str(label)[:60], "score": score, "color": f"#{r:02x}{g:02x}{b:02x}", "box": box}
-        )
+        things.append({"label": str(label)[:60], "score": score, "color": _color(cls), "box": box})
         if len(things) == MAX_BOXES:
             break
+    history = {"history": _history(item.result)} if hasattr(item.result, "history") else {}
     return {
+        **history,
         "camera": item.camera,
         "engine": item.engine,
         "seq": item.frame.seq,
@@ -66,3 +69,31 @@ def describe(item: StreamResult) -> dict[str, Any]:
         "caption": item.result.caption(),
         "found": things,
     }
+
+
+def _history(result: VideoResult) -> dict[str, Any]:
+    """seconds: how far it goes back; answer: the label that holds; answers: [seconds ago, label, colour or "" where
+    nothing was seen], oldest first, each until the next; events: [seconds ago, seconds ago of the end or null where
+    it goes on, label, colour]."""
+    past = result.history
+
+    def ago(ns: int) -> float:
+        return round((past.until_ns - ns) / 1e9, 3)
+
+    return {
+        "seconds": past.seconds,
+        "answer": result.label(result.answer)[:60],
+        "answers": [
+            [ago(ns), result.label(cls)[:60] if cls >= 0 else "", _color(cls) if cls >= 0 else ""]
+            for ns, cls in past.answers
+        ],
+        "events": [
+            [ago(start), None if end is None else ago(end), label[:60], _color(cls)]
+            for cls, label, start, end in result.events()
+        ],
+    }
+
+
+def _color(cls: int) -> str:
+    b, g, r = class_color(cls)
+    return f"#{r:02x}{g:02x}{b:02x}"

@@ -1,4 +1,4 @@
-// What is drawn on canvases: the picture with its boxes, and the age over the last minute.
+// What is drawn on canvases: the picture with its boxes, what was seen in the last seconds, and the age over the last minute.
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 const SPAN_S = 60;
@@ -66,6 +66,57 @@ export function drawView(canvas, bitmap, data, results) {
     c.fill();
     c.fillStyle = ink(box.color);
     c.fillText(text, tag.x + 4.5, tag.y + h / 2 + 0.5);
+  }
+}
+
+/**
+ * The last seconds: a strip of answers in their classes' colours, and above it events from start to end. Now is at the right.
+ * past: {seconds, answers: [ago, label, colour], events: [ago, ago or null, label, colour]} (picture.py).
+ */
+export function drawHistory(canvas, past) {
+  const place = surface(canvas);
+  if (!place) return;
+  const { context: c, width, height } = place;
+  const css = getComputedStyle(document.documentElement);
+  const color = (name) => css.getPropertyValue(name);
+  const events = 22, gap = 3, axis = 16, bottom = height - axis, top = events + gap;
+  const x = (ago) => width * (1 - Math.min(past.seconds, Math.max(0, ago)) / past.seconds);
+  c.clearRect(0, 0, width, height);
+  c.fillStyle = color("--track");
+  c.fillRect(0, 0, width, bottom);
+  past.answers.forEach(([ago, , fill], i) => {
+    if (!fill) return;
+    const end = i + 1 < past.answers.length ? past.answers[i + 1][0] : 0;
+    c.fillStyle = fill;
+    c.fillRect(x(ago), top, Math.max(1, x(end) - x(ago)), bottom - top);
+  });
+  c.font = `600 11px ${FONT}`;
+  c.textBaseline = "middle";
+  c.textAlign = "left";
+  for (const [start, end, label, fill] of past.events) {
+    const left = x(start), right = x(end ?? 0), w = Math.max(3, right - left);
+    c.fillStyle = fill;
+    c.beginPath();
+    c.rect(left, 0, w, events);
+    c.fill();
+    c.fillStyle = color("--ink"); // its edges, through both rows
+    if (start < past.seconds) c.fillRect(left, 0, 1.5, bottom);
+    if (end !== null) c.fillRect(left + w - 1.5, 0, 1.5, bottom);
+    const room = w - 10;
+    if (room < 14) continue;
+    let text = label;
+    while (text && c.measureText(text === label ? text : `${text}…`).width > room) text = text.slice(0, -1);
+    c.fillStyle = ink(fill);
+    if (text) c.fillText(text === label ? text : `${text}…`, left + 6, events / 2 + 0.5);
+  }
+  c.font = `11px ${FONT}`;
+  c.textBaseline = "alphabetic";
+  c.fillStyle = color("--soft");
+  const every = past.seconds > 8 ? 2 : 1;
+  for (let ago = 0; ago <= past.seconds; ago += every) {
+    c.fillRect(Math.min(width - 1, Math.round(x(ago))), bottom, 1, 3);
+    c.textAlign = ago === 0 ? "right" : ago === past.seconds ? "left" : "center";
+    c.fillText(ago ? `−${ago} s` : "now", x(ago), height - 2);
   }
 }
 

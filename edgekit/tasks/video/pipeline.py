@@ -1,0 +1,245 @@
+"""Frame in, answer out: preprocessing, state, smoothing and events around a session that sees one frame a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+
+import numpy as np
+
+from edgekit.errors import BundleError, UsageError
+from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
+from edgekit.manifest import Manifest
+from edgekit.pixels import PixelLayout, Pixels, as_pixels
+from edgekit.schema import SchemaError, from_json
+from edgekit.tasks import Runnable
+from edgekit.tasks.video.events import Edge, EventTracker
+from edgekit.tasks.video.result import UNKNOWN, History, VideoResult
+from edgekit.tasks.video.smoothing import Smoother
+from edgekit.tasks.video.spec import VideoSpec
+from edgekit.timebase import Advance, StateClock, Stepping, stepping
+
+HISTORY_S = 10.0
+"""Seconds that a result's history goes back."""
+_PARTS = 2000
+"""Answers and edges of a history at most: a camera that flickers at its full rate fills no memory."""
+_NO_STEP_NS = 100_000_000
+"""Time that a call without `taken_ns` takes where no nominal step is known."""
+
+
+def read_spec(manifest: Manifest) -> VideoSpec:
+    """The spec in a manifest. Raises: BundleError when it is not one."""
+    try:
+        return from_json(VideoSpec, manifest.pipeline, "manifest pipeline")
+    except SchemaError as error:
+        raise BundleError(f"bundle: {error}") from None
+
+
+class VideoPipeline:
+    """One stream's network: it remembers, so each camera has its own. Calling it with a frame gives a VideoResult.
+
+    Raises: BundleError when `spec` does not fit the session's tensors.
+    stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
+    """
+
+    def __init__(self, spec: VideoSpec, session: Runnable) -> None:
+        if len(session.inputs) != 1:
+            raise BundleError(
+                f"bundle: a video network has one input beside its states, got {len(session.inputs)}"
+            )
+        (self._input,) = session.inputs.values()
+        output = session.outputs.get(spec.output)
+        if output is None or output.size != len(spec.labels):
+            got = "nothing" if output is None else f"{output.size}"
+            raise BundleError(
+                f"bundle: its pipeline does not fit its network: expected {len(spec.labels)} values "
+                f"in output {spec.output!r}, got {got}"
+            )
+        try:  # one pixel: what does not fit is found now
+            letterbox(np.zeros((1, 1, 3), np.uint8), spec.preprocess, self._input)
+        except UsageError as error:
+            raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
+        self.spec = spec
+        self.session = session
+        self.stage_ns = (0, 0, 0)
+        self._layout: PixelLayout | None = None
+        self._plan: LetterboxPlan
+        self._clock = _clock(spec, session)
+        self._dt_ns = _NO_STEP_NS if spec.dt_s is None else max(1, round(spec.dt_s * 1e9))
+        self._smoother = Smoother(spec)
+        self._events = EventTracker(spec.events, spec.labels, spec.background)
+        self._fills = spec.stepping == "resample" and spec.fill != "this"
+        self._last_input: np.ndarray | None = None
+        self._now_ns = -self._dt_ns
+        self._pending: list[Edge] = []
+        self._result: VideoResult | None = None
+        self._answers: deque[tuple[int, int]] = deque(maxlen=_PARTS)
+        self._edges: deque[Edge] = deque(maxlen=_PARTS)
+
+    def reset(self) -> None:
+        """Forget what was seen: the next frame is the first of a stream. An open event's end comes with it.
+
+        Raises: StreamError where state is on a device that fails.
+        """
+        self._clock.forget()
+        self._begin_anew("reset by the program")
+
+    def __call__(
+        self,
+        image: np.ndarray | Pixels,
+        *,
+        score_threshold: float | None = None,
+        taken_ns: int | None = None,
+        epoch: int = 0,
+        top_k: int | None = None,
+    ) -> VideoResult:
+        """The answer at a frame, uint8 [H, W, 3] in BGR order or Pixels of any format.
+
+        taken_ns, epoch: of the frame (runtime.frames.Frame); without `taken_ns` a call is one nominal step.
+        score_threshold, top_k: which classes are listed; by default the bundle's.
+        Raises: UsageError for anything that is no such picture, StreamError when the engine fails.
+        """
+        pixels = as_pixels(image)
+        start = time.perf_counter_ns()
+        step, missed, reason = self._advance(taken_ns, epoch)
+        placed = ran = start
+        if step.runs:
+            self._place(pixels)
+            placed = time.perf_counter_ns()
+            outputs = self._run(step)
+            ran = time.perf_counter_ns()
+            result = self._take(outputs, score_threshold, top_k)
+        else:
+            assert self._result is not None, "the first frame is never too early"
+            result = self._result
+        edges, self._pending = tuple(self._pending), []
+        result = dataclasses.replace(
+            result,
+            taken_ns=self._now_ns,
+            steps=step.runs,
+            missed=missed,
+            reset=reason,
+            edges=edges,
+            event=self._events.open,
+            history=self._history(result.answer, edges),
+        )
+        self._result = result
+        self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
+        return result
+
+    def _advance(self, taken_ns: int | None, epoch: int) -> tuple[Stepping, int, str]:
+        """What the frame's time means: the runs, the steps that are left out, and why the state began anew, or ""."""
+        if taken_ns is None:
+            self._clock.forget()  # calls with a time may follow: they begin a base of their own
+            advance, step = Advance("continue", 1), Stepping(False, (1.0,))
+            self._now_ns += self._dt_ns
+        else:
+            advance = self._clock.advance(taken_ns, epoch)
+            step = stepping(self.spec.stepping, advance)
+        missed = max(0, advance.steps - step.runs)
+        reason = advance.reason
+        if advance.action == "reset":
+            self._begin_anew(reason)
+        elif step.reset:  # the network's own memory only: answers and events go on
+            self._reset_network()
+            reason = f"{missed} steps missed"
+        if taken_ns is not None:
+            self._now_ns = taken_ns
+        return step, missed, reason
+
+    def _place(self, pixels: Pixels) -> None:
+        padded = pixels.layout == self._layout
+        if not padded:
+            self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
+        self._plan.run(pixels, self._input, padded)
+        self._layout = pixels.layout  # not after an error: its padding may not be there
+
+    def _run(self, step: Stepping) -> list[np.ndarray]:
+        """Every run's output, float32 [C]. Steps made up for missing frames are run as `fill` says."""
+        outputs = []
+        this = self._input.copy() if self._fills else self._input
+        for at in step.at:
+            if self._fills and len(step.at) > 1 and self._last_input is not None:
+                self._mix(self._last_input, this, at)
+            self.session.run()
+            output = self.session.outputs[self.spec.output]
+            outputs.append(np.array(output, np.float32).reshape(-1))
+        if self._fills:
+            self._last_input = this
+        return outputs
+
+    def _mix(self, last: np.ndarray, this: np.ndarray, at: float) -> None:
+        """Write the input of a step at the share `at` of the way from the last frame to this one."""
+        if at >= 1:
+            np.copyto(self._input, this)
+        elif self.spec.fill == "last":
+            np.copyto(self._input, last)
+        else:
+            mixed = last.astype(np.float32) * (1 - at) + this.astype(np.float32) * at
+            whole = np.issubdtype(self._input.dtype, np.integer)
+            np.copyto(self._input, np.rint(mixed) if whole else mixed, casting="unsafe")
+
+    def _take(
+        self, outputs: list[np.ndarray], score_threshold: float | None, top_k: int | None
+    ) -> VideoResult:
+        spec, smoother = self.spec, self._smoother
+        for output in outputs:
+            scores = smoother.scores(output)
+            answer = smoother.answer(scores)
+            self._pending += self._events.step(answer, smoother.grouped(scores), self._now_ns)
+        order = np.argsort(-scores, kind="stable")[: spec.top_k if top_k is None else top_k]
+        least = spec.score_threshold if score_threshold is None else score_threshold
+        best = order[scores[order] >= least] if least > 0 else order
+        return VideoResult(
+            classes=best.astype(np.int32),
+            scores=scores[best],
+            all_scores=scores,
+            raw_scores=smoother.activate(output),
+            logits=output,
+            answer=answer,
+            labels=spec.labels,
+        )
+
+    def _begin_anew(self, reason: str) -> None:
+        self._pending += self._events.reset(reason)
+        self._reset_network()
+        self._smoother.reset()
+        self._last_input = None
+        if self._answers and self._answers[-1][1] != UNKNOWN:
+            self._answers.append((self._now_ns, UNKNOWN))
+
+    def _reset_network(self) -> None:
+        reset = getattr(self.session, "reset", None)
+        if reset is not None:
+            reset()
+
+    def _history(self, answer: int, edges: tuple[Edge, ...]) -> History:
+        now = self._now_ns
+        answers = self._answers
+        if answers and answers[-1][0] > now:  # the clock went back: what was before is at no known distance
+            answers.clear()
+            self._edges.clear()
+        if not answers or answers[-1][1] != answer:
+            answers.append((now, answer))
+        self._edges.extend(edges)
+        begin = now - round(HISTORY_S * 1e9)
+        while len(answers) > 1 and answers[1][0] <= begin:
+            answers.popleft()
+        while self._edges and self._edges[0].taken_ns < begin:
+            self._edges.popleft()
+        return History(HISTORY_S, now, tuple(answers), tuple(self._edges))
+
+
+def _clock(spec: VideoSpec, session: Runnable) -> StateClock:
+    """Of the network's states and of the spec: one step, and the shortest gap that ends anything."""
+    states = getattr(session, "state_specs", ())
+    steps = {s for s in (spec.dt_s, *(state.nominal_dt_s for state in states)) if s is not None}
+    if len(steps) > 1:
+        raise BundleError(
+            f"bundle: its states and its pipeline were made for different steps, {sorted(steps)} s, expected "
+            "one. Build it again"
+        )
+    limits = [s.reset_after_s for s in states if s.reset_after_s is not None]
+    limits += [spec.reset_after_s] if spec.reset_after_s is not None else []
+    return StateClock(next(iter(steps), None), min(limits, default=None))
