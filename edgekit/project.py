@@ -11,6 +11,7 @@ strict: an unknown key, a wrong type or a missing file is a one-line UsageError.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,14 @@ from edgekit.spec import DType
 from edgekit.target import Target
 from edgekit.tasks.detect.coco import COCO_CLASSES
 from edgekit.tasks.preprocess import ImagePreprocess
+from edgekit.tasks.video.spec import MAX_WINDOW, EventRule, Fill, Smoothing
+from edgekit.timebase import Policy
 
 AnySpec = TypeVar("AnySpec", bound=Any)
 
 FILE_NAME = "edgekit.toml"
 
-TaskName = Literal["detect", "classify"]
+TaskName = Literal["detect", "classify", "video"]
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8", "dynamic"]
 RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")
@@ -99,6 +102,44 @@ class PreprocessHint:
     def apply(self, rule: ImagePreprocess) -> ImagePreprocess:
         """`rule` with the fields given here."""
         return dataclasses.replace(rule, **_given(self))
+
+
+@dataclass(frozen=True)
+class VideoHint:
+    """`[model.video]`: what a network that watches a stream was trained for, and what is made of its answers.
+
+    dt_s: seconds between two frames of its training clips; frames: of a clip, needed where neither the
+    network nor anything else says it. reset_after_s: a longer gap ends state (default: 5 times dt_s).
+    allow_bidirectional: build a network with shifts from the future all the same (passes.streamify).
+    The rest as in tasks.video.spec.VideoSpec; None = its default.
+    """
+
+    dt_s: float | None = None
+    frames: int | None = None
+    reset_after_s: float | None = None
+    allow_bidirectional: bool = False
+    stepping: Policy | None = None
+    fill: Fill | None = None
+    background: str | None = None
+    smoothing: Smoothing | None = None
+    events: EventRule | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dt_s", "reset_after_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+                raise ValueError(f"{name} must be above 0 seconds, got {seconds}")
+        if self.frames is not None and not 1 <= self.frames <= MAX_WINDOW:
+            raise ValueError(f"frames must be between 1 and {MAX_WINDOW}, got {self.frames}")
+        if self.dt_s is not None and self.reset_after_s is not None and self.reset_after_s <= self.dt_s:
+            raise ValueError(
+                f"reset_after_s must be longer than dt_s, got {self.reset_after_s} and {self.dt_s}: "
+                "every frame would reset the state"
+            )
+
+    def fields(self) -> dict[str, Any]:
+        """Those given here that a VideoSpec has under the same name."""
+        return {k: v for k, v in _given(self).items() if k not in ("frames", "allow_bidirectional")}
 
 
 @dataclass(frozen=True)
@@ -192,6 +233,7 @@ class ModelEntry:
     evaluation: DataSet | None = None
     accept: Accept = Accept()
     target: dict[str, TargetOverride] = field(default_factory=dict)
+    video: VideoHint = VideoHint()
 
     def on(self, target: str) -> TargetOverride:
         """The settings for one target: its overrides, with the model's thresholds filled in."""
@@ -342,17 +384,18 @@ def with_options(
     images: Path | None = None,
     task: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
+    video: Mapping[str, Any] | None = None,
 ) -> Project:
     """`project` with the options of the command line, which win over the file.
 
     head, columns, classes: only for a project of one model. calibration: a folder of pictures or
     the name of a set in calibration/. data, images: labelled pictures; COCO json needs their folder.
-    task: what the network is for. preprocess: fields of PreprocessHint, over those of the file.
-    Raises: UsageError.
+    task: what the network is for. preprocess, video: fields of PreprocessHint and VideoHint, over those of
+    the file. Raises: UsageError.
     """
-    if (head or columns or classes or task or preprocess) and len(project.models) != 1:
+    if (head or columns or classes or task or preprocess or video) and len(project.models) != 1:
         raise UsageError(
-            f"project {project.name}: --task, --head, --columns, --classes and the input rule fit one model, "
+            f"project {project.name}: --task, --head, --columns, --classes, the input rule and what is for video fit one model, "
             f"got {len(project.models)} models. Write them into {FILE_NAME}"
         )
     changes: dict[str, Any] = {}
@@ -364,6 +407,16 @@ def with_options(
             table.pop("shorter_side", None)
         try:
             changes["preprocess"] = from_json(PreprocessHint, to_json({**table, **preprocess}), "input rule")
+        except SchemaError as error:
+            raise UsageError(str(error)) from None
+    if video:
+        if (task or project.models[0].task) != "video":
+            raise UsageError(
+                f"options {', '.join('--' + k.replace('_', '-') for k in video)}: for the task video. Give --task video"
+            )
+        try:
+            table = {**_given(project.models[0].video), **video}
+            changes["video"] = from_json(VideoHint, to_json(table), "video")
         except SchemaError as error:
             raise UsageError(str(error)) from None
     if head or columns:
@@ -417,9 +470,12 @@ class _ModelTable:
     evaluation: DataTable | None = None
     accept: Accept = Accept()
     target: dict[str, TargetOverride] = field(default_factory=dict)
+    video: VideoHint | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        if self.video is not None and self.task != "video":
+            raise ValueError(f'video: a table for task = "video", got task = "{self.task}"')
 
 
 @dataclass(frozen=True)
@@ -492,6 +548,7 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
         evaluation=pictures(table.evaluation, "evaluation"),
         accept=table.accept,
         target=table.target,
+        video=table.video or VideoHint(),
     )
     check_disjoint(entry.calibration, entry.evaluation, where)
     return entry

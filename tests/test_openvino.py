@@ -122,7 +122,7 @@ def test_integer_pictures_lie_channels_last_and_say_the_same() -> None:
     assert turned.inputs["x"].transpose(0, 2, 3, 1).flags.c_contiguous
     np.testing.assert_array_equal(turned.outputs["y"], first.outputs["y"])
     wide = onnx.load_from_string(network((24,)).SerializeToString())
-    assert engine._turn(_read(wide.SerializeToString())) == {0}
+    assert engine._turn(_read(wide.SerializeToString())) == {"x"}
     wide.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 8  # features of another network, no picture
     wide.graph.initializer[0].CopyFrom(
         numpy_helper.from_array(np.zeros((24, 8, 3, 3), np.float32), wide.graph.initializer[0].name)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekit.errors import UsageError, did_you_mean
-from edgekit.spec import TensorSpec
+from edgekit.errors import BundleError, UsageError, did_you_mean
+from edgekit.spec import DType, QuantParams, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from edgekit.manifest import Variant
 
 BACKENDS = ("onnxruntime", "litert", "openvino", "tensorrt")
 
@@ -87,6 +89,53 @@ class Turning(Protocol):
         binding's next run reads as states from the device to the arrays in `inputs`, and back.
         """
         ...
+
+
+TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+_TURNED, _CODES = "channels_last", "codes"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What an ONNX file does not say of its inputs and outputs, kept in the payload's options.
+
+    turned: names of those that it has as [N, H, W, C]; sessions see [N, C, H, W]. codes: the parameters of those
+    that hold codes.
+    """
+
+    turned: frozenset[str] = frozenset()
+    codes: Mapping[str, QuantParams] = field(default_factory=dict)
+
+    def to_options(self) -> dict[str, Any]:
+        """As JSON values: {"channels_last": [names], "codes": {name: [type, scale, zero point]}}, empty ones left out."""
+        codes = {n: [q.dtype.value, q.scale[0], q.zero_point[0]] for n, q in sorted(self.codes.items())}
+        return {k: v for k, v in ((_TURNED, sorted(self.turned)), (_CODES, codes)) if v}
+
+    @staticmethod
+    def of(variant: Variant) -> Ports:
+        """From a variant's options. Raises: BundleError for what `to_options` does not write."""
+        turned, codes = variant.options.get(_TURNED, []), variant.options.get(_CODES, {})
+        try:
+            if not isinstance(turned, list) or not all(isinstance(n, str) for n in turned):
+                raise ValueError("expected a list of names")
+            found = {str(n): QuantParams(DType(t), (float(s),), (int(z),)) for n, (t, s, z) in codes.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"payload {variant.name}: options {_TURNED!r} and {_CODES!r}: {error}. Build the bundle again"
+            ) from None
+        return Ports(frozenset(turned), found)
+
+    def shown(self, spec: TensorSpec) -> TensorSpec:
+        """A tensor of the file as sessions see it. Raises: BundleError where a turned one has not four axes."""
+        spec = replace(spec, quant=self.codes.get(spec.name, spec.quant))
+        if spec.name not in self.turned:
+            return spec
+        if len(spec.shape) != 4:
+            raise BundleError(
+                f"payload tensor {spec.name}: has shape {list(spec.shape)}, expected [N, H, W, C]. "
+                "Build the bundle again"
+            )
+        return replace(spec, shape=tuple(spec.shape[axis] for axis in TO_FIRST))
 
 
 def half(backend: str, part: str) -> Any:

@@ -20,6 +20,7 @@ from edgekit.project import HEADS, PRECISIONS, QUANTIZATIONS, RESIZES
 from edgekit.signing import check_private_key
 from edgekit.target import Target
 from edgekit.tasks import TASKS
+from edgekit.tasks.video.spec import MAX_WINDOW
 
 if TYPE_CHECKING:
     from edgekit.toolchain.build import Built
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     model = parser.add_argument_group("when the model file does not say it all")
     model.add_argument(
-        "--task", type=one_of("--task", TASKS), metavar="T", help=f"{' or '.join(TASKS)} (default: detect)"
+        "--task", type=one_of("--task", TASKS), metavar="T", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]} (default: detect)"
     )
     model.add_argument(
         "--head", type=one_of("--head", HEADS), metavar="FAMILY", help=f"detector family: {', '.join(HEADS)}"
@@ -103,13 +104,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of an input that the file leaves open",
     )
 
+    video = parser.add_argument_group("for --task video: a clip model, or a one-frame model with its states")
+    video.add_argument(
+        "--dt-s",
+        type=seconds("--dt-s"),
+        metavar="S",
+        help="seconds between two frames of the clips it was trained on: the time base that a stream keeps",
+    )
+    video.add_argument(
+        "--frames",
+        type=integer("--frames", 1, MAX_WINDOW),
+        metavar="T",
+        help="frames of a clip, where the network's input does not say it",
+    )
+    video.add_argument(
+        "--allow-bidirectional",
+        action="store_true",
+        help="convert a network that looks ahead: the present frame stands in for the next one, and the drop is measured",
+    )
+
     proof = parser.add_argument_group("what the build is proven on")
     proof.add_argument(
         "--data",
         type=Path,
         metavar="LABELS",
         help="labels to measure the accuracy on: COCO json; for a classifier a folder per class, a table "
-        "file,label (.csv, .jsonl) or arrays (.npz)",
+        "file,label (.csv, .jsonl) or arrays (.npz); for video a folder of <class>/<clip>, or clips as .npz",
     )
     proof.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of the pictures that the labels name"
@@ -157,6 +177,7 @@ def main(args: argparse.Namespace) -> int:
         images=args.images,
         task=args.task,
         preprocess=input_rule(args),
+        video=video_options(args),
     )
     # what would fail only after minutes of work is asked for now
     if args.sign is not None:
@@ -263,6 +284,27 @@ def input_rule(args: argparse.Namespace) -> dict[str, Any]:
             )
         rule["shorter_side"] = int(side) if side else None
     return {name: value for name, value in rule.items() if value is not None}
+
+
+def seconds(option: str) -> Callable[[str], float]:
+    """An argparse type: seconds above 0. Raises: UsageError."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not (math.isfinite(value) and value > 0):
+            raise UsageError(f"option {option} {printable(text)[:60]}: expected seconds above 0, as 0.1")
+        return value
+
+    return parse
+
+
+def video_options(args: argparse.Namespace) -> dict[str, Any]:
+    """--dt-s, --frames and --allow-bidirectional as fields of VideoHint: those that were given."""
+    given = {"dt_s": args.dt_s, "frames": args.frames, "allow_bidirectional": args.allow_bidirectional or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def dry_run(project: Any, targets: list[Target], args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from edgekit.bundle import Bundle
 from edgekit.cli import quantization
 from edgekit.manifest import KernelStep, Segment
 from edgekit.schema import printable, to_json
-from edgekit.spec import StateSpec, TensorSpec
+from edgekit.spec import DType, StateSpec, TensorSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +131,44 @@ def _tensor(tensor: TensorSpec) -> dict[str, Any]:
 def _state(state: StateSpec) -> dict[str, Any]:
     known = to_json(state)
     assert isinstance(known, dict)
-    return {**known, "elements": state.elements}
+    return {**known, "elements": state.elements, "bytes": state.elements * state.dtype.itemsize}
+
+
+def _states(states: Sequence[StateSpec]) -> list[tuple[str, ...]]:
+    """One row a state: as the manifest types it, with the codes that a payload may hold instead."""
+    return [
+        (
+            printable(s.name),
+            s.dtype.value,
+            _shape(s.shape),
+            f"{s.elements:,} elements",
+            _size(s.elements * s.dtype.itemsize),
+            "" if s.quant is None else f"or {_held(s)}",
+        )
+        for s in states
+    ]
+
+
+def _stream(states: Sequence[StateSpec]) -> list[tuple[str, ...]]:
+    """What the states of one stream take in each type they may be held in, and when they end."""
+    total = sum(s.elements for s in states)
+    rows: list[tuple[str, ...]] = [
+        ("states", str(len(states))),
+        ("elements", f"{total:,}"),
+        *((f"as {t.value}", _size(total * t.itemsize)) for t in (DType.float32, DType.float16, DType.int8)),
+    ]
+    steps = [s.nominal_dt_s for s in states if s.nominal_dt_s is not None]
+    limits = [s.reset_after_s for s in states if s.reset_after_s is not None]
+    rows += [("step", f"{steps[0]:g} s")] if steps else [("step", "every frame")]
+    rows += [("ends", f"after {min(limits):g} s without a frame")] if limits else []
+    return rows
+
+
+def _held(state: StateSpec) -> str:
+    assert state.quant is not None
+    scale, zero = state.quant.scale, state.quant.zero_point
+    shown = f"scale {scale[0]:.6g}, zero point {zero[0]}" if len(scale) == 1 else f"{len(scale)} scales"
+    return f"{state.quant.dtype.value} codes, {shown}"
 
 
 def _labels(pipeline: dict[str, Any]) -> tuple[str, ...]:
@@ -168,8 +205,8 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
     )
     section("Inputs", [_row(manifest.tensor(name)) for name in manifest.inputs])
     section("Outputs", [_row(manifest.tensor(name)) for name in manifest.outputs])
-    states = [(s.name, s.dtype.value, _shape(s.shape), f"{s.elements} elements") for s in manifest.states]
-    section("States", states)
+    section("States", _states(manifest.states))
+    section("State of one stream", _stream(manifest.states) if manifest.states else [])
     section("Plan", [_step(i, step.name, step) for i, step in enumerate(manifest.plan, start=1)])
     section(
         "Payloads",

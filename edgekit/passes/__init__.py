@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -23,6 +23,7 @@ from edgekit.tasks.detect.spec import DetectHead
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgekit.passes.streamify import Streamified
     from edgekit.tasks.preprocess import ImagePreprocess
 
 BEFORE_SPLIT = ("fold_constants", "remove_identity", "fuse_batchnorm")
@@ -61,8 +62,9 @@ class PassRecord:
 @dataclass(frozen=True)
 class Prepared:
     """A network ready for calibration and lowering. `head` is None for tasks without one;
-    `preprocess` is the input rule found, `log` what ran; `activation`: for the task `classify`, what
-    turns the output into scores (tasks.classify.spec)."""
+    `preprocess` is the input rule found, `log` what ran; `activation`: for the tasks `classify` and `video`,
+    what turns the output into scores (tasks.classify.spec); `streamed`: how a clip model became this
+    one-frame model, whose states `passes.states` reads."""
 
     model: ir.Model
     head: DetectHead | None
@@ -70,6 +72,7 @@ class Prepared:
     preprocess: ImagePreprocess | None = None
     notes: tuple[str, ...] = field(default=())
     activation: str = ""
+    streamed: Streamified | None = None
 
 
 def names() -> tuple[str, ...]:
@@ -118,12 +121,17 @@ def prepare(
     num_classes: int | None = None,
     columns: Sequence[str] | None = None,
     normalized: bool = False,
+    frames: int | None = None,
+    allow_bidirectional: bool = False,
+    nominal_dt_s: float | None = None,
     check: bool = True,
 ) -> Prepared:
-    """The whole recipe on a copy of `model`: simplify, cut the head (detect) or Softmax (classify), fuse, compact.
+    """The whole recipe on a copy of `model`: simplify, cut the head (detect) or Softmax (classify, video), fuse,
+    compact. For the task `video` a clip model becomes a one-frame model first (passes.streamify).
 
     head: a family of tasks.detect.spec, None to find it, "rows" to keep the output and read it by
     `columns` (with `normalized` coordinates or not). `num_classes`: how many names the user has.
+    frames, allow_bidirectional, nominal_dt_s: of a clip model, see passes.streamify.streamify.
     check: verify every pass, and the found head against the decode in the graph, on a seeded picture.
     Raises: ModelError (PassError among them), UsageError.
     """
@@ -133,6 +141,8 @@ def prepare(
     log: list[PassRecord] = []
     if task == "classify":
         return _prepare_classifier(model, check)
+    if task == "video":
+        return _prepare_video(model, frames, allow_bidirectional, nominal_dt_s, check)
     if task != "detect":
         model, records = run_passes(model, AFTER_SPLIT, check=check)
         return Prepared(model, None, records)
@@ -170,6 +180,37 @@ def prepare(
     clean(cut)
     cut, records = run_passes(cut, AFTER_SPLIT, check=check)
     return Prepared(cut, found, (*log, *records), rule, (*notes, why))
+
+
+def _prepare_video(
+    model: ir.Model, frames: int | None, allow_bidirectional: bool, nominal_dt_s: float | None, check: bool
+) -> Prepared:
+    """One frame at a time: a model that says what its states are as it is, a clip model through streamify."""
+    from edgekit.passes.states import KEY, states
+
+    if KEY in model.metadata_props:
+        found = states(model)
+        note = f"a one-frame model with {len(found)} states of {sum(s.elements for s in found)} elements"
+        prepared = _prepare_classifier(model, check)
+        return replace(prepared, notes=(note, *prepared.notes))
+    from edgekit.passes.streamify import streamify
+
+    start = time.perf_counter()
+    made = streamify(
+        model, frames=frames, allow_bidirectional=allow_bidirectional, nominal_dt_s=nominal_dt_s
+    )
+    elements = sum(s.elements for s in made.states)
+    how = "equal to it" if made.exact else "another network than it"
+    note = (
+        f"streamify: the clip model of {made.frames} frames became a one-frame model with {len(made.states)} states of "
+        f"{elements} elements, {how}"
+    )
+    nodes = len(model.graph), len(made.model.graph)
+    seconds = time.perf_counter() - start
+    record = PassRecord("streamify", *nodes, len(made.shifts), made.difference, seconds, "; ".join(made.notes))
+    prepared = _prepare_classifier(made.model, check)
+    notes = (note, *made.notes, *prepared.notes)
+    return replace(prepared, log=(record, *prepared.log), notes=notes, streamed=made)
 
 
 def _prepare_classifier(model: ir.Model, check: bool) -> Prepared:

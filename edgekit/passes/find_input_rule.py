@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.graph import constant, input_size, only_user, shape
+from edgekit.passes.graph import constant, input_size, only_user, picture, shape
 from edgekit.tasks.detect.spec import DetectHead
 from edgekit.tasks.preprocess import ImagePreprocess
 
@@ -23,7 +23,7 @@ def find_input_rule(model: ir.Model, head: DetectHead | None) -> tuple[ImagePrep
     Evidence: constants that the graph itself subtracts from or multiplies with its input.
     """
     height, width = input_size(model)
-    if (shape(model.graph.inputs[0]) or ())[1:2] != (3,):
+    if (shape(picture(model)) or ())[1:2] != (3,):
         return None, "input rule: the input has not 3 channels; declare the preprocessing"
     rules = {
         "yolox": ImagePreprocess(width, height),
@@ -72,7 +72,7 @@ def _text(rule: ImagePreprocess) -> str:
 
 def _normalisation(model: ir.Model) -> tuple[np.ndarray, np.ndarray] | None:
     """(s, t), float64 [3], of s * x + t applied to the input before anything else; None without."""
-    value = model.graph.inputs[0]
+    value = picture(model)
     scale, offset = np.ones(3), np.zeros(3)
     found = False
     while True:

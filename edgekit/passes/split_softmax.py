@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from edgekit.errors import ModelError
 from edgekit.passes import probe
-from edgekit.passes.graph import clean, integer, only_user, shape
+from edgekit.passes.graph import answers, clean, integer, only_user, shape
 
 LIMIT = 1e-5
 """Largest difference of a score, softmax on the host against the one in the graph."""
@@ -47,16 +47,17 @@ def split(model: ir.Model) -> SoftmaxSplit:
     if node is None:
         return SoftmaxSplit(model, *_judge(model))
     kind = node.op_type
-    output, source = model.graph.outputs[0], node.inputs[0]
+    (output,), source = answers(model), node.inputs[0]
     assert source is not None, "checked by _softmax"
     name = output.name
+    place = model.graph.outputs.index(output)
     output.name = f"{name}_was"
-    model.graph.outputs[0] = source
+    model.graph.outputs[place] = source
     source.name = name  # the output keeps its name: it is what users know
     clean(model)
     feeds, wanted = probe.finite_pictures(original)
-    want = next(iter(wanted.values())).astype(np.float64).reshape(-1)
-    logits = next(iter(probe.evaluate(model, feeds).values())).astype(np.float64).reshape(-1)
+    want = wanted[str(name)].astype(np.float64).reshape(-1)
+    logits = probe.evaluate(model, feeds)[str(name)].astype(np.float64).reshape(-1)
     got = np.exp(logits - logits.max())
     got /= got.sum()
     want = np.exp(want) if kind == "LogSoftmax" else want
@@ -70,8 +71,8 @@ def split(model: ir.Model) -> SoftmaxSplit:
 
 
 def _softmax(model: ir.Model) -> ir.Node | None:
-    """The Softmax over all classes that the one output comes from, through reshapes at most."""
-    outputs = model.graph.outputs
+    """The Softmax over all classes that the one output (states aside) comes from, through reshapes at most."""
+    outputs = answers(model)
     if len(outputs) != 1:
         return None
     value: ir.Value | None = outputs[0]
@@ -101,13 +102,13 @@ def _softmax(model: ir.Model) -> ir.Node | None:
 
 def _judge(model: ir.Model) -> tuple[str, float | None, str]:
     """(activation, None, note) of a network that has no Softmax to cut."""
-    outputs = model.graph.outputs
+    outputs = answers(model)
     if len(outputs) != 1:
         return "none", None, ""
     producer = outputs[0].producer()
     if producer is not None and producer.op_type == "Sigmoid":
         return "none", None, "ends in a Sigmoid: its values are taken as scores"
-    values = next(iter(probe.finite_pictures(model)[1].values())).astype(np.float64)
+    values = probe.finite_pictures(model)[1][str(outputs[0].name)].astype(np.float64)
     if values.size > 1 and values.min() >= 0 and abs(values.sum() - 1) <= SUM_LIMIT:
         return "none", None, "its values add up to 1: they are taken as scores"
     return "softmax", None, "ends in logits: scores are their softmax, on the host"

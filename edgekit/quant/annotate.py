@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekit.passes.states import states
 from edgekit.spec import QuantParams
 
 if TYPE_CHECKING:
@@ -40,3 +41,24 @@ def node_id(node: ir.Node) -> str:
     name = node.outputs[0].name
     assert name is not None
     return name
+
+
+REAL_STATES = "edgekit.real_states"
+"""Key of the model's metadata, set where payloads shall hold their states as real numbers whatever the annotations."""
+
+
+def state_codes(model: ir.Model) -> dict[str, QuantParams]:
+    """The graph inputs and outputs that an INT8 payload holds as codes, by name: states with one scale on both sides.
+
+    Raises: ModelError for metadata that do not fit the graph; AssertionError where the sides differ.
+    """
+    if REAL_STATES in model.metadata_props:
+        return {}
+    inputs, outputs = ({str(v.name): v for v in side} for side in (model.graph.inputs, model.graph.outputs))
+    found: dict[str, QuantParams] = {}
+    for state in states(model):
+        before, after = quant(inputs[state.input]), quant(outputs[state.output])
+        assert before == after, f"state {state.name} has two scales"
+        if before is not None:
+            found |= {state.input: before, state.output: before}
+    return found

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.graph import clean, infer
+from edgekit.passes.states import states
 from edgekit.quant.calibrate import Feeds, calibrate, measured
 from edgekit.quant.stats import Stats, TensorStats
 
@@ -71,7 +72,8 @@ def unlike(model: ir.Model, stats: Stats, evaluation: Feeds | None) -> str:
     if evaluation is None:
         return ""
     names = first_values(model)
-    inputs = [str(v.name) for v in model.graph.inputs]
+    held = {state.input for state in states(model)}
+    inputs = [str(v.name) for v in model.graph.inputs if v.name not in held]
     seen = calibrate(beginning(model, names), evaluation)
     names = [name for name in names if name in stats and name in seen]
     apart = distance(stats, seen, names)

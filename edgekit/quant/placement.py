@@ -2,6 +2,8 @@
 
 `place` decides, node by node, by `rules` (what the library can run) and `choices` (what a search wants); the
 result is a copy of the model whose values carry `QuantParams` (quant/annotate.py) and nothing else new.
+
+What goes round has one scale: a state's input and its next value carry the same params, or none, whatever is chosen.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import onnx_ir.passes.common as common
 
 from edgekit.errors import CalibrationError, UsageError, did_you_mean
 from edgekit.passes.graph import constant, infer, only_user, scalar
+from edgekit.passes.states import states
 from edgekit.quant.annotate import node_id, quant, set_quant
 from edgekit.quant.ranges import activation_range, params
 from edgekit.quant.residual import skip_inputs
@@ -81,8 +84,10 @@ def place(
     model = prepared(model)
     graph = model.graph
     _check(graph, choices)
-    plan = _inputs_only(graph, rules, choices) if not rules.outputs else _full(graph, rules, choices)
-    _annotate(plan, stats, rules, choices)
+    pairs = _pairs(model)
+    plan = (_full if rules.outputs else _inputs_only)(graph, rules, choices, pairs)
+    pictures = set(graph.inputs) - {before for before, _ in pairs}
+    _annotate(plan, stats, rules, choices, pictures)
     for node in plan.integer:
         if node.op_type in WEIGHTED:
             _annotate_weight(node, rules, choices)
@@ -95,6 +100,15 @@ def prepared(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer(model)
     return model
+
+
+Pairs = tuple[tuple[ir.Value, ir.Value], ...]
+
+
+def _pairs(model: ir.Model) -> Pairs:
+    """(input, next value) of every state."""
+    inputs, outputs = ({str(v.name): v for v in side} for side in (model.graph.inputs, model.graph.outputs))
+    return tuple((inputs[s.input], outputs[s.output]) for s in states(model))
 
 
 def absorber(node: ir.Node, rules: Rules) -> ir.Node | None:
@@ -156,6 +170,14 @@ class _Plan:
         for other in others:
             self.parent[self.root(other)] = self.root(first)
 
+    def close(self, pairs: Pairs) -> bool:
+        """One scale for both sides of every state that has one on either side. Whether a value was added."""
+        known = len(self.parent)
+        for pair in pairs:
+            if any(value in self.parent for value in pair):
+                self.unite(pair)
+        return len(self.parent) > known
+
     def groups(self) -> list[list[ir.Value]]:
         found: dict[ir.Value, list[ir.Value]] = {}
         for value in self.parent:
@@ -163,7 +185,7 @@ class _Plan:
         return list(found.values())
 
 
-def _full(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
+def _full(graph: ir.Graph, rules: Rules, choices: Choices, pairs: Pairs) -> _Plan:
     """Everything between weighted integer nodes; a float node's surroundings stay float where they can."""
     allowed = [n for n in graph if not refusal(n, rules) and node_id(n) not in choices.float_nodes]
     alone = rules.weighted | rules.pointwise | rules.copies
@@ -189,19 +211,24 @@ def _full(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
             break
         for node in dropped:
             del integer[node]
-    plan = _Plan()
     fixed: set[ir.Value] = set()
-    for node in integer:
-        plan.integer[node] = None
-        if node in gone:
-            continue
-        outputs = node.outputs if node not in taken else taken[node].outputs
-        plan.add(*data_inputs(node), *(v for v in outputs if v.uses() or v.is_graph_output()))
-        if node.op_type in rules.fixed:
-            fixed.update(node.outputs)
-        if node.op_type in rules.copies:
-            _share(node, plan, fixed, rules, choices)
-    return plan
+    while True:
+        plan = _Plan()
+        for node in integer:
+            plan.integer[node] = None
+            if node in gone:
+                continue
+            outputs = node.outputs if node not in taken else taken[node].outputs
+            plan.add(*data_inputs(node), *(v for v in outputs if v.uses() or v.is_graph_output()))
+            if node.op_type in rules.fixed:
+                fixed.update(node.outputs)
+            if node.op_type in rules.copies:
+                _share(node, plan, fixed, rules, choices)
+        plan.close(pairs)
+        late = {before for before, after in pairs if after in fixed} - fixed
+        if not late:  # else what reads these states, further up, must know that their scale is given
+            return plan
+        fixed |= late
 
 
 def _origins(graph: ir.Graph, integer: Mapping[ir.Node, None]) -> dict[ir.Value, bool]:
@@ -236,8 +263,8 @@ def _read(node: ir.Node, taken: ir.Node | None, integer: Mapping[ir.Node, None])
     return any(user in integer for v in (taken or node).outputs for user, _ in v.uses())
 
 
-def _inputs_only(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
-    """Inputs of weighted nodes, skip inputs, and what shares a scale with them."""
+def _inputs_only(graph: ir.Graph, rules: Rules, choices: Choices, pairs: Pairs) -> _Plan:
+    """Inputs of weighted nodes, skip inputs, states read there, and what shares a scale with them."""
     plan = _Plan()
     for node in graph:
         if (
@@ -249,14 +276,16 @@ def _inputs_only(graph: ir.Graph, rules: Rules, choices: Choices) -> _Plan:
             plan.add(*data_inputs(node))
     if rules.residual:
         plan.add(*skip_inputs(graph, plan.integer).values())
-    for node in reversed(list(graph)):
-        if node.op_type in rules.copies and not refusal(node, rules):
-            if node_id(node) in choices.float_nodes or node_id(node) in choices.own_scales:
-                continue
-            if any(v in plan.parent for v in node.outputs):
-                plan.integer[node] = None
-                plan.unite([*data_inputs(node), *(v for v in node.outputs if v in plan.parent)])
-    return plan
+    while True:
+        for node in reversed(list(graph)):
+            if node.op_type in rules.copies and not refusal(node, rules):
+                if node_id(node) in choices.float_nodes or node_id(node) in choices.own_scales:
+                    continue
+                if any(v in plan.parent for v in node.outputs):
+                    plan.integer[node] = None
+                    plan.unite([*data_inputs(node), *(v for v in node.outputs if v in plan.parent)])
+        if not plan.close(pairs):
+            return plan
 
 
 def _share(node: ir.Node, plan: _Plan, fixed: set[ir.Value], rules: Rules, choices: Choices) -> None:
@@ -272,9 +301,11 @@ def _share(node: ir.Node, plan: _Plan, fixed: set[ir.Value], rules: Rules, choic
         plan.unite(sides)
 
 
-def _annotate(plan: _Plan, stats: Mapping[str, TensorStats], rules: Rules, choices: Choices) -> None:
+def _annotate(
+    plan: _Plan, stats: Mapping[str, TensorStats], rules: Rules, choices: Choices, pictures: set[ir.Value]
+) -> None:
     for group in plan.groups():
-        found = _fixed(group, rules) or _params(_range(group, stats, rules, choices), rules)
+        found = _fixed(group, rules) or _params(_range(group, stats, rules, choices, pictures), rules)
         for value in group:
             set_quant(value, found)
 
@@ -290,13 +321,19 @@ def _fixed(group: list[ir.Value], rules: Rules) -> QuantParams | None:
     return None
 
 
-def _range(group: list[ir.Value], stats: Mapping[str, TensorStats], rules: Rules, choices: Choices) -> Range:
+def _range(
+    group: list[ir.Value],
+    stats: Mapping[str, TensorStats],
+    rules: Rules,
+    choices: Choices,
+    pictures: set[ir.Value],
+) -> Range:
     """The union of what the values of a group need; given ranges alone decide where there are any."""
     given = dict(choices.ranges)
     found = [given[str(v.name)] for v in group if str(v.name) in given]
     if not found:
         schemes = dict(choices.schemes)
-        found = [_seen(v, stats, rules, choices, schemes) for v in group]
+        found = [_seen(v, stats, rules, choices, schemes, pictures) for v in group]
     low, high = min(low for low, _ in found), max(high for _, high in found)
     for value in group:
         producer = value.producer()
@@ -311,6 +348,7 @@ def _seen(
     rules: Rules,
     choices: Choices,
     schemes: Mapping[str, str],
+    pictures: set[ir.Value],
 ) -> Range:
     name = str(value.name)
     numbers = constant(value)
@@ -322,7 +360,7 @@ def _seen(
             "Calibrate the graph that is quantized"
         )
     # pictures have 256 levels: the whole range keeps them exact
-    scheme = schemes.get(name, "minmax" if value.is_graph_input() else choices.scheme)
+    scheme = schemes.get(name, "minmax" if value in pictures else choices.scheme)
     return activation_range(stats[name], scheme, rules.symmetric)
 
 

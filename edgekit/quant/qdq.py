@@ -1,11 +1,12 @@
 """An annotated model as a Q/DQ ONNX file: QuantizeLinear and DequantizeLinear around every annotated value.
 
 One pair per value. Weights are stored as int8 behind a DequantizeLinear, biases as int32 where the style
-wants them so.
+wants them so. States enter and leave as codes: half a pair each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,11 @@ import onnx_ir as ir
 
 from edgekit.errors import LoweringError, UsageError
 from edgekit.passes.graph import clean, constant, new_weight, only_user
-from edgekit.quant.annotate import quant, set_quant
+from edgekit.quant.annotate import quant, set_quant, state_codes
 from edgekit.quant.placement import prepared, saturates
 from edgekit.quant.rules import WEIGHTED, Rules, bias, weight
 from edgekit.quant.weights import bias_codes, bias_scale, codes
-from edgekit.spec import QuantParams
+from edgekit.spec import DType, QuantParams
 
 MIN_OPSET = 13
 """The first with scales per channel."""
@@ -70,8 +71,10 @@ def lowered(model: ir.Model, rules: Rules, target: str) -> ir.Model:
 def to_qdq(model: ir.Model, style: Style) -> ir.Model:
     """A copy with the annotations written out, of the same inputs and outputs, without annotations.
 
+    States that `annotate.state_codes` names are of the style's integer type, and alone keep their annotation.
     Raises: LoweringError if the opset cannot be raised to `style.min_opset`.
     """
+    held = state_codes(model)
     model = raise_opset(prepared(model), style.min_opset)
     graph = model.graph
     for node in list(graph):
@@ -90,8 +93,16 @@ def to_qdq(model: ir.Model, style: Style) -> ir.Model:
             pair(graph, value, params, style)
     for node in pads if style.pad_codes else ():
         _pad_codes(graph, node)
+    _bare_states(graph, {name: stored_as(params, style) for name, params in held.items()})
     clean(model)
     return model
+
+
+def stored_as(params: QuantParams, style: Style) -> QuantParams:
+    """`params` of an activation as the file holds it."""
+    if style.activations == "int8":
+        return params
+    return QuantParams(DType.uint8, params.scale, tuple(zero + 128 for zero in params.zero_point))
 
 
 def raise_opset(model: ir.Model, least: int) -> ir.Model:
@@ -151,6 +162,43 @@ def pair(graph: ir.Graph, value: ir.Value, params: QuantParams, style: Style) ->
     else:
         graph.insert_after(producer, [q, dq])
     return result
+
+
+def _bare_states(graph: ir.Graph, held: Mapping[str, QuantParams]) -> None:
+    """Graph inputs and outputs of these names become the codes inside their pair of Q and DQ."""
+    for i, value in enumerate(graph.inputs):
+        params = held.get(str(value.name))
+        if params is None:
+            continue
+        codes_in = ir.Value(name=value.name, shape=value.shape, type=_type(params))
+        set_quant(codes_in, params)
+        graph.inputs[i] = codes_in
+        for q, _ in value.uses():  # none where nothing reads the state
+            assert q.op_type == "QuantizeLinear"
+            q.outputs[0].replace_all_uses_with(codes_in)
+            graph.remove(q, safe=True)
+        value.name = None
+    for i, value in enumerate(graph.outputs):
+        params = held.get(str(value.name))
+        if params is None:
+            continue
+        dq = value.producer()
+        assert dq is not None and dq.op_type == "DequantizeLinear" and dq.inputs[0] is not None
+        name, value.name = value.name, f"{value.name}.real"
+        made = dq.inputs[0]
+        if made.is_graph_input():  # a state that only grows old: its own tensor on either side
+            identity = ir.node("Identity", [made])
+            graph.insert_after(dq, identity)
+            made = identity.outputs[0]
+        made.name, made.shape, made.type = name, value.shape, _type(params)
+        set_quant(made, params)
+        graph.outputs[i] = made
+        if not value.uses():
+            graph.remove(dq, safe=True)
+
+
+def _type(params: QuantParams) -> ir.TensorType:
+    return ir.TensorType(ir.DataType.UINT8 if params.dtype == DType.uint8 else ir.DataType.INT8)
 
 
 def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:

@@ -34,18 +34,8 @@ def self_test(bundle: Bundle, session: Session, variants: Sequence[str], threads
     """
     manifest, where = bundle.manifest, str(bundle.path)
     held = {spec.name: spec for spec in session.state_specs}
-    read = {state.input: state for state in manifest.states}
     written = {state.output: state for state in manifest.states}
-    session.reset()
-    states = session.snapshot()
-    for tensor in manifest.golden.inputs:
-        value = golden_values(bundle, tensor)
-        if tensor.tensor in read:
-            state = read[tensor.tensor]
-            states[state.name] = convert(value, state, held[state.name])
-        else:
-            np.copyto(session.inputs[tensor.tensor], value)
-    session.restore(states)
+    set_golden(bundle, session)
     session.run()
     for tensor in manifest.golden.outputs:
         if tensor.tensor in session.outputs:
@@ -58,6 +48,23 @@ def self_test(bundle: Bundle, session: Session, variants: Sequence[str], threads
     if recorded is not None:
         check_latency(where, recorded, session.run)
     session.reset()
+
+
+def set_golden(bundle: Bundle, session: Session) -> None:
+    """The golden input into `session`; states that have golden values to these, the others to their initial ones."""
+    manifest = bundle.manifest
+    held = {spec.name: spec for spec in session.state_specs}
+    read = {state.input: state for state in manifest.states}
+    session.reset()
+    states = session.snapshot()
+    for tensor in manifest.golden.inputs:
+        value = golden_values(bundle, tensor)
+        if tensor.tensor in read:
+            state = read[tensor.tensor]
+            states[state.name] = convert(value, state, held[state.name])
+        else:
+            np.copyto(session.inputs[tensor.tensor], value)
+    session.restore(states)
 
 
 def golden_values(bundle: Bundle, tensor: GoldenTensor) -> np.ndarray:

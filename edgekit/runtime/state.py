@@ -44,11 +44,24 @@ def state_dtypes(spec: StateSpec) -> tuple[DType, ...]:
     """Element types that a payload may hold a private state in: codes and reals are the same to a scale."""
     if spec.quant is None:
         return (spec.dtype,)
-    return tuple(dict.fromkeys((spec.dtype, spec.quant.dtype, DType.float32)))
+    codes = _BYTES if spec.quant.dtype in _BYTES else (spec.quant.dtype,)
+    return tuple(dict.fromkeys((spec.dtype, spec.quant.dtype, *codes, DType.float32)))
+
+
+_BYTES = (DType.int8, DType.uint8)
+
+
+def codes_as(quant: QuantParams, dtype: DType) -> QuantParams:
+    """The same scale for codes of `dtype`: uint8 codes and zero point are those of int8 plus 128."""
+    if quant.dtype == dtype or {quant.dtype, dtype} != set(_BYTES):
+        return quant
+    shift = 128 if dtype == DType.uint8 else -128
+    return replace(quant, dtype=dtype, zero_point=tuple(zero + shift for zero in quant.zero_point))
 
 
 def same_codes(first: QuantParams, second: QuantParams) -> bool:
     """Whether codes of the one mean the same in the other; files hold scales in float32."""
+    second = codes_as(second, first.dtype)
     return (first.dtype, first.zero_point) == (second.dtype, second.zero_point) and all(
         np.float32(a) == np.float32(b) for a, b in zip(first.scale, second.scale, strict=True)
     )
@@ -56,7 +69,8 @@ def same_codes(first: QuantParams, second: QuantParams) -> bool:
 
 def held_as(spec: StateSpec, array: np.ndarray) -> StateSpec:
     """`spec` as a payload holds the state in `array`."""
-    return replace(spec, dtype=DType(array.dtype.name))
+    dtype = DType(array.dtype.name)
+    return replace(spec, dtype=dtype, quant=None if spec.quant is None else codes_as(spec.quant, dtype))
 
 
 def initial_value(spec: StateSpec) -> np.ndarray:

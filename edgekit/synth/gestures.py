@@ -66,11 +66,15 @@ class Poses:
     angle: Array
 
 
-def poses(rng: np.random.Generator, label: int, frames: int = CLIP) -> Poses:
-    """Draw the poses of one clip of class `label` (module docstring)."""
-    times = np.repeat(rng.uniform(0, 1, (6, 1)), frames, 1)
+def poses(rng: np.random.Generator, label: int, frames: int = CLIP, at: Array | None = None) -> Poses:
+    """Draw the poses of one clip of class `label` (module docstring).
+
+    at: moments to look at, in frames from the first one, whole or not; None = every frame.
+    """
+    at = np.arange(frames) if at is None else at
+    times = np.repeat(rng.uniform(0, 1, (6, 1)), len(at), 1)
     signs = rng.choice((-1.0, 1.0), 6)
-    running = (np.arange(frames) + rng.uniform(0, 1)) / frames
+    running = (at + rng.uniform(0, 1)) / frames
     if label in _MOVES:
         component, sign = _MOVES[label]
         times[component], signs[component] = running, sign
@@ -173,15 +177,34 @@ class GestureWorld:
             raise UsageError(f"gestures frame {index}: out of range, expected 0 or more")
         number = index // EVENT
         event = self.event(number)
-        if self._kept is None or self._kept[0] != number:
-            rng = self._random(_STREAM, number, 1)
-            path = poses(rng, event.label)
-            self._kept = (number, self._scene(rng, self._random(_STREAM, 2**40, number // SCENE)), path)
-        _, scene, path = self._kept
+        scene, path = self._object(number)
         at = min(max(index - event.start, 0), CLIP - 1)
         image = self._draw(scene, path, at, self._random(_STREAM, number, 2, index))
         label = event.label if event.start <= index < event.stop else STILL
         return GestureFrame(image, label, event, index, round(index * 1e9 / FRAMES_PER_SECOND))
+
+    def seen(self, moment: float) -> Array:
+        """The stream's picture at `moment` (>= 0), in frames: between two of them too, for cameras of other rates.
+
+        At whole moments it is the picture of `frame`. uint8 [H, W, 3] BGR.
+        """
+        index = int(moment)
+        if index == moment:
+            return self.frame(index).image
+        number = index // EVENT
+        event = self.event(number)
+        at = min(max(moment - event.start, 0.0), CLIP - 1.0)
+        path = poses(self._random(_STREAM, number, 1), event.label, at=np.array([at]))
+        part = int((moment - index) * 2**32)
+        return self._draw(self._object(number)[0], path, 0, self._random(_STREAM, number, 2, index, part))
+
+    def _object(self, number: int) -> tuple[_Scene, Poses]:
+        """What is seen in the frames of object `number`, and where."""
+        if self._kept is None or self._kept[0] != number:
+            rng = self._random(_STREAM, number, 1)
+            path = poses(rng, self.event(number).label)
+            self._kept = (number, self._scene(rng, self._random(_STREAM, 2**40, number // SCENE)), path)
+        return self._kept[1:]
 
     def _random(self, *key: int) -> np.random.Generator:
         if min(key) < 0:

@@ -16,8 +16,17 @@ from edgekit.toolchain.running import Running, Subject
 
 Progress = Callable[[str, int, int], None]
 
-CODE = ("kernels", "tasks", "backends/onnxruntime", "backends/litert", "backends/openvino")
-"""Packages whose code decides what a metric comes to."""
+CODE = (
+    "kernels",
+    "tasks",
+    "timebase.py",
+    "runtime/session.py",
+    "runtime/state.py",
+    "backends/onnxruntime",
+    "backends/litert",
+    "backends/openvino",
+)
+"""Packages and modules whose code decides what a metric comes to."""
 
 
 def metric(subject: Subject, data: EvaluationSet, progress: Progress) -> dict[str, Any]:
@@ -58,6 +67,7 @@ def measure(
         running.payload.backend,  # two libraries may run the same file
         running.payload.data,
         to_json(spec),
+        to_json(list(getattr(running.binding, "state_specs", ()))),
         data.digest,
         list(data.labels),
         cache.tools(),

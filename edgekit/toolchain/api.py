@@ -27,6 +27,7 @@ def build(
     classes: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     preprocess: Mapping[str, Any] | None = None,
+    video: Mapping[str, Any] | None = None,
     calibration: str | Path | None = None,
     instances: str | Path | None = None,
     data: str | Path | None = None,
@@ -40,18 +41,20 @@ def build(
     """Build a model for one or several targets.
 
     model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
-    task: detect (the default of a bare network) or classify.
+    task: detect (the default of a bare network), classify or video.
     precision: float32, float16, int8 (needs calibration) or auto (each target's default).
     quantization: how int8 is found: search, or one plain range scheme (minmax, percentile, entropy, mse).
     head: detector family when it is not found by structure; columns: of the output, for head "rows".
     classes: file of their names, one a line. shapes: sizes of inputs that the file leaves open.
     preprocess: the input rule, or what differs from the one found: resize, shorter_side, color, mean, std,
-        pad_value, layout, dtype (docs/projects.md). A classifier needs resize, color, mean and std.
+        pad_value, layout, dtype (docs/projects.md). Classifiers and video networks need resize, color, mean and std.
+    video: keys of [model.video] (docs/projects.md): dt_s, frames, allow_bidirectional, smoothing, ...
     calibration: folder of pictures or name of a set: int8 is calibrated on them; without labelled pictures
         they stand in for them wherever no labels are needed.
     instances, images: COCO annotations and their pictures, to prove the accuracy on; limit: only
         the first so many. data: the same for any task: for a classifier a folder per class, a table
-        (.csv, .jsonl, with its pictures in images or beside it) or arrays (.npz).
+        (.csv, .jsonl, with its pictures in images or beside it) or arrays (.npz); for video a folder of
+        <class>/<clip>, clips as .npz, or a synthetic:// source.
     sign_key: PEM file of an Ed25519 private key.
     allow_drop: write a bundle that misses its limits all the same, marked as such.
     progress: called as progress(what, done, of).
@@ -82,6 +85,7 @@ def build(
         images=Path(images) if images else None,
         task=task,
         preprocess=preprocess,
+        video=video,
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]

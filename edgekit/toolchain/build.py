@@ -19,16 +19,18 @@ from edgekit.host import board
 from edgekit.manifest import SCHEMA_VERSION, Golden, Manifest, Segment
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.graph_facts import facts
+from edgekit.passes.states import states as graph_states
 from edgekit.project import ModelEntry
 from edgekit.quant.search import Look, Quantized
 from edgekit.schema import to_json
 from edgekit.signing import check_private_key
+from edgekit.spec import StateSpec
 from edgekit.target import Target
 from edgekit.tasks import Spec
-from edgekit.toolchain import arm_count, cache, evidence, quantize, tasks
+from edgekit.toolchain import arm_count, cache, evidence, quantize, recurrent, tasks
 from edgekit.toolchain.accuracy import metric
 from edgekit.toolchain.data import Pictures, calibration_set, pictures
-from edgekit.toolchain.running import Running, Subject, run_here
+from edgekit.toolchain.running import Running, Subject, frames, restart, results, run_here
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, of)"""
@@ -71,6 +73,8 @@ class Source:
     """Likewise for the class names."""
     sha256: str
     facts: dict[str, Any]
+    states: tuple[StateSpec, ...] = ()
+    """Recurrent tensors of the prepared network, with their time."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
             lowered[target.name] = lower(source, backends[0], target, precision)
     data = pictures(entry, source.spec, options.limit, progress)
     images = data.unlabelled(AGREEMENT_IMAGES)
-    reference = run_here(lower(source, "onnxruntime", targets[0], "float32"))
+    reference = run_here(lower(source, "onnxruntime", targets[0], "float32"), source.states)
     work = Work(source, reference, data, images, options)
     built = []
     for target, (backends, _) in zip(targets, plans, strict=True):
@@ -150,7 +154,7 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
         progress(f"{target.name}: {what}", done, of)
 
     def gate(payload: Payload) -> Look:
-        subject = Subject(work.spec(target), work.reference, run_here(payload))
+        subject = Subject(work.spec(target), work.reference, run_here(payload, work.source.states))
         found, _, verdict = judge(work, subject, report)
         name = found.get("name")
         metric_ = None if name is None else found["payload"][name]
@@ -158,7 +162,8 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
 
     entry = work.source.entry
     if work.calibrated is None:
-        work.calibrated = quantize.calibrated(entry, work.source.spec, work.source.prepared.model, report)
+        source = work.source
+        work.calibrated = quantize.calibrated(entry, source.spec, source.prepared.model, source.states, report)
     scheme = work.options.quantization
     return quantize.quantize(work.calibrated, target, backends, gate, scheme, work.searches, report)
 
@@ -167,8 +172,8 @@ def judge(
     work: Work, subject: Subject, report: Progress
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(metric, agreement with the float network, verdict on both) of one payload."""
-    float_pipeline, pipeline = subject.pipelines()
-    agreement = evidence.agreement([(float_pipeline(image), pipeline(image)) for image in work.images])
+    pairs = [(pair[0], pair[1]) for _, pair in results(subject.pipelines(), work.images)]
+    agreement = evidence.agreement(pairs)
     if work.data.labelled is None:
         found: dict[str, Any] = {"not_measured": work.data.why_unlabelled}
     else:
@@ -223,9 +228,11 @@ def read(entry: ModelEntry, options: Options, progress: Progress) -> Source:
     spec, why, note = task.make_spec(entry, prepared)
     spec = entry.thresholds.apply(spec)
     progress(f"{entry.name}: read and prepare", 1, 1)
+    hint = entry.video
+    states = recurrent.timed(graph_states(prepared.model), hint.dt_s, hint.reset_after_s)
     digest = hashlib.sha256(entry.source.read_bytes()).hexdigest()
     known = {"source": printable(entry.source.name), "sha256": digest, **facts(prepared.model)}
-    return Source(entry, prepared, spec, why, note or "class names as given", digest, known)
+    return Source(entry, prepared, spec, why, note or "class names as given", digest, known, states)
 
 
 def lower(source: Source, backend: str, target: Target, precision: str) -> Payload:
@@ -258,10 +265,17 @@ def prove(
     judged = []
     left_out = dict(made.record["not_lowered"]) if made is not None else {}
     for payload in payloads:
-        subject = Subject(spec, work.reference, run_here(payload))
-        errors = evidence.output_errors(subject, work.images, report)
+        subject = Subject(spec, work.reference, run_here(payload, source.states))
+        errors = evidence.carried_errors(subject, work.images, report)
         judged.append((subject, errors, *judge(work, subject, report)))
-    passing = [j for j in judged if j[4]["passed"] is not False] or judged[:1]
+    passing = []
+    for j in [j for j in judged if j[4]["passed"] is not False] or judged[:1]:
+        others = [known[0].candidate.payload for known in passing]
+        why = recurrent.misfit(source.states, others, j[0].candidate.payload)
+        if why:
+            j[4]["reason"] = why
+        else:
+            passing.append(j)
     for subject, _, _, _, verdict in judged:
         if all(subject is not j[0] for j in passing):
             left_out[subject.candidate.payload.backend] = verdict["reason"]
@@ -271,7 +285,8 @@ def prove(
     blame = f" ({made.blame})" if made is not None and verdict["passed"] is False else ""
     verdict = evidence.require(verdict, entry.name, target.name, options.allow_drop, blame)
     report("golden values and samples", 0, 1)
-    golden, files = evidence.golden([j[0] for j in passing], work.images[0])
+    states = recurrent.agreed(source.states, [j[0].candidate.payload for j in passing])
+    golden, files = evidence.golden([j[0] for j in passing], work.images[0], states)
     samples, pictures_ = evidence.samples(subject, work.images[:SAMPLE_IMAGES])
     timing = time_here(fastest([j[0] for j in passing], speed), work.images[0], report) if timed else None
     record: dict[str, Any] = {
@@ -289,8 +304,8 @@ def prove(
         "payloads": {
             variant_name(s.candidate.payload): {
                 **evidence.payload_facts(s.candidate.payload),
-                "outputs": errors,
-                "images": len(work.images),
+                **errors,
+                "images": sum(1 for _ in frames(work.images)),
                 "pictures": data.what,
                 "run_by": s.run_by,
                 "simulated": s.simulated,
@@ -298,6 +313,7 @@ def prove(
             }
             for s, errors, metric_, _, _ in passing
         },
+        **({"states": state_facts(source, states, work.images)} if states else {}),
         "agreement": agreement,
         "metric": found,
         "timing": timing or {"not_measured": f"the bundle was not built on that board ({target.title})"},
@@ -332,14 +348,16 @@ def write(work: Work, target: Target, proof: Proof, options: Options, progress: 
     segment, payload_files = pack(proof.payloads, tasks.half(entry.task).SEGMENT)
     accept = proof.record["accept"]
     first = proof.payloads[0]
+    states = recurrent.agreed(source.states, proof.payloads)
+    inputs, outputs = recurrent.ports(first, states)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model=entry.name,
         task=entry.task,
         target=target.name,
-        inputs=segment.inputs,
-        outputs=segment.outputs,
-        tensors=(*first.inputs, *first.outputs),
+        inputs=inputs,
+        outputs=outputs,
+        tensors=recurrent.tensors(first, states),
         plan=(segment,),
         pipeline=to_json(spec),
         payload_digest="",
@@ -353,6 +371,7 @@ def write(work: Work, target: Target, proof: Proof, options: Options, progress: 
             "tools": cache.tools(),
             **({"missed_limits": accept["reason"]} if accept["passed"] is False else {}),
         },
+        states=states,
     )
     path = options.out / f"{entry.name}.{target.name}.edge"
     progress(f"{target.name}: write {path}", 0, 1)
@@ -360,6 +379,23 @@ def write(work: Work, target: Target, proof: Proof, options: Options, progress: 
     with Bundle.open(path, verify=False) as written:
         digest = written.payload_digest
     return Built(path, target.name, entry.name, digest, path.stat().st_size, proof.record)
+
+
+def state_facts(source: Source, states: Sequence[StateSpec], images: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What the evidence says of recurrent states: sizes, time, and how a clip model became this network."""
+    made = source.prepared.streamed
+    found: dict[str, Any] = {
+        "count": len(states),
+        "elements": sum(s.elements for s in states),
+        "float32_bytes": sum(4 * s.elements for s in states),
+        "nominal_dt_s": states[0].nominal_dt_s,
+        "reset_after_s": states[0].reset_after_s,
+        "clips": len(images),
+        "frames": sum(1 for _ in frames(images)),
+    }
+    if made is not None:
+        found["clip_model"] = {"frames": made.frames, "exact": made.exact, "difference": made.difference}
+    return found
 
 
 def variant_name(payload: Payload) -> str:
@@ -386,6 +422,8 @@ def time_here(subject: Subject, image: np.ndarray, progress: Progress) -> dict[s
     from edgekit.runtime.bench import machine, run_once, summarize
 
     _, pipeline = subject.pipelines()
+    image, _ = next(frames([image]))
+    restart(pipeline)
     progress("time", 0, 1)  # not once a run: drawing it would be timed too
     samples = [run_once(pipeline, image) for _ in range(TIMING_WARMUP + TIMING_RUNS)]
     return {
@@ -403,9 +441,12 @@ def compare_here(subjects: Sequence[Subject], image: np.ndarray, progress: Progr
     """Milliseconds of each payload and of the float network, network alone with its conversions, interleaved.
 
     Median and spread (quartiles) over rounds; one thread each, so that libraries' thread pools do not meet.
+    States go round in every one of them, from the first frame of a clip on: moving them is part of the time.
     """
-    runs = {"float": open_timed(subjects[0].reference.payload)}
-    runs |= {variant_name(s.candidate.payload): open_timed(s.candidate.payload) for s in subjects}
+    states = subjects[0].reference.states
+    runs = {"float": open_timed(subjects[0].reference.payload, states)}
+    runs |= {variant_name(s.candidate.payload): open_timed(s.candidate.payload, states) for s in subjects}
+    image, _ = next(frames([image]))
     evidence.feed(subjects[0], image)
     (array,) = subjects[0].reference.binding.inputs.values()
     for running in runs.values():
@@ -439,5 +480,5 @@ def fastest(subjects: Sequence[Subject], speed: Mapping[str, Any]) -> Subject:
     return min(subjects, key=lambda s: float(speed[variant_name(s.candidate.payload)]["ms"]))
 
 
-def open_timed(payload: Payload) -> Running:
-    return run_here(payload, threads=1)
+def open_timed(payload: Payload, states: Sequence[StateSpec] = ()) -> Running:
+    return run_here(payload, states, threads=1)

@@ -36,13 +36,13 @@ def digest(*parts: Any) -> str:
 
 
 def sources(*packages: str) -> str:
-    """Digest of the code of some packages of edgekit ("kernels", "tasks/detect"): a result that they
-    computed is not that of their next version."""
+    """Digest of the code of some packages and modules of edgekit ("kernels", "tasks/detect", "timebase.py"): a
+    result that they computed is not that of their next version."""
     root = Path(edgekit.__file__).parent
     files = sorted(
         path
         for package in packages
-        for path in (root / package).rglob("*")
+        for path in ([root / package] if package.endswith(".py") else (root / package).rglob("*"))
         if path.suffix in (".py", ".cpp", ".h")
     )
     return digest(*(part for path in files for part in (str(path.relative_to(root)), path.read_bytes())))

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from edgekit import frontends, tasks
-from edgekit.backends.base import LoadOptions, half
+from edgekit.backends.base import half
 from edgekit.errors import ModelError, UsageError, printable
-from edgekit.manifest import MANIFEST, Variant
+from edgekit.manifest import MANIFEST
 from edgekit.passes import prepare
+from edgekit.passes.states import states as graph_states
 from edgekit.picture import read_picture
-from edgekit.project import open_project
+from edgekit.project import ModelEntry, VideoHint, open_project
 from edgekit.runtime import tuning
 from edgekit.runtime.bench import machine
 from edgekit.runtime.engine import foreign_target, load
@@ -29,8 +30,10 @@ from edgekit.runtime.sources import open_source
 from edgekit.target import Target
 from edgekit.tasks import Pipeline
 from edgekit.tasks.interval import interval95
+from edgekit.toolchain import recurrent
 from edgekit.toolchain.data import DEFAULT_SOURCE
 from edgekit.toolchain.page import Facts
+from edgekit.toolchain.running import frames, restart, results, run_here
 from edgekit.toolchain.tasks import half as toolchain_task
 
 Progress = Callable[[str, int, int], None]
@@ -107,7 +110,7 @@ def compare(a: Path, b: Path, options: Options, progress: Progress) -> Compariso
         sides = _open(stack, a, b, options, progress)
         data, images, what = _pictures(options, sides[0])
         progress("outputs and results", 0, len(images))
-        outputs, results, shown = _run(sides, images, progress)
+        outputs, found, shown = _run(sides, images, progress)
         notes = []
         if sides[0].spec.labels != sides[1].spec.labels:
             notes.append("The class names differ; classes are compared by their number.")
@@ -120,10 +123,10 @@ def compare(a: Path, b: Path, options: Options, progress: Progress) -> Compariso
             "task": sides[0].task,
             "a": sides[0].facts,
             "b": sides[1].facts,
-            "pictures": {"what": what, "count": len(images)},
+            "pictures": {"what": what, "count": sum(1 for _ in frames(images))},
             "outputs": outputs,
             "layers": _layers(sides),
-            "results": results,
+            "results": found,
             "metric": _metric(sides, data, options, progress),
             "size": _ratio("bytes", sides[0].payload_bytes, sides[1].payload_bytes),
             "latency": _latency(sides, images[0], options, progress),
@@ -198,7 +201,7 @@ def _model_side(stack: contextlib.ExitStack, path: Path, bundle: Side, threads: 
     project = open_project(path)
     if len(project.models) != 1:
         raise UsageError(f"project {printable(path)}: has {len(project.models)} models, expected one")
-    same: dict[str, Any] = {"task": bundle.task}
+    same: dict[str, Any] = {"task": bundle.task, "video": _video(project.models[0], bundle)}
     entry = dataclasses.replace(project.models[0], **same)
     open_sizes = {name: array.shape for name, array in bundle.pipeline.session.inputs.items()}
     try:
@@ -207,12 +210,10 @@ def _model_side(stack: contextlib.ExitStack, path: Path, bundle: Side, threads: 
         model = frontends.load(entry.source, shapes=open_sizes)
     prepared = prepare(model, task=entry.task, **toolchain_task(entry.task).prepare_options(entry))
     (payload,) = half("onnxruntime", "lower").lower(prepared.model, Target.load("host"), "float32")
-    variant = Variant("float", "onnxruntime", "float32", payload.format, "", len(payload.data), "")
-    executable = half("onnxruntime", "engine").load(memoryview(payload.data), variant, LoadOptions(threads))
-    stack.callback(executable.close)
-    binding = executable.bind()
-    stack.callback(binding.close)
-    found = executable.describe()
+    states = recurrent.timed(graph_states(prepared.model), entry.video.dt_s, entry.video.reset_after_s)
+    running = run_here(payload, states, threads)
+    stack.callback(running.binding.close)
+    found = running.facts
     facts = {
         "path": str(path),
         "kind": "model",
@@ -226,8 +227,22 @@ def _model_side(stack: contextlib.ExitStack, path: Path, bundle: Side, threads: 
         "bundle_bytes": None,
         "warning": "",
     }
-    pipeline = tasks.open_pipeline(bundle.spec, binding)
+    pipeline = tasks.open_pipeline(bundle.spec, running.binding)
     return Side(path.name, facts, bundle.task, bundle.spec, pipeline, len(payload.data), [])
+
+
+def _video(entry: ModelEntry, bundle: Side) -> VideoHint:
+    """The project's table, with the time base of the bundle where it says none."""
+    spec = bundle.spec
+    if bundle.task != "video":
+        return entry.video
+    hint = entry.video
+    return dataclasses.replace(
+        hint,
+        dt_s=hint.dt_s if hint.dt_s is not None else spec.dt_s,
+        reset_after_s=hint.reset_after_s if hint.reset_after_s is not None else spec.reset_after_s,
+        allow_bidirectional=True,  # the bundle was built from it: it was allowed then
+    )
 
 
 # --- what is compared --------------------------------------------------------------------------
@@ -259,29 +274,31 @@ def _run(
     task = tasks.task(sides[0].task)
     errors: dict[str, _Error] = {}
     pairs: list[tuple[Any, Any]] = []
+    pipelines = [side.pipeline for side in sides]
     why = _outputs_differ(sides)
-    for number, image in enumerate(images):
-        progress("outputs and results", number, len(images))
-        first, second = (side.pipeline(image) for side in sides)
-        pairs.append((first, second))
+    stills = []
+    for number, (image, pair) in enumerate(results(pipelines, images)):
+        progress("outputs and results", number, max(number, len(images)))
+        stills.append(image)
+        pairs.append((pair[0], pair[1]))
         if not why:
             got = sides[1].pipeline.session.outputs
             for name, want in sides[0].pipeline.session.outputs.items():
                 errors.setdefault(name, _Error()).add(want, got[name])
     agreed = [task.agreement([pair]) for pair in pairs]
     total = counts(task.agreement(pairs))
-    results = {**total, "per_picture": [counts(one, pairs=False) for one in agreed]}
+    found = {**total, "per_picture": [counts(one, pairs=False) for one in agreed]}
     outputs: dict[str, Any] = {"not_compared": why} if why else {
         "tensors": [{"tensor": name, **error.table()} for name, error in errors.items()]
     }  # fmt: skip
 
     def apart(i: int) -> tuple[float, float]:
-        one = results["per_picture"][i]
+        one = found["per_picture"][i]
         return (one["lost"] + one["new"], one["score_shift_max"] or 0.0)
 
-    order = sorted(range(len(images)), key=lambda i: (-apart(i)[0], -apart(i)[1], i))[:SHOWN]
-    shown = tuple(Shown(images[i], pairs[i], _caption(results["per_picture"][i])) for i in order)
-    return outputs, results, shown
+    order = sorted(range(len(stills)), key=lambda i: (-apart(i)[0], -apart(i)[1], i))[:SHOWN]
+    shown = tuple(Shown(stills[i], pairs[i], _caption(found["per_picture"][i])) for i in order)
+    return outputs, found, shown
 
 
 def _outputs_differ(sides: tuple[Side, Side]) -> str:
@@ -431,6 +448,9 @@ def _latency(
     """Interleaved here: the network alone, and everything from picture to result."""
     if not options.rounds:
         return {"not_measured": "left out (--rounds 0)"}
+    image, _ = next(frames([image]))
+    for side in sides:
+        restart(side.pipeline)
     progress("time both, interleaved", 0, 1)  # not once a run: drawing it would be timed too
     effort = tuning.Effort(options.rounds, 2, BUDGET_S / 2)
     a, b = (side.pipeline for side in sides)

@@ -20,8 +20,10 @@ from edgekit.kernels.letterbox import letterbox
 from edgekit.manifest import Golden, GoldenTensor
 from edgekit.passes.graph import op_counts
 from edgekit.project import Accept
+from edgekit.runtime.state import carry_over, convert
+from edgekit.spec import StateSpec
 from edgekit.target import Target
-from edgekit.toolchain.running import Subject
+from edgekit.toolchain.running import Running, Subject, frames, restart
 
 Progress = Callable[[str, int, int], None]
 
@@ -63,45 +65,100 @@ def payload_facts(payload: Payload) -> dict[str, Any]:
     }
 
 
+class _Noise:
+    """Sums of the difference of one tensor over pictures, in float64."""
+
+    def __init__(self) -> None:
+        self.worst = self.noise = self.signal = 0.0
+        self.low, self.high, self.count = np.inf, -np.inf, 0
+
+    def add(self, want: np.ndarray, got: np.ndarray) -> None:
+        error = got - want
+        self.worst = max(self.worst, float(np.abs(error).max()))
+        self.noise += float((error**2).sum())
+        self.signal += float((want**2).sum())
+        self.low, self.high = min(self.low, float(want.min())), max(self.high, float(want.max()))
+        self.count += want.size
+
+    def row(self, name: str) -> dict[str, Any]:
+        noise, signal = self.noise, self.signal
+        return {
+            "tensor": name,
+            "max_abs": self.worst,
+            "rms": (noise / self.count) ** 0.5,
+            "sqnr_db": None if noise == 0 or signal == 0 else round(10 * float(np.log10(signal / noise)), 2),
+            "range": [self.low, self.high],
+        }
+
+
 def output_errors(subject: Subject, images: Sequence[np.ndarray], progress: Progress) -> list[dict[str, Any]]:
-    """Per raw output, payload against float network over `images`: max |e|, rms, SQNR (dB), range.
+    """Per raw output, payload against float network over `images`: max |e|, rms, SQNR (dB), range. Each network
+    carries its own states through a clip.
 
     Raises: ModelError when the float network gives NaN or infinity, EvidenceError when the payload does.
     """
+    return carried_errors(subject, images, progress)["outputs"]
+
+
+def carried_errors(
+    subject: Subject, images: Sequence[np.ndarray], progress: Progress
+) -> dict[str, list[dict[str, Any]]]:
+    """`output_errors` as "outputs"; as "states" the same of each state after every frame, as its real values; as
+    "by_frame" the rms error of all outputs together by the number of the frame in its clip: it must not grow."""
     reference, candidate = subject.reference.binding, subject.candidate.binding
-    totals = {name: [0.0, 0.0, 0.0, np.inf, -np.inf, 0] for name in reference.outputs}
-    for number, image in enumerate(images):
+    outputs = {name: _Noise() for name in reference.outputs}
+    held = _held(subject)
+    states = {name: _Noise() for name in held}
+    by_frame: list[_Noise] = []
+    at = 0
+    for number, (image, begins) in enumerate(frames(images)):
         progress("prove outputs", number, len(images))
+        if begins:
+            at = 0
+            for running in (subject.reference, subject.candidate):
+                running.reset()
         feed(subject, image)
-        for name, total in totals.items():
+        by_frame += [_Noise()] if at == len(by_frame) else []
+        for name, noise in outputs.items():
             want = reference.outputs[name].astype(np.float64)
             got = candidate.outputs[name].astype(np.float64)
             _check_finite(subject, name, want, got, number)
-            error = got - want
-            total[0] = max(total[0], float(np.abs(error).max()))
-            total[1] += float((error**2).sum())
-            total[2] += float((want**2).sum())
-            total[3] = min(total[3], float(want.min()))
-            total[4] = max(total[4], float(want.max()))
-            total[5] += want.size
-    return [
-        {
-            "tensor": name,
-            "max_abs": worst,
-            "rms": (noise / count) ** 0.5,
-            "sqnr_db": None if noise == 0 else round(10 * float(np.log10(signal / noise)), 2),
-            "range": [low, high],
-        }
-        for name, (worst, noise, signal, low, high, count) in totals.items()
-    ]
+            noise.add(want, got)
+            by_frame[at].add(want, got)
+        for name, (want_spec, got_spec) in held.items():
+            wanted = subject.reference.session.states[name].astype(np.float64)
+            real = convert(subject.candidate.session.states[name], got_spec, want_spec)
+            states[name].add(wanted, real.astype(np.float64))
+        at += 1
+    found = {"outputs": [noise.row(name) for name, noise in outputs.items()]}
+    if held:
+        found["states"] = [noise.row(name) for name, noise in states.items()]
+        found["by_frame"] = [
+            {k: v for k, v in noise.row(str(i)).items() if k in ("rms", "sqnr_db")}
+            for i, noise in enumerate(by_frame)
+        ]
+    return found
+
+
+def _held(subject: Subject) -> dict[str, tuple[StateSpec, StateSpec]]:
+    """State by name, as the float network and as the payload hold it."""
+    sides = []
+    for running in (subject.reference, subject.candidate):
+        specs = getattr(running.binding, "state_specs", ())
+        sides.append({spec.name: spec for spec in specs})
+    return {name: (spec, sides[1][name]) for name, spec in sides[0].items()}
 
 
 def feed(subject: Subject, image: np.ndarray) -> None:
     """Run both networks on a picture, through the bundle's own preprocessing."""
     for running in (subject.reference, subject.candidate):
-        (array,) = running.binding.inputs.values()
-        letterbox(image, subject.spec.preprocess, array)
-        running.binding.run()
+        _feed(running, subject, image)
+
+
+def _feed(running: Running, subject: Subject, image: np.ndarray) -> None:
+    (array,) = running.binding.inputs.values()
+    letterbox(image, subject.spec.preprocess, array)
+    running.binding.run()
 
 
 def _check_finite(subject: Subject, name: str, want: np.ndarray, got: np.ndarray, number: int) -> None:
@@ -190,29 +247,76 @@ def require(
     return {**verdict, "allowed": True, "reason": f"{verdict['reason']} (kept with --allow-drop)"}
 
 
-def golden(subjects: Sequence[Subject], image: np.ndarray) -> tuple[Golden, dict[str, bytes]]:
+def golden(
+    subjects: Sequence[Subject], image: np.ndarray, states: Sequence[StateSpec] = ()
+) -> tuple[Golden, dict[str, bytes]]:
     """Golden input (a real picture through the bundle's preprocessing) and float outputs, with tolerances that
-    hold every one of the payloads."""
-    reference = subjects[0].reference.binding
-    (name,) = reference.inputs
-    for subject in subjects:
-        feed(subject, image)
-    source = GoldenTensor(name, golden_path("input", 0))
-    files = {source.path: golden_bytes(reference.inputs[name])}
+    hold every one of the payloads.
+
+    states: the manifest's. Their golden input is what the float network holds before the last frame of the
+    clip `image`, their golden output what it holds after.
+    """
+    reference = subjects[0].reference
+    before = _play(subjects, image)
+    want = _read(reference, states)
+    inputs = {**reference.binding.inputs, **{state.input: before[state.name] for state in states}}
+    files: dict[str, bytes] = {}
+    sources = []
+    for i, (tensor, value) in enumerate(inputs.items()):
+        sources.append(GoldenTensor(tensor, golden_path("input", i)))
+        files[sources[-1].path] = golden_bytes(_typed(value, tensor, states))
+    reduced = [s.candidate for s in subjects if s.candidate.payload.precision != "float32"]
+    got = [_read(candidate, states) for candidate in reduced]
     outputs = []
-    for i, (tensor, want) in enumerate(reference.outputs.items()):
+    for i, (tensor, value) in enumerate(want.items()):
         path = golden_path("output", i)
-        span = float(np.abs(want).max())
-        reduced = [s.candidate for s in subjects if s.candidate.payload.precision != "float32"]
+        span = float(np.abs(value).max())
         if not reduced:
             rule = GoldenTensor(tensor, path, atol=FLOAT_TOLERANCE * span, rtol=FLOAT_TOLERANCE)
         else:
-            errors = [np.abs(r.binding.outputs[tensor].astype(np.float64) - want).max() for r in reduced]
+            errors = [np.abs(g[tensor].astype(np.float64) - value).max() for g in got]
             atol = HALF_MARGIN * float(max(errors)) + FLOAT_TOLERANCE * span
             rule = GoldenTensor(tensor, path, atol=atol, allow=GOLDEN_ALLOW)
         outputs.append(rule)
-        files[path] = golden_bytes(want)
-    return Golden((source,), tuple(outputs)), files
+        files[path] = golden_bytes(_typed(value, tensor, states))
+    return Golden(tuple(sources), tuple(outputs)), files
+
+
+def _play(subjects: Sequence[Subject], image: np.ndarray) -> dict[str, np.ndarray]:
+    """Run every payload on the last frame of `image`, from the states that the float network holds before it.
+
+    Returns: these states.
+    """
+    *lead, (last, _) = list(frames([image]))
+    reference = subjects[0].reference
+    reference.reset()
+    for frame, _ in lead:
+        _feed(reference, subjects[0], frame)
+    specs = getattr(reference.binding, "state_specs", ())
+    before = reference.session.snapshot() if specs else {}
+    for running in (reference, *(s.candidate for s in subjects)):
+        if specs:
+            session = running.session
+            session.restore(carry_over(before, specs, session.state_specs).values)
+        _feed(running, subjects[0], last)
+    return before
+
+
+def _read(running: Running, states: Sequence[StateSpec]) -> dict[str, np.ndarray]:
+    """Outputs, then what the states became, by the names of their outputs: as reals of the manifest's type."""
+    found = dict(running.binding.outputs)
+    if states:
+        session = running.session
+        held = {spec.name: spec for spec in session.state_specs}
+        for state in states:
+            found[state.output] = convert(session.states[state.name], held[state.name], state)
+    return found
+
+
+def _typed(value: np.ndarray, tensor: str, states: Sequence[StateSpec]) -> np.ndarray:
+    """`value` in the type that the manifest gives a state; others as they are."""
+    kind = next((s.dtype.value for s in states if tensor in (s.input, s.output)), value.dtype.name)
+    return value.astype(kind, copy=False)
 
 
 def variant_facts(
@@ -240,7 +344,9 @@ def samples(subject: Subject, images: Sequence[np.ndarray]) -> tuple[list[dict[s
     _, pipeline = subject.pipelines()
     entries, files = [], {}
     for i, image in enumerate(images):
-        result = pipeline(image)
+        restart(pipeline)
+        for frame, _ in frames([image]):  # of a clip, what is found at its end
+            image, result = frame, pipeline(frame)
         picture = result.draw(image)
         if picture.shape[1] > SAMPLE_WIDTH:
             height = round(picture.shape[0] * SAMPLE_WIDTH / picture.shape[1])

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from edgekit.backends.base import Payload, half
 from edgekit.errors import LoweringError, UsageError
+from edgekit.passes.graph import picture
 from edgekit.project import ModelEntry
 from edgekit.quant import search, simulate
 from edgekit.quant.annotate import node_id, quant
@@ -25,10 +26,13 @@ from edgekit.quant.lint import NodeReport, integer_share, lint
 from edgekit.quant.rules import WEIGHTED, Rules, rules_for
 from edgekit.quant.search import Look, Problem, Quantized
 from edgekit.quant.stats import Stats
+from edgekit.spec import StateSpec
 from edgekit.target import Target
 from edgekit.tasks import Spec
+from edgekit.toolchain.clips import StateFeeds, calibration_clips, evaluation_clips
 from edgekit.toolchain.data import Feeds, calibration_feeds, evaluation_feeds
 from edgekit.toolchain.estimate import annotated, estimate
+from edgekit.toolchain.tasks import half as half_of_task
 
 Progress = Callable[[str, int, int], None]
 Gate = Callable[[Payload], Look]
@@ -46,7 +50,7 @@ class Calibrated:
 
     model: ir.Model
     stats: Stats
-    feeds: Feeds
+    feeds: Feeds | StateFeeds
     warnings: tuple[str, ...]
 
     def restat(self, model: ir.Model, names: Collection[str]) -> Stats:
@@ -76,12 +80,23 @@ class Int8:
     """The values to blame if the budget is missed, for one line."""
 
 
-def calibrated(entry: ModelEntry, spec: Spec, model: ir.Model, progress: Progress) -> Calibrated:
-    """Calibrate `model` on the entry's pictures. Raises: CalibrationError, UsageError (see calibration_feeds)."""
-    name = str(model.graph.inputs[0].name)
-    feeds = calibration_feeds(entry, spec, input_name=name, progress=progress)
+def calibrated(
+    entry: ModelEntry, spec: Spec, model: ir.Model, states: Sequence[StateSpec], progress: Progress
+) -> Calibrated:
+    """Calibrate `model` on the entry's pictures; one with `states` on clips, carrying them as floats.
+
+    Raises: CalibrationError, UsageError (see calibration_feeds).
+    """
+    name = str(picture(model).name)
+    feeds: Feeds | StateFeeds
+    judged: Feeds | StateFeeds | None
+    if half_of_task(spec.task).CLIPS:
+        feeds = calibration_clips(entry, spec, model, states, input_name=name, progress=progress)
+        judged = evaluation_clips(entry, spec, model, states, COMPARED, input_name=name, progress=progress)
+    else:
+        feeds = calibration_feeds(entry, spec, input_name=name, progress=progress)
+        judged = evaluation_feeds(entry, spec, COMPARED, input_name=name, progress=progress)
     stats = calibrate(model, lambda: iter(feeds), progress=progress, cache_key=feeds.digest)
-    judged = evaluation_feeds(entry, spec, COMPARED, input_name=name, progress=progress)
     return Calibrated(model, stats, feeds, tuple(warnings(model, stats, judged)))
 
 

@@ -29,6 +29,7 @@ from edgekit.toolchain.page import (
     table,
 )
 from edgekit.toolchain.report_quant import concerns, quantization
+from edgekit.toolchain.report_states import states
 from edgekit.toolchain.report_sections import (
     Subject,
     agreement,
@@ -160,6 +161,8 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
     word, tone, reason = verdict(s)
     note = "What runs in integers, how the build got there, and what it cost."
     quantized = [section("Quantization", note, quantization(s))] if concerns(s) else []
+    note = "What the network remembers from one frame to the next, and what becomes of the error on the way."
+    recurrent = [section("States", note, states(s))] if m.states else []
     mark = {"good": "✓", "warn": "!", "bad": "✕"}[tone]
     parts = [
         el("p", "edgekit report" if level == "h1" else s.bundle.path.name, class_="eyebrow"),
@@ -173,6 +176,7 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
             "Graph", "What the build changed before lowering, each step checked on real input.", graph(s)
         ),
         *quantized,
+        *recurrent,
         section("Outputs", "Raw outputs of the payload against the float network, same input.", outputs(s)),
         section(
             s.unit.capitalize(),

@@ -1,14 +1,25 @@
-"""A payload at work on the build machine, beside the float network it came from."""
+"""A payload at work on the build machine, beside the float network it came from.
+
+It runs in a session, as on the device: recurrent states go round inside and are neither among its inputs nor
+among its outputs. Pictures to prove on are stills, uint8 [H, W, 3], or clips, [T, H, W, 3]: frames in time
+order, before the first of which every state is at its initial value.
+"""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgekit.backends.base import Binding, LoadOptions, Payload, half
 from edgekit.manifest import Variant
+from edgekit.runtime.session import Session
+from edgekit.spec import StateSpec
 from edgekit.tasks import Pipeline, Spec, open_pipeline
+from edgekit.toolchain import recurrent
 
 
 @dataclass(frozen=True)
@@ -19,16 +30,30 @@ class Running:
     binding: Binding
     facts: dict[str, Any] = field(default_factory=dict)
     """What the engine says of itself (Executable.describe)."""
+    states: tuple[StateSpec, ...] = ()
+    """Those of the graph."""
+
+    @property
+    def session(self) -> Session:
+        """What `binding` is where there are states to look at."""
+        assert isinstance(self.binding, Session)
+        return self.binding
+
+    def reset(self) -> None:
+        """Every state to its initial value."""
+        if isinstance(self.binding, Session):
+            self.binding.reset()
 
 
 OWN = ("onnxruntime", "litert", "openvino")
 """Libraries that run on any machine: their payloads are proven on them."""
 
 
-def run_here(payload: Payload, threads: int = 0) -> Running:
+def run_here(payload: Payload, states: Sequence[StateSpec] = (), threads: int = 0) -> Running:
     """Open a payload on its own library where that runs here, else on ONNX Runtime (TensorRT's ONNX file).
 
-    Raises: BundleError when the library refuses it.
+    states: those of its graph. Raises: BundleError when the library refuses it; LoweringError where the
+    payload does not hold the states.
     """
     own = payload.backend in OWN
     backend = payload.backend if own else "onnxruntime"
@@ -38,7 +63,34 @@ def run_here(payload: Payload, threads: int = 0) -> Running:
     variant = Variant("build", backend, payload.precision, payload.format, "", size, "", options)
     given = LoadOptions(threads=threads)
     executable = half(backend, "engine").load(memoryview(payload.data), variant, given)
-    return Running(payload, executable.bind(), executable.describe())
+    plan = recurrent.plan(payload, recurrent.held(states, payload), variant.name)
+    return Running(payload, Session(plan, {variant.name: executable}), executable.describe(), tuple(states))
+
+
+def frames(pictures: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """(picture [H, W, 3], whether state begins anew with it) of stills and clips, in order."""
+    for picture in pictures:
+        clip = picture if picture.ndim == 4 else picture[None]
+        for number, frame in enumerate(clip):
+            yield frame, number == 0
+
+
+def results(
+    pipelines: Sequence[Pipeline], pictures: Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
+    """(picture, what each of `pipelines` finds in it), each with its own state."""
+    for picture, begins in frames(pictures):
+        if begins:
+            for pipeline in pipelines:
+                restart(pipeline)
+        yield picture, tuple(pipeline(picture) for pipeline in pipelines)
+
+
+def restart(pipeline: Pipeline) -> None:
+    """Begin anew where the pipeline has anything that goes on from one picture to the next."""
+    reset = getattr(pipeline, "reset", None)
+    if reset is not None:
+        reset()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from edgekit.backends.litert.layout import Order
 from edgekit.backends.litert.plan import Plan, full_shape, make
 from edgekit.errors import LoweringError, UsageError
 from edgekit.passes.graph import clean, constant, infer, op_counts, swap_node
-from edgekit.quant.annotate import quant, set_quant
+from edgekit.quant.annotate import quant, set_quant, state_codes
 from edgekit.schema import printable
 from edgekit.spec import DType, TensorSpec
 from edgekit.target import Target
@@ -34,8 +34,8 @@ HANDLERS = {**products.HANDLERS, **elementwise.HANDLERS, **shapes.HANDLERS, **re
 """Operator of the graph -> what writes it."""
 
 INTEGER_IO = "edgekit.integer_io"
-"""Key of the model's metadata: names, comma-separated, of annotated graph inputs and outputs that the
-payload reads and writes as codes (states that go round, mostly). All others are float32."""
+"""Key of the model's metadata: names, comma-separated, of annotated graph inputs and outputs that an int8
+payload reads and writes as codes, beside its states. All others are float32."""
 
 
 def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...]:
@@ -63,6 +63,8 @@ def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...
         )
     e = Emitter(plan, half=precision == "float16", dynamic=precision == "dynamic")
     integer_io = set(filter(None, model.metadata_props.get(INTEGER_IO, "").split(",")))
+    if precision == "int8":
+        integer_io |= set(state_codes(model))
     inputs = [_input(e, value, integer_io) for value in model.graph.inputs]
     _write(e, plan)
     outputs = [_output(e, value, integer_io) for value in model.graph.outputs]

@@ -1,7 +1,8 @@
 """Device half: runs an ONNX payload with ONNX Runtime on the CPU.
 
 The weights are used where they lie in the mapped bundle (no copy of the file); inputs and
-outputs are preallocated and bound once, so a run neither allocates nor copies. Whoever can still
+outputs are preallocated and bound once, so a run neither allocates nor copies. Tensors that the file has channels
+last (`base.Ports`) are shown as views of that. Whoever can still
 run (the executable, each open binding) holds the map; when the last of them goes, it is released.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.backends.base import LoadOptions
+from edgekit.backends.base import TO_FIRST, TO_LAST, LoadOptions, Ports
 from edgekit.backends.onnxruntime.wire import detach_weights
 from edgekit.errors import BundleError, MissingExtraError, StreamError
 from edgekit.manifest import Variant
@@ -78,8 +79,10 @@ class OrtExecutable:
             raise BundleError(
                 f"payload {variant.name}: onnxruntime {onnxruntime.__version__} refuses it: {first}"
             ) from error
-        self.inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
-        self.outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
+        ports = Ports.of(variant)
+        self._turned = ports.turned
+        self.inputs = tuple(ports.shown(_spec(arg)) for arg in self._session.get_inputs())
+        self.outputs = tuple(ports.shown(_spec(arg)) for arg in self._session.get_outputs())
         self._facts = {
             "library": "onnxruntime",
             "version": onnxruntime.__version__,
@@ -92,7 +95,7 @@ class OrtExecutable:
         """Buffers for one session. Raises: StreamError when closed."""
         if self._session is None:
             raise StreamError("engine: closed. Load the bundle again")
-        return OrtBinding(self._ort, self._session, self._weights, *self._arrays())
+        return OrtBinding(self._ort, self._session, self._weights, *self._arrays(), self._turned)
 
     def bind_turns(self, states: Mapping[str, str]) -> tuple[OrtBinding, OrtBinding]:
         """Buffers for one session whose states (input -> output) take turns: see backends.base.Turning.
@@ -101,15 +104,20 @@ class OrtExecutable:
         first = self.bind()
         inputs, outputs = dict(first.inputs), dict(first.outputs)
         for source, target in states.items():
-            inputs[source], outputs[target] = first.outputs[target], first.inputs[source]
-        return first, OrtBinding(self._ort, self._session, self._weights, inputs, outputs)
+            if (source in self._turned) == (target in self._turned):  # else the session copies it
+                inputs[source], outputs[target] = first.outputs[target], first.inputs[source]
+        return first, OrtBinding(self._ort, self._session, self._weights, inputs, outputs, self._turned)
 
     def _arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         inputs, outputs = (
-            {spec.name: np.zeros(spec.shape, spec.dtype.value) for spec in specs}
-            for specs in (self.inputs, self.outputs)
+            {spec.name: self._array(spec) for spec in specs} for specs in (self.inputs, self.outputs)
         )
         return inputs, outputs
+
+    def _array(self, spec: TensorSpec) -> np.ndarray:
+        if spec.name not in self._turned:
+            return np.zeros(spec.shape, spec.dtype.value)
+        return np.zeros([spec.shape[axis] for axis in TO_LAST], spec.dtype.value).transpose(TO_FIRST)
 
     def close(self) -> None:
         """Let go; bindings still open go on working. Closing twice is fine."""
@@ -133,6 +141,7 @@ class OrtBinding:
         weights: Mapping[str, Any],
         inputs: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
+        turned: frozenset[str] = frozenset(),
     ) -> None:
         self._weights = weights
         self._binding = session.io_binding()
@@ -144,7 +153,8 @@ class OrtBinding:
             (self.outputs, self._binding.bind_ortvalue_output),
         ):
             for name, array in arrays.items():
-                value = ort.OrtValue.ortvalue_from_numpy(array)
+                stored = array.transpose(TO_LAST) if name in turned else array
+                value = ort.OrtValue.ortvalue_from_numpy(stored)
                 self._values.append(value)
                 bind(name, value)
         self._run = session.run_with_iobinding

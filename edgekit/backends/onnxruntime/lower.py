@@ -2,7 +2,8 @@
 
 float32: the graph as it is. float16: weights stored in half precision and widened by a Cast that
 ONNX Runtime folds when it loads the file: half the bytes, float32 arithmetic. int8: the annotated
-graph in Q/DQ form, activations uint8 on x86 and int8 on ARM.
+graph in Q/DQ form, activations uint8 on x86 and int8 on ARM; states are codes, pictures of them channels last, as
+the integer kernels have them: what joins and splits them then moves codes, and nothing is transposed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.backends.base import Payload
+from edgekit.backends.base import TO_FIRST, TO_LAST, Payload, Ports
 from edgekit.backends.onnxruntime.wire import align_weights
 from edgekit.errors import LoweringError, UsageError
 from edgekit.passes import compact
+from edgekit.passes.graph import shape
 from edgekit.quant import qdq
+from edgekit.quant.annotate import quant, set_quant
 from edgekit.quant.rules import rules_for
 from edgekit.spec import DType, TensorSpec
 from edgekit.target import Target
@@ -38,17 +41,52 @@ def lower(model: ir.Model, target: Target, precision: str) -> tuple[Payload, ...
             f"precision {precision}: onnxruntime payloads are built in {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}. "
             f"Choose one of these for {target.name}"
         )
+    turned: list[str] = []
     if precision == "int8":
         model = qdq.lowered(model, rules_for("onnxruntime", target), target.name)
+        turned = _turn_codes(model)
     else:
         model = model.clone()
     if precision == "float16":
         _halve_weights(model)
     compact.run(model)
-    inputs = tuple(tensor_spec(value) for value in model.graph.inputs)
-    outputs = tuple(tensor_spec(value) for value in model.graph.outputs)
+    sides = model.graph.inputs, model.graph.outputs
+    codes = {str(v.name): params for side in sides for v in side if (params := quant(v)) is not None}
+    ports = Ports(frozenset(turned), codes)
+    inputs, outputs = (tuple(ports.shown(tensor_spec(value)) for value in side) for side in sides)
     data = ir.to_proto(model).SerializeToString(deterministic=True)
-    return (Payload("onnxruntime", precision, "onnx", align_weights(data), inputs, outputs),)
+    options = ports.to_options()
+    return (Payload("onnxruntime", precision, "onnx", align_weights(data), inputs, outputs, options),)
+
+
+def _turn_codes(model: ir.Model) -> list[str]:
+    """Inputs and outputs that are pictures of codes become [N, H, W, C], in place. Returns: their names."""
+    graph = model.graph
+    turned = []
+    for side in (graph.inputs, graph.outputs):
+        for i, value in enumerate(side):
+            sizes = shape(value)
+            if quant(value) is None or sizes is None or len(sizes) != 4:
+                continue
+            outer = ir.Value(
+                name=value.name, shape=ir.Shape([sizes[axis] for axis in TO_LAST]), type=value.type
+            )
+            set_quant(outer, quant(value))
+            set_quant(value, None)
+            turned.append(str(value.name))
+            value.name = f"{value.name}.first"
+            if side is graph.inputs:
+                node = ir.node("Transpose", [outer], {"perm": TO_FIRST})
+                made = node.outputs[0]
+                made.shape, made.type = value.shape, value.type
+                side[i] = outer
+                value.replace_all_uses_with(made)
+                graph.insert_before(graph[0], node)
+            else:
+                node = ir.node("Transpose", [value], {"perm": TO_LAST}, outputs=[outer])
+                side[i] = outer
+                graph.append(node)
+    return turned
 
 
 def _halve_weights(model: ir.Model) -> None:
@@ -81,8 +119,8 @@ def _halve_weights(model: ir.Model) -> None:
 
 
 def tensor_spec(value: ir.Value) -> TensorSpec:
-    """TensorSpec of a graph input or output with static shape."""
+    """TensorSpec of a graph input or output of a Q/DQ file, with static shape."""
     assert value.name is not None and value.shape is not None and value.dtype is not None
-    shape = tuple(int(d) for d in value.shape.numpy())
-    layout = "NCHW" if len(shape) == 4 else ""
-    return TensorSpec(value.name, DType(value.dtype.numpy().name), shape, layout)
+    sizes = tuple(int(d) for d in value.shape.numpy())
+    layout = "NCHW" if len(sizes) == 4 else ""
+    return TensorSpec(value.name, DType(value.dtype.numpy().name), sizes, layout)

@@ -2,19 +2,20 @@
 
 What is not integer runs in float32: without being told, OpenVINO computes in bfloat16 wherever the CPU
 can, which a bundle proven in float32 must not. Inputs and outputs are preallocated and bound once.
-OpenVINO keeps its own copy of the weights, so the mapped bundle is not held. A picture that an int8
-payload takes lies channels last, as its integer kernels want it: the session's array is a view of that.
+OpenVINO keeps its own copy of the weights, so the mapped bundle is not held. Pictures and states of an int8
+payload lie channels last, as its integer kernels want them: the session's arrays are views of that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edgekit.backends.base import LoadOptions
+from edgekit.backends.base import TO_FIRST, TO_LAST, LoadOptions, Ports
 from edgekit.backends.onnxruntime.wire import external_weights
 from edgekit.errors import BundleError, MissingExtraError, StreamError, printable
 from edgekit.manifest import Variant
@@ -66,15 +67,20 @@ class OpenVinoExecutable:
         try:
             core = openvino.Core()
             network = core.read_model(io.BytesIO(data))
-            self._turned = _turn(network) if variant.precision == "int8" else frozenset()
+            ports = Ports.of(variant)
+            self._turned = ports.turned
+            """Names of what lies channels last, in the file or by our wish."""
+            if variant.precision == "int8":
+                self._turned |= _turn(network, self._turned)
             compiled: Any = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
             raise BundleError(
                 f"payload {variant.name}: openvino {openvino.__version__} refuses it: {_reason(error)}"
             ) from error
         self._compiled = compiled
-        self.inputs = tuple(_spec(port, i in self._turned) for i, port in enumerate(compiled.inputs))
-        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        ports = dataclasses.replace(ports, turned=self._turned)
+        self.inputs = tuple(ports.shown(_spec(port)) for port in compiled.inputs)
+        self.outputs = tuple(ports.shown(_spec(port)) for port in compiled.outputs)
         self._facts = {
             "library": "openvino",
             "version": openvino.__version__.partition("-")[0],
@@ -92,14 +98,13 @@ class OpenVinoExecutable:
     def bind_turns(self, states: Mapping[str, str]) -> tuple[OpenVinoBinding, OpenVinoBinding]:
         """Buffers for one session whose states (input -> output) take turns: see backends.base.Turning.
 
-        A state that the library reads channels last is copied by the session, as it is written channels first.
+        A state that is read channels last but written channels first is copied by the session.
         Raises: StreamError when closed.
         """
         if self._compiled is None:
             raise StreamError("engine: closed. Load the bundle again")
         inputs, outputs = self._memory()
-        names = [spec.name for spec in self.inputs]
-        swapped = {i: o for i, o in states.items() if names.index(i) not in self._turned}
+        swapped = {i: o for i, o in states.items() if (i in self._turned) == (o in self._turned)}
         other = (
             {**inputs, **{i: outputs[o] for i, o in swapped.items()}},
             {**outputs, **{o: inputs[i] for i, o in swapped.items()}},
@@ -108,20 +113,29 @@ class OpenVinoExecutable:
             OpenVinoBinding(self._openvino, self._compiled, *memory, self._turned)
             for memory in ((inputs, outputs), other)
         )
+        # one array is one object, whichever of the two shows it
         second.inputs = {
-            name: array if name in swapped else first.inputs[name] for name, array in second.inputs.items()
+            name: first.outputs[swapped[name]] if name in swapped else array
+            for name, array in first.inputs.items()
+        }
+        back = {o: i for i, o in swapped.items()}
+        second.outputs = {
+            name: first.inputs[back[name]] if name in back else array for name, array in first.outputs.items()
         }
         return first, second
 
     def _memory(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Arrays for inputs and outputs, as the library reads and writes them."""
-        return (
+        inputs, outputs = (
             {
-                s.name: np.zeros(_stored(s.shape, i in self._turned), s.dtype.value)
-                for i, s in enumerate(self.inputs)
-            },
-            {s.name: np.zeros(s.shape, s.dtype.value) for s in self.outputs},
+                s.name: np.zeros(
+                    [s.shape[axis] for axis in TO_LAST] if s.name in self._turned else s.shape, s.dtype.value
+                )
+                for s in specs
+            }
+            for specs in (self.inputs, self.outputs)
         )
+        return inputs, outputs
 
     def close(self) -> None:
         """Let go; bindings still open go on working. Closing twice is fine."""
@@ -144,17 +158,16 @@ class OpenVinoBinding:
         compiled: Any,
         inputs: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
-        turned: frozenset[int] = frozenset(),
+        turned: frozenset[str] = frozenset(),
     ) -> None:
-        self.inputs = {
-            name: array.transpose(_CHANNELS_FIRST) if i in turned else array
-            for i, (name, array) in enumerate(inputs.items())
-        }
-        self.outputs = outputs
+        self.inputs, self.outputs = (
+            {name: array.transpose(TO_FIRST) if name in turned else array for name, array in arrays.items()}
+            for arrays in (inputs, outputs)
+        )
         self._request: Any = compiled.create_infer_request()
         for i, array in enumerate(inputs.values()):
             self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
-        for i, array in enumerate(self.outputs.values()):
+        for i, array in enumerate(outputs.values()):
             self._request.set_output_tensor(i, openvino.Tensor(array, shared_memory=True))
 
     def run(self) -> None:
@@ -172,43 +185,38 @@ class OpenVinoBinding:
         self._request = None
 
 
-_CHANNELS_FIRST, _CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 _PICTURE_CHANNELS = 4
 """Inputs of so many channels or fewer are pictures."""
 
 
-def _turn(network: Any) -> frozenset[int]:
-    """Let `network` take its pictures channels last, in place. Returns: the indices of these inputs."""
+def _turn(network: Any, already: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Let `network` take its pictures channels last, in place. Returns: the names of these inputs."""
     from openvino import Layout
     from openvino.preprocess import PrePostProcessor
 
-    found = set()
+    found = {}
     for i, port in enumerate(network.inputs):
-        shape = port.get_partial_shape()
-        if len(shape) == 4 and shape.is_static and shape.to_shape()[1] <= _PICTURE_CHANNELS:
-            found.add(i)
+        shape, name = port.get_partial_shape(), port.get_any_name()
+        few = len(shape) == 4 and shape.is_static and shape.to_shape()[1] <= _PICTURE_CHANNELS
+        if few and name not in already:
+            found[name] = i
     if found:
         processor = PrePostProcessor(network)
-        for i in found:
+        for i in found.values():
             processor.input(i).tensor().set_layout(Layout("NHWC"))
             processor.input(i).model().set_layout(Layout("NCHW"))
         processor.build()
     return frozenset(found)
 
 
-def _stored(shape: tuple[int, ...], turned: bool) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _CHANNELS_LAST) if turned else shape
-
-
-def _spec(port: Any, turned: bool = False) -> TensorSpec:
+def _spec(port: Any) -> TensorSpec:
     name, kind, shape = port.get_any_name(), port.get_element_type().get_type_name(), port.get_partial_shape()
     if kind not in _TYPES or shape.is_dynamic:
         raise BundleError(
             f"payload tensor {name}: expected a static tensor of a known type, got {kind} {shape}. "
             "Build the bundle again"
         )
-    sizes = tuple(shape.to_shape())
-    return TensorSpec(name, _TYPES[kind], tuple(sizes[a] for a in _CHANNELS_FIRST) if turned else sizes)
+    return TensorSpec(name, _TYPES[kind], tuple(shape.to_shape()))
 
 
 def _reason(error: Exception) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.errors import ModelError, UsageError, did_you_mean
+from edgekit.schema import printable
+from edgekit.spec import DType
 from edgekit.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from edgekit.tasks.preprocess import ImagePreprocess
 
 
+STREET = "synthetic://street?seed=20000&frames=16&size=640x360"
+
+
 class ToolchainTask(Protocol):
     """The functions of `toolchain/tasks/<task>.py`."""
 
@@ -23,6 +29,10 @@ class ToolchainTask(Protocol):
     """Name of the one segment of a bundle's plan."""
     NO_LABELS: str
     """Why accuracy was not measured where no labelled pictures were given."""
+    CLIPS: bool
+    """What it is proven on are clips: frames in time order, state reset at the start of each."""
+    DEFAULT_SOURCE: str
+    """Of pictures where none are given, for error figures and samples only; never for an accuracy claim."""
 
     def prepare_options(self, entry: ModelEntry) -> dict[str, Any]:
         """Arguments of `passes.prepare` beside the task."""
@@ -64,3 +74,38 @@ def declared_rule(entry: ModelEntry, model: ir.Model) -> ImagePreprocess:
         )
     height, width = input_size(model)
     return ImagePreprocess(width, height)
+
+
+def picture_rule(entry: ModelEntry, prepared: Prepared) -> tuple[ImagePreprocess, str]:
+    """(rule, where it comes from) of a network for one colour picture: as declared; what the graph normalises
+    itself need not be declared. Raises: ModelError, UsageError."""
+    import onnx_ir as ir
+
+    from edgekit.passes.graph import picture, shape
+
+    value = picture(prepared.model)
+    sizes = shape(value) or ()
+    last = len(sizes) == 4 and sizes[1] != 3 and sizes[3] == 3
+    if len(sizes) != 4 or (sizes[1] != 3 and not last):
+        raise ModelError(
+            f"model {entry.name}: expected a colour picture [1, 3, H, W] or [1, H, W, 3] as its input, got "
+            f"{printable(value.name or '')} {list(sizes)}"
+        )
+    why = "input rule: declared in the project"
+    found: dict[str, Any] = {}
+    if prepared.preprocess is not None:
+        found = {"mean": prepared.preprocess.mean, "std": prepared.preprocess.std}
+        why += "; " + prepared.notes[-1].removeprefix("input rule: ").partition(",")[0]
+    if last:
+        found["layout"] = "NHWC"
+    if value.dtype == ir.DataType.UINT8:  # such a graph normalises inside, if at all
+        found |= {"dtype": DType.uint8, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    known = {k: v for k, v in found.items() if getattr(entry.preprocess, k) is None}
+    hint = dataclasses.replace(entry.preprocess, **known)
+    rule = declared_rule(dataclasses.replace(entry, preprocess=hint), prepared.model)
+    if hint.layout == "NHWC":
+        rule = dataclasses.replace(rule, height=sizes[1], width=sizes[2])
+    try:
+        return hint.apply(rule), why
+    except ValueError as error:
+        raise UsageError(f"model {entry.name}: preprocess: {error}") from None

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, cast
-
-import onnx_ir as ir
 
 from edgekit.errors import ModelError, UsageError
 from edgekit.passes import Prepared
 from edgekit.passes.graph import listed, shape
 from edgekit.project import HeadHint, ModelEntry
 from edgekit.schema import printable
-from edgekit.spec import DType
 from edgekit.tasks.classify.dataset import class_names
 from edgekit.tasks.classify.spec import Activation, ClassifySpec
-from edgekit.tasks.preprocess import ImagePreprocess
-from edgekit.toolchain.tasks import declared_rule
+from edgekit.toolchain.tasks import STREET, picture_rule
 
 SEGMENT = "classifier"
 NO_LABELS = "no labelled pictures were given (--data FOLDER, labels.csv or data.npz)"
+CLIPS = False
+DEFAULT_SOURCE = STREET
 
 
 def prepare_options(entry: ModelEntry) -> dict[str, Any]:
@@ -44,7 +41,7 @@ def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[ClassifySpec, str,
             f"model {entry.name}: expected one output [1, classes], got {listed(outputs)}. "
             "A detector is built with --task detect"
         )
-    rule, why = _input_rule(entry, prepared)
+    rule, why = picture_rule(entry, prepared)
     labels, note = _labels(entry, count)
     name = outputs[0].name
     assert name is not None, "the frontend names every output"
@@ -54,36 +51,6 @@ def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[ClassifySpec, str,
 
 def head_facts(spec: ClassifySpec) -> dict[str, Any]:
     return {"family": "classes", "activation": spec.activation, "classes": len(spec.labels)}
-
-
-def _input_rule(entry: ModelEntry, prepared: Prepared) -> tuple[ImagePreprocess, str]:
-    """The declared rule; what the graph normalises itself need not be declared."""
-    (value,) = prepared.model.graph.inputs
-    sizes = shape(value) or ()
-    last = len(sizes) == 4 and sizes[1] != 3 and sizes[3] == 3
-    if len(sizes) != 4 or (sizes[1] != 3 and not last):
-        raise ModelError(
-            f"model {entry.name}: expected a colour picture [1, 3, H, W] or [1, H, W, 3] as its input, got "
-            f"{printable(value.name or '')} {list(sizes)}"
-        )
-    why = "input rule: declared in the project"
-    found: dict[str, Any] = {}
-    if prepared.preprocess is not None:
-        found = {"mean": prepared.preprocess.mean, "std": prepared.preprocess.std}
-        why += "; " + prepared.notes[-1].removeprefix("input rule: ").partition(",")[0]
-    if last:
-        found["layout"] = "NHWC"
-    if value.dtype == ir.DataType.UINT8:  # such a graph normalises inside, if at all
-        found |= {"dtype": DType.uint8, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    known = {k: v for k, v in found.items() if getattr(entry.preprocess, k) is None}
-    hint = dataclasses.replace(entry.preprocess, **known)
-    rule = declared_rule(dataclasses.replace(entry, preprocess=hint), prepared.model)
-    if hint.layout == "NHWC":
-        rule = dataclasses.replace(rule, height=sizes[1], width=sizes[2])
-    try:
-        return hint.apply(rule), why
-    except ValueError as error:
-        raise UsageError(f"model {entry.name}: preprocess: {error}") from None
 
 
 def _labels(entry: ModelEntry, count: int) -> tuple[tuple[str, ...], str]:

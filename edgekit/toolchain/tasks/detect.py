@@ -8,10 +8,12 @@ from typing import Any
 from edgekit.passes import Prepared
 from edgekit.project import ModelEntry
 from edgekit.tasks.detect.spec import DetectSpec
-from edgekit.toolchain.tasks import declared_rule
+from edgekit.toolchain.tasks import STREET, declared_rule
 
 SEGMENT = "detector"
 NO_LABELS = "no labelled pictures were given (--data instances.json --images DIR)"
+CLIPS = False
+DEFAULT_SOURCE = STREET
 
 
 def prepare_options(entry: ModelEntry) -> dict[str, Any]:
