@@ -184,8 +184,8 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
 
 def stands_alone(data: Path | str) -> bool:
     """Whether labels at `data` say themselves where their pictures are: a folder per class, a table of
-    files (.csv, .jsonl) or an array file (.npz). COCO json needs the folder of its pictures."""
-    return os.path.isdir(data) or Path(data).suffix.lower() in (".csv", ".jsonl", ".npz")
+    files (.csv, .jsonl), an array file (.npz) or a synthetic source. COCO json needs the folder of its pictures."""
+    return is_uri(data) or os.path.isdir(data) or Path(data).suffix.lower() in (".csv", ".jsonl", ".npz")
 
 
 def check_pair(data: Path | None, images: Path | None) -> None:
@@ -201,6 +201,11 @@ def check_pair(data: Path | None, images: Path | None) -> None:
 def from_option(text: str) -> DataSet:
     """`--calibration FOLDER|SET`. Raises: UsageError."""
     what = f"option --calibration {printable(text, 200)}"
+    if is_uri(text):
+        found = from_uri(text)
+        if found.count is None:
+            raise UsageError(f"{what}: how many? Say it, as in synthetic://gestures?clips=32&seed=1000000")
+        return found
     if os.path.isfile(text) and stands_alone(text):
         return resolve(DataTable(data=text), Path(), "calibration", what)
     if os.path.isdir(Path(text)):
@@ -210,6 +215,38 @@ def from_option(text: str) -> DataSet:
     raise UsageError(
         f"{what}: neither a folder of pictures nor a named set. {did_you_mean(text, named_sets())}"
     )
+
+
+def from_uri(text: str) -> DataSet:
+    """`synthetic://gestures?clips=600&seed=10000&size=64x64`: as a path may have spelt it, with one slash. How many
+    and from which seed are the set's, the rest its source; `count` None where it says no number.
+
+    Raises: UsageError.
+    """
+    scheme, _, query = text.partition("?")
+    world = scheme.removeprefix("synthetic:").lstrip("/")
+    count: int | None = None
+    seed, rest = 0, []
+    for part in filter(None, query.split("&")):
+        key, _, value = part.partition("=")
+        if key not in ("clips", "count", "seed"):
+            rest.append(part)
+            continue
+        if not (value.isascii() and value.isdecimal() and len(value) < 11):
+            raise UsageError(
+                f"source {printable(text, 200)}: {key} {printable(value)[:40]!r}: expected a number"
+            )
+        count, seed = (count, int(value)) if key == "seed" else (int(value), seed)
+    source = f"synthetic://{world}" + (f"?{'&'.join(rest)}" if rest else "")
+    try:
+        _check_source(source, 1 if count is None else count, seed)
+    except ValueError as error:
+        raise UsageError(f"source {printable(text, 200)}: {error}") from None
+    return DataSet(source=source, count=count, seed=seed)
+
+
+def is_uri(data: Path | str) -> bool:
+    return str(data).startswith("synthetic:")
 
 
 def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
@@ -302,8 +339,8 @@ def _check_source(source: str, count: int | None, seed: int) -> None:
     scheme, _, query = source.partition("?")
     if not re.fullmatch(r"synthetic://[a-z0-9_-]+", scheme):
         raise ValueError(f"source {source[:80]!r} must look like synthetic://street?size=640x360")
-    if {"seed", "count", "frames"} & {part.partition("=")[0] for part in query.split("&")}:
-        raise ValueError("source: seed and count (frames) are keys of their own, not part of the URI")
+    if {"seed", "count", "frames", "clips"} & {part.partition("=")[0] for part in query.split("&")}:
+        raise ValueError("source: seed and count (frames, clips) are keys of their own, not part of the URI")
     if count is None or not 1 <= count <= MAX_PICTURES:
         raise ValueError(f"count must be between 1 and {MAX_PICTURES}, got {count}")
     if not 0 <= seed < 2**31:

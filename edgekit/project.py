@@ -21,7 +21,17 @@ from typing import Any, Literal, TypeVar, get_args
 
 from edgekit import content
 from edgekit.backends.base import BACKENDS
-from edgekit.dataset import DataSet, DataTable, Purpose, check_disjoint, check_pair, from_option, resolve
+from edgekit.dataset import (
+    DataSet,
+    DataTable,
+    Purpose,
+    check_disjoint,
+    check_pair,
+    from_option,
+    from_uri,
+    is_uri,
+    resolve,
+)
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
 from edgekit.schema import SchemaError, from_json, printable, to_json
@@ -430,7 +440,11 @@ def with_options(
     if calibration:
         changes["calibration"] = from_option(calibration)
     check_pair(data, images)
-    if data is not None:
+    if data is not None and is_uri(data):
+        changes["evaluation"] = from_uri(str(data))
+        if changes["evaluation"].count is None:
+            raise UsageError(f"option --data {printable(str(data), 200)}: how many? Add clips=600 to it")
+    elif data is not None:
         given = DataTable(data=str(data), images=None if images is None else str(images))
         changes["evaluation"] = resolve(given, Path(), "evaluation", "options --data and --images")
     models = tuple(dataclasses.replace(m, **changes) for m in project.models)

@@ -517,7 +517,7 @@ def test_docs_examples_load(folder):
 def test_docs_name_every_key():
     text = (ROOT / "docs" / "projects.md").read_text(encoding="utf-8")
     tables = [project._ModelTable, project.HeadHint, PreprocessHint, Thresholds, project.Accept]
-    tables += [project.TargetOverride, dataset.DataTable, dataset.NamedSet]
+    tables += [project.TargetOverride, project.VideoHint, dataset.DataTable, dataset.NamedSet]
     for table in tables:
         for key in dataclasses.fields(table):
             assert f"`{key.name}`" in text, (table, key.name)

@@ -28,9 +28,13 @@ def spec(**fields: Any) -> VideoSpec:
 class Script:
     """A session whose runs give the rows of `logits` [N, C] one after the other; `seen` are its inputs."""
 
-    def __init__(self, logits: Sequence[Sequence[float]] | np.ndarray | Callable[[int], Any]) -> None:
+    def __init__(
+        self,
+        logits: Sequence[Sequence[float]] | np.ndarray | Callable[[int], Any],
+        classes: int = len(LABELS),
+    ) -> None:
         self.inputs = {"image": np.zeros((1, 3, RULE.height, RULE.width), np.float32)}
-        self.outputs = {"logits": np.zeros((1, len(LABELS)), np.float32)}
+        self.outputs = {"logits": np.zeros((1, classes), np.float32)}
         self.logits = logits
         self.runs = self.resets = 0
         self.seen: list[np.ndarray] = []

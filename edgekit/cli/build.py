@@ -62,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     model = parser.add_argument_group("when the model file does not say it all")
     model.add_argument(
-        "--task", type=one_of("--task", TASKS), metavar="T", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]} (default: detect)"
+        "--task",
+        type=one_of("--task", TASKS),
+        metavar="T",
+        help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]} (default: detect)",
     )
     model.add_argument(
         "--head", type=one_of("--head", HEADS), metavar="FAMILY", help=f"detector family: {', '.join(HEADS)}"
@@ -303,7 +306,11 @@ def seconds(option: str) -> Callable[[str], float]:
 
 def video_options(args: argparse.Namespace) -> dict[str, Any]:
     """--dt-s, --frames and --allow-bidirectional as fields of VideoHint: those that were given."""
-    given = {"dt_s": args.dt_s, "frames": args.frames, "allow_bidirectional": args.allow_bidirectional or None}
+    given = {
+        "dt_s": args.dt_s,
+        "frames": args.frames,
+        "allow_bidirectional": args.allow_bidirectional or None,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -23,10 +23,10 @@ name = {project}
 [[model]]
 {name}# names the bundle: <name>.<target>.edge
 {source}# the trained network, ONNX
-task = "detect"                  # or "classify"
+task = "detect"                  # or "classify", "video"
 {classes}
 
-# What a detector's outputs mean (a classifier needs no such table). "auto" finds the head by its structure; when it cannot, name the
+# What a detector's outputs mean (other tasks need no such table). "auto" finds the head by its structure; when it cannot, name the
 # family: yolox, yolov5 (also v7), yolov8 (also v11), nanodet, fastestdet.
 [model.head]
 family = "auto"
@@ -36,7 +36,7 @@ family = "auto"
 # normalized = false             # true: coordinates are fractions of the input size
 
 # How a picture becomes the network's input. Only what differs from the head family's own rule; a classifier
-# has no such rule and needs resize, color, mean and std.
+# or video network has no such rule and needs resize, color, mean and std.
 [model.preprocess]
 # resize = "letterbox"           # keep the aspect, paste top left; or "letterbox-center", "stretch", "crop"
 #                                # (the middle, of a picture whose shorter side becomes shorter_side = 256)
@@ -44,6 +44,13 @@ family = "auto"
 # color = "bgr"                  # or "rgb"
 # mean = [0.0, 0.0, 0.0]         # per channel, in 8-bit levels: x = (pixel - mean) / std
 # std = [1.0, 1.0, 1.0]          # [255.0, 255.0, 255.0] is the usual "/255"
+
+# For task = "video": a clip model, or a one-frame model with its states.
+# [model.video]
+# dt_s = 0.1                     # seconds between two frames of the clips that it was trained on
+# background = "still"           # the label that means that nothing happens
+# smoothing = {{ window = 4 }}     # steps whose outputs are averaged
+# allow_bidirectional = false    # true: convert a network that looks ahead, and measure what that costs
 
 # Which boxes or classes are reported.
 [model.thresholds]
@@ -59,7 +66,8 @@ family = "auto"
 
 # Labelled pictures to judge the build on. Without them accuracy is reported as not measured.
 # [model.evaluation]
-# data = "instances.json"        # COCO json; for a classifier a folder per class, .csv, .jsonl or .npz
+# data = "instances.json"        # COCO json; for a classifier a folder per class, .csv, .jsonl or .npz; for video
+#                                # a folder <class>/<clip> or .npz, or set = "gestures-eval"
 # images = "images"
 
 # A build outside these limits fails.

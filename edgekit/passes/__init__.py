@@ -196,9 +196,7 @@ def _prepare_video(
     from edgekit.passes.streamify import streamify
 
     start = time.perf_counter()
-    made = streamify(
-        model, frames=frames, allow_bidirectional=allow_bidirectional, nominal_dt_s=nominal_dt_s
-    )
+    made = streamify(model, frames=frames, allow_bidirectional=allow_bidirectional, nominal_dt_s=nominal_dt_s)
     elements = sum(s.elements for s in made.states)
     how = "equal to it" if made.exact else "another network than it"
     note = (
@@ -207,7 +205,9 @@ def _prepare_video(
     )
     nodes = len(model.graph), len(made.model.graph)
     seconds = time.perf_counter() - start
-    record = PassRecord("streamify", *nodes, len(made.shifts), made.difference, seconds, "; ".join(made.notes))
+    record = PassRecord(
+        "streamify", *nodes, len(made.shifts), made.difference, seconds, "; ".join(made.notes)
+    )
     prepared = _prepare_classifier(made.model, check)
     notes = (note, *made.notes, *prepared.notes)
     return replace(prepared, log=(record, *prepared.log), notes=notes, streamed=made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit import tasks
 from edgekit.runtime.selftest import cpu_name
@@ -12,7 +12,13 @@ from edgekit.schema import to_json
 from edgekit.tasks import EvaluationSet, Spec, open_pipeline
 from edgekit.tasks.interval import interval95
 from edgekit.toolchain import cache
+from edgekit.toolchain.clips import clip_accuracy
 from edgekit.toolchain.running import Running, Subject
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgekit.passes.streamify import Streamified
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,6 +62,28 @@ def metric(subject: Subject, data: EvaluationSet, progress: Progress) -> dict[st
         "interval95": interval95(got["rounds"]),
         "drop_interval95": interval95(drops),
         "measured_by": subject.run_by,
+    }
+
+
+def lost_by_conversion(
+    clip_model: ir.Model, made: Streamified, reference: Running, spec: Any, data: Any, progress: Progress
+) -> dict[str, Any]:
+    """The task's metric of a clip model that looks ahead and of the float one-frame network made of it, on the
+    same clips: how much the conversion costs. `drop_interval95` is paired, as in `metric`."""
+    task = tasks.of(data)
+    before, answers = clip_accuracy(clip_model, made, spec, data, progress)
+    got = measure(reference, spec, data, "accuracy, float", progress)
+    rounds = zip(task.bootstrap(data, answers), got["rounds"], strict=True)
+    drops = [a - b if a is not None and b is not None else None for a, b in rounds]
+    name = task.METRIC
+    return {
+        "name": name,
+        "data": data.name,
+        "images": len(data.images),
+        "clip_model": before[name],
+        "one_frame": got["metric"][name],
+        "drop": round(before[name] - got["metric"][name], 6),
+        "drop_interval95": interval95(drops),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half
@@ -28,9 +29,9 @@ from edgekit.spec import StateSpec
 from edgekit.target import Target
 from edgekit.tasks import Spec
 from edgekit.toolchain import arm_count, cache, evidence, quantize, recurrent, tasks
-from edgekit.toolchain.accuracy import metric
+from edgekit.toolchain.accuracy import lost_by_conversion, metric
 from edgekit.toolchain.data import Pictures, calibration_set, pictures
-from edgekit.toolchain.running import Running, Subject, frames, restart, results, run_here
+from edgekit.toolchain.running import Footage, Running, Still, Subject, frames, restart, results, run_here
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, of)"""
@@ -75,6 +76,8 @@ class Source:
     facts: dict[str, Any]
     states: tuple[StateSpec, ...] = ()
     """Recurrent tensors of the prepared network, with their time."""
+    ahead: ir.Model | None = None
+    """The clip model, where it looks ahead and the prepared network does not: another network, to compare with."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     data = pictures(entry, source.spec, options.limit, progress)
     images = data.unlabelled(AGREEMENT_IMAGES)
     reference = run_here(lower(source, "onnxruntime", targets[0], "float32"), source.states)
-    work = Work(source, reference, data, images, options)
+    work = Work(source, reference, data, images, options, converted(source, reference, data, progress))
     built = []
     for target, (backends, _) in zip(targets, plans, strict=True):
         if target.name in lowered:
@@ -138,8 +141,10 @@ class Work:
     source: Source
     reference: Running
     data: Pictures
-    images: Sequence[np.ndarray]
+    images: Footage
     options: Options
+    conversion: dict[str, Any] = field(default_factory=dict)
+    """What it cost to make a one-frame network of a clip model that looks ahead; {} where nothing had to change."""
     calibrated: quantize.Calibrated | None = None
     searches: dict[str, Quantized] = field(default_factory=dict)
 
@@ -163,7 +168,9 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
     entry = work.source.entry
     if work.calibrated is None:
         source = work.source
-        work.calibrated = quantize.calibrated(entry, source.spec, source.prepared.model, source.states, report)
+        work.calibrated = quantize.calibrated(
+            entry, source.spec, source.prepared.model, source.states, report
+        )
     scheme = work.options.quantization
     return quantize.quantize(work.calibrated, target, backends, gate, scheme, work.searches, report)
 
@@ -232,7 +239,18 @@ def read(entry: ModelEntry, options: Options, progress: Progress) -> Source:
     states = recurrent.timed(graph_states(prepared.model), hint.dt_s, hint.reset_after_s)
     digest = hashlib.sha256(entry.source.read_bytes()).hexdigest()
     known = {"source": printable(entry.source.name), "sha256": digest, **facts(prepared.model)}
-    return Source(entry, prepared, spec, why, note or "class names as given", digest, known, states)
+    ahead = None if prepared.streamed is None or prepared.streamed.exact else model
+    return Source(entry, prepared, spec, why, note or "class names as given", digest, known, states, ahead)
+
+
+def converted(source: Source, reference: Running, data: Pictures, progress: Progress) -> dict[str, Any]:
+    """The drop of accuracy against a clip model that looks ahead (`accuracy.lost_by_conversion`), or why not."""
+    made = source.prepared.streamed
+    if source.ahead is None or made is None:
+        return {}
+    if data.labelled is None:
+        return {"not_measured": data.why_unlabelled}
+    return lost_by_conversion(source.ahead, made, reference, source.spec, data.labelled, progress)
 
 
 def lower(source: Source, backend: str, target: Target, precision: str) -> Payload:
@@ -268,7 +286,7 @@ def prove(
         subject = Subject(spec, work.reference, run_here(payload, source.states))
         errors = evidence.carried_errors(subject, work.images, report)
         judged.append((subject, errors, *judge(work, subject, report)))
-    passing = []
+    passing: list[Any] = []
     for j in [j for j in judged if j[4]["passed"] is not False] or judged[:1]:
         others = [known[0].candidate.payload for known in passing]
         why = recurrent.misfit(source.states, others, j[0].candidate.payload)
@@ -313,12 +331,15 @@ def prove(
             }
             for s, errors, metric_, _, _ in passing
         },
-        **({"states": state_facts(source, states, work.images)} if states else {}),
+        **({"states": state_facts(work, states)} if states else {}),
         "agreement": agreement,
         "metric": found,
         "timing": timing or {"not_measured": f"the bundle was not built on that board ({target.title})"},
         "accept": verdict,
-        "limits": evidence.limits(target, subject, found, verdict, timing is not None),
+        "limits": [
+            *evidence.conversion_limits(work.conversion),
+            *evidence.limits(target, subject, found, verdict, timing is not None),
+        ],
         "samples": samples,
     }
     if made is not None:
@@ -381,9 +402,9 @@ def write(work: Work, target: Target, proof: Proof, options: Options, progress: 
     return Built(path, target.name, entry.name, digest, path.stat().st_size, proof.record)
 
 
-def state_facts(source: Source, states: Sequence[StateSpec], images: Sequence[np.ndarray]) -> dict[str, Any]:
+def state_facts(work: Work, states: Sequence[StateSpec]) -> dict[str, Any]:
     """What the evidence says of recurrent states: sizes, time, and how a clip model became this network."""
-    made = source.prepared.streamed
+    made, images = work.source.prepared.streamed, work.images
     found: dict[str, Any] = {
         "count": len(states),
         "elements": sum(s.elements for s in states),
@@ -395,6 +416,8 @@ def state_facts(source: Source, states: Sequence[StateSpec], images: Sequence[np
     }
     if made is not None:
         found["clip_model"] = {"frames": made.frames, "exact": made.exact, "difference": made.difference}
+        if work.conversion:
+            found["clip_model"]["metric"] = work.conversion
     return found
 
 
@@ -417,12 +440,12 @@ def is_here(target: Target) -> bool:
     return target.name == "host" or (here is not None and here.name == target.name)
 
 
-def time_here(subject: Subject, image: np.ndarray, progress: Progress) -> dict[str, Any]:
+def time_here(subject: Subject, first: Still, progress: Progress) -> dict[str, Any]:
     """Stage times of the payload on this machine (only used when this machine is the target)."""
     from edgekit.runtime.bench import machine, run_once, summarize
 
     _, pipeline = subject.pipelines()
-    image, _ = next(frames([image]))
+    image, _ = next(frames([first]))
     restart(pipeline)
     progress("time", 0, 1)  # not once a run: drawing it would be timed too
     samples = [run_once(pipeline, image) for _ in range(TIMING_WARMUP + TIMING_RUNS)]
@@ -437,7 +460,7 @@ def time_here(subject: Subject, image: np.ndarray, progress: Progress) -> dict[s
 COMPARE_ROUNDS, COMPARE_RUNS = 30, 2
 
 
-def compare_here(subjects: Sequence[Subject], image: np.ndarray, progress: Progress) -> dict[str, Any]:
+def compare_here(subjects: Sequence[Subject], first: Still, progress: Progress) -> dict[str, Any]:
     """Milliseconds of each payload and of the float network, network alone with its conversions, interleaved.
 
     Median and spread (quartiles) over rounds; one thread each, so that libraries' thread pools do not meet.
@@ -446,7 +469,7 @@ def compare_here(subjects: Sequence[Subject], image: np.ndarray, progress: Progr
     states = subjects[0].reference.states
     runs = {"float": open_timed(subjects[0].reference.payload, states)}
     runs |= {variant_name(s.candidate.payload): open_timed(s.candidate.payload, states) for s in subjects}
-    image, _ = next(frames([image]))
+    image, _ = next(frames([first]))
     evidence.feed(subjects[0], image)
     (array,) = subjects[0].reference.binding.inputs.values()
     for running in runs.values():

@@ -31,9 +31,9 @@ from edgekit.target import Target
 from edgekit.tasks import Pipeline
 from edgekit.tasks.interval import interval95
 from edgekit.toolchain import recurrent
-from edgekit.toolchain.data import DEFAULT_SOURCE
+from edgekit.toolchain.clips import clips_of, footage, unlabelled_clips
 from edgekit.toolchain.page import Facts
-from edgekit.toolchain.running import frames, restart, results, run_here
+from edgekit.toolchain.running import Footage, Still, frames, restart, results, run_here
 from edgekit.toolchain.tasks import half as toolchain_task
 
 Progress = Callable[[str, int, int], None]
@@ -248,16 +248,22 @@ def _video(entry: ModelEntry, bundle: Side) -> VideoHint:
 # --- what is compared --------------------------------------------------------------------------
 
 
-def _pictures(options: Options, side: Side) -> tuple[Any, list[np.ndarray], str]:
-    """(labelled set or None, pictures to compare on, what they are)."""
+def _pictures(options: Options, side: Side) -> tuple[Any, Footage, str]:
+    """(labelled set or None, pictures or clips to compare on, what they are)."""
     if options.data is not None:
         folder = None if options.images is None else Path(options.images)
-        data = tasks.task(side.task).read_set(
+        data: Any = tasks.task(side.task).read_set(
             options.data, folder, limit=options.limit, labels=side.spec.labels
         )
+        if toolchain_task(side.task).CLIPS:
+            return data, clips_of(data, side.spec).of(IMAGES), data.name
         return data, [data.read(i) for i in range(min(IMAGES, len(data.images)))], data.name
-    source = options.images if options.images is not None else DEFAULT_SOURCE
+    task = toolchain_task(side.task)
+    source = options.images if options.images is not None else task.DEFAULT_SOURCE
     limit = options.limit or IMAGES
+    if task.CLIPS:
+        found = unlabelled_clips(footage(source, limit), limit)
+        return None, clips_of(found, side.spec).of(limit), source if "://" in source else found.name
     if Path(source).is_file():
         return None, [read_picture(Path(source))], Path(source).name
     with open_source(source, limit=limit) as frames:
@@ -268,7 +274,7 @@ def _pictures(options: Options, side: Side) -> tuple[Any, list[np.ndarray], str]
 
 
 def _run(
-    sides: tuple[Side, Side], images: Sequence[np.ndarray], progress: Progress
+    sides: tuple[Side, Side], images: Footage, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any], tuple[Shown, ...]]:
     """Outputs and results over the pictures, and the pictures worth showing."""
     task = tasks.task(sides[0].task)
@@ -443,12 +449,12 @@ def _ratio(unit: str, a: float, b: float) -> dict[str, Any]:
 
 
 def _latency(
-    sides: tuple[Side, Side], image: np.ndarray, options: Options, progress: Progress
+    sides: tuple[Side, Side], still: Still, options: Options, progress: Progress
 ) -> dict[str, Any]:
     """Interleaved here: the network alone, and everything from picture to result."""
     if not options.rounds:
         return {"not_measured": "left out (--rounds 0)"}
-    image, _ = next(frames([image]))
+    image, _ = next(frames([still]))
     for side in sides:
         restart(side.pipeline)
     progress("time both, interleaved", 0, 1)  # not once a run: drawing it would be timed too

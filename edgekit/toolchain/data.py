@@ -30,12 +30,12 @@ from edgekit.tasks import EvaluationSet, Spec
 from edgekit.tasks.classify import dataset as classify_dataset
 from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.toolchain import cache, tasks
+from edgekit.toolchain.clips import Clips, clips_of, labelled_clips, unlabelled_clips
+from edgekit.toolchain.running import Footage
 
 Progress = Callable[[str, int, int], None]
 
-DEFAULT_SOURCE = "synthetic://street?seed=20000&frames=16&size=640x360"
-"""Used only for error figures and samples when no data is given; never for an accuracy claim."""
-
+DEFAULT_CLIPS = 4
 
 FRAME = 45
 """Frame of each street in a labelled synthetic set: the drive is under way."""
@@ -53,9 +53,13 @@ class Pictures:
     provenance: dict[str, Any] = field(default_factory=dict)
     stored: DataSet | None = None
     """The unlabelled ones where no source opens them: labels, or folders in a folder."""
+    clips: Clips | None = None
+    """In place of pictures, for a task that sees clips."""
 
-    def unlabelled(self, count: int) -> list[np.ndarray]:
-        """The first `count` pictures, uint8 [H, W, 3] BGR; at least one."""
+    def unlabelled(self, count: int) -> Footage:
+        """`count` pictures, uint8 [H, W, 3] BGR, the first ones; or as many clips; at least one."""
+        if self.clips is not None:
+            return self.clips.of(count)
         if self.labelled is not None:
             return [self.labelled.read(i) for i in range(min(count, len(self.labelled.images)))]
         if self.stored is not None:
@@ -70,11 +74,15 @@ class Pictures:
 
 def pictures(entry: ModelEntry, spec: Spec, limit: int | None, progress: Progress) -> Pictures:
     """Resolve the entry's evaluation set. Raises: UsageError when it cannot be used with the model."""
+    task = tasks.half(spec.task)
+    if task.CLIPS:
+        return _clips(entry, spec, limit, progress)
     if entry.evaluation is None:
-        why = tasks.half(spec.task).NO_LABELS
+        why = task.NO_LABELS
         given = entry.calibration
         if given is None:
-            return Pictures(None, f"{DEFAULT_SOURCE} (no pictures were given)", DEFAULT_SOURCE, why)
+            source = task.DEFAULT_SOURCE
+            return Pictures(None, f"{source} (no pictures were given)", source, why)
         path = given.data or given.images
         if path is not None and (given.data is not None or not any(map(is_picture, path.iterdir()))):
             return Pictures(None, path.name, str(path), why, stored=given)
@@ -85,6 +93,25 @@ def pictures(entry: ModelEntry, spec: Spec, limit: int | None, progress: Progres
     labelled = labelled_set(entry.evaluation, spec, limit, progress)
     provenance = {"evaluation": labelled.name, "digest": labelled.digest, "pictures": len(labelled.images)}
     return Pictures(labelled, labelled.name, "", provenance=provenance)
+
+
+def _clips(entry: ModelEntry, spec: Any, limit: int | None, progress: Progress) -> Pictures:
+    """The clips to prove on: labelled ones, else those for calibration, else synthetic ones."""
+    progress("read clips", 0, 1)
+    if entry.evaluation is not None:
+        data = labelled_clips(entry.evaluation, spec.labels, limit)
+        provenance = {"evaluation": data.name, "digest": data.digest, "clips": len(data.images)}
+        clips = clips_of(data, spec)
+        return Pictures(data, data.name, "", provenance=provenance, clips=clips)
+    task = tasks.half(spec.task)
+    if entry.calibration is None:
+        source = task.DEFAULT_SOURCE
+        default = DataSet(source=source, count=DEFAULT_CLIPS)
+        what = f"{source} (no clips were given)"
+        return Pictures(None, what, source, task.NO_LABELS, clips=clips_of(unlabelled_clips(default), spec))
+    found = unlabelled_clips(entry.calibration)
+    what = entry.calibration.name or found.name
+    return Pictures(None, what, what, task.NO_LABELS, clips=clips_of(found, spec))
 
 
 def labelled_set(data: DataSet, spec: Spec, limit: int | None, progress: Progress) -> EvaluationSet:

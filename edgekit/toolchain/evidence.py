@@ -23,7 +23,7 @@ from edgekit.project import Accept
 from edgekit.runtime.state import carry_over, convert
 from edgekit.spec import StateSpec
 from edgekit.target import Target
-from edgekit.toolchain.running import Running, Subject, frames, restart
+from edgekit.toolchain.running import Footage, Running, Still, Subject, frames, restart
 
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +91,7 @@ class _Noise:
         }
 
 
-def output_errors(subject: Subject, images: Sequence[np.ndarray], progress: Progress) -> list[dict[str, Any]]:
+def output_errors(subject: Subject, images: Footage, progress: Progress) -> list[dict[str, Any]]:
     """Per raw output, payload against float network over `images`: max |e|, rms, SQNR (dB), range. Each network
     carries its own states through a clip.
 
@@ -100,9 +100,7 @@ def output_errors(subject: Subject, images: Sequence[np.ndarray], progress: Prog
     return carried_errors(subject, images, progress)["outputs"]
 
 
-def carried_errors(
-    subject: Subject, images: Sequence[np.ndarray], progress: Progress
-) -> dict[str, list[dict[str, Any]]]:
+def carried_errors(subject: Subject, images: Footage, progress: Progress) -> dict[str, list[dict[str, Any]]]:
     """`output_errors` as "outputs"; as "states" the same of each state after every frame, as its real values; as
     "by_frame" the rms error of all outputs together by the number of the frame in its clip: it must not grow."""
     reference, candidate = subject.reference.binding, subject.candidate.binding
@@ -248,7 +246,7 @@ def require(
 
 
 def golden(
-    subjects: Sequence[Subject], image: np.ndarray, states: Sequence[StateSpec] = ()
+    subjects: Sequence[Subject], image: Still, states: Sequence[StateSpec] = ()
 ) -> tuple[Golden, dict[str, bytes]]:
     """Golden input (a real picture through the bundle's preprocessing) and float outputs, with tolerances that
     hold every one of the payloads.
@@ -282,7 +280,7 @@ def golden(
     return Golden(tuple(sources), tuple(outputs)), files
 
 
-def _play(subjects: Sequence[Subject], image: np.ndarray) -> dict[str, np.ndarray]:
+def _play(subjects: Sequence[Subject], image: Still) -> dict[str, np.ndarray]:
     """Run every payload on the last frame of `image`, from the states that the float network holds before it.
 
     Returns: these states.
@@ -337,7 +335,7 @@ def variant_facts(
     return facts
 
 
-def samples(subject: Subject, images: Sequence[np.ndarray]) -> tuple[list[dict[str, str]], dict[str, bytes]]:
+def samples(subject: Subject, images: Footage) -> tuple[list[dict[str, str]], dict[str, bytes]]:
     """Annotated JPEGs of what the payload finds, for the report."""
     import cv2
 
@@ -362,6 +360,20 @@ def samples(subject: Subject, images: Sequence[np.ndarray]) -> tuple[list[dict[s
             }
         )
     return entries, files
+
+
+def conversion_limits(conversion: Mapping[str, Any]) -> list[str]:
+    """What a clip model that looks ahead lost by becoming a one-frame network, as a sentence; [] if it did not."""
+    if not conversion:
+        return []
+    what = "The network was trained with shifts from the future and runs without them"
+    if "not_measured" in conversion:
+        return [f"{what}: another network, whose drop was not measured: {conversion['not_measured']}."]
+    name = conversion["name"]
+    return [
+        f"{what}: {name} of the clip model {conversion['clip_model']:.4f}, of the one-frame network "
+        f"{conversion['one_frame']:.4f}, a drop of {conversion['drop']:.4f} on {conversion['images']} clips."
+    ]
 
 
 def limits(

@@ -115,9 +115,7 @@ def ports(payload: Payload, states: Sequence[StateSpec]) -> tuple[tuple[str, ...
 def plan(payload: Payload, states: Sequence[StateSpec], name: str) -> Manifest:
     """A manifest of this one payload, to open a session on; nothing in it is meant to be written."""
     inputs, outputs = ports(payload, states)
-    segment = Segment(
-        name, tuple(t.name for t in payload.inputs), tuple(t.name for t in payload.outputs), ()
-    )
+    segment = Segment(name, tuple(t.name for t in payload.inputs), tuple(t.name for t in payload.outputs), ())
     return Manifest(
         schema_version=0,
         model="",

@@ -29,7 +29,6 @@ from edgekit.toolchain.page import (
     table,
 )
 from edgekit.toolchain.report_quant import concerns, quantization
-from edgekit.toolchain.report_states import states
 from edgekit.toolchain.report_sections import (
     Subject,
     agreement,
@@ -42,6 +41,7 @@ from edgekit.toolchain.report_sections import (
     sentence,
     timing,
 )
+from edgekit.toolchain.report_states import states
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle

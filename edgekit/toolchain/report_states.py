@@ -14,7 +14,9 @@ def states(s: Subject) -> Markup:
     held = s.bundle.manifest.states
     facts = s.evidence.at("states")
     total = sum(state.elements for state in held)
-    sizes = ", ".join(f"{scaled(total * t.itemsize, 'B')} {t.value}" for t in (DType.float32, DType.float16, DType.int8))
+    sizes = ", ".join(
+        f"{scaled(total * t.itemsize, 'B')} {t.value}" for t in (DType.float32, DType.float16, DType.int8)
+    )
     steps = [state.nominal_dt_s for state in held if state.nominal_dt_s is not None]
     limits = [state.reset_after_s for state in held if state.reset_after_s is not None]
     rows = [
@@ -45,7 +47,10 @@ def _origin(facts: Facts) -> list[tuple[str, str]]:
 
 def _table(s: Subject, held: tuple[StateSpec, ...]) -> Markup:
     """One row a state, with the SQNR of every payload that has some error."""
-    payloads = [(name, s.evidence.at("payloads", name)) for name in list(s.evidence.at("payloads").value)[:MAX_PAYLOADS]]
+    payloads = [
+        (name, s.evidence.at("payloads", name))
+        for name in list(s.evidence.at("payloads").value)[:MAX_PAYLOADS]
+    ]
     noisy = []
     for name, known in payloads:
         found = {t.text("tensor", 120): t.number("sqnr_db") for t in known.tables("states")}
@@ -54,8 +59,14 @@ def _table(s: Subject, held: tuple[StateSpec, ...]) -> Markup:
     rows = []
     for state in held:
         quant = state.quant
-        codes = "–" if quant is None else f"{quant.dtype.value}, scale {number(quant.scale[0], 3)}, zero {quant.zero_point[0]}"
-        errors = [None if f.get(state.name) is None else f"{number(f.get(state.name), 3)} dB" for _, f in noisy]
+        codes = (
+            "–"
+            if quant is None
+            else f"{quant.dtype.value}, scale {number(quant.scale[0], 3)}, zero {quant.zero_point[0]}"
+        )
+        errors = [
+            None if f.get(state.name) is None else f"{number(f.get(state.name), 3)} dB" for _, f in noisy
+        ]
         shape = " × ".join(map(str, state.shape))
         rows.append(
             [
@@ -67,7 +78,14 @@ def _table(s: Subject, held: tuple[StateSpec, ...]) -> Markup:
                 *(e or "∞" for e in errors),
             ]
         )
-    head = ["State", "Shape", "Elements", f"As {held[0].dtype.value}", "Or as codes", *(f"SQNR {name}" for name, _ in noisy)]
+    head = [
+        "State",
+        "Shape",
+        "Elements",
+        f"As {held[0].dtype.value}",
+        "Or as codes",
+        *(f"SQNR {name}" for name, _ in noisy),
+    ]
     return table(head, rows, "wide", "  nn " + "n" * len(noisy))
 
 
@@ -78,5 +96,12 @@ def _carried(s: Subject) -> list[Markup]:
         rms = [row.number("rms") for row in s.evidence.at("payloads", name).tables("by_frame")]
         if len(rms) > 1 and any(rms):
             shown = ", ".join(number(value, 2) for value in rms[:32])
-            lines.append(el("p", el("code", name), f": rms error of the outputs by frame of a clip: {shown}.", class_="legend"))
+            lines.append(
+                el(
+                    "p",
+                    el("code", name),
+                    f": rms error of the outputs by frame of a clip: {shown}.",
+                    class_="legend",
+                )
+            )
     return lines

@@ -1,8 +1,8 @@
 """A payload at work on the build machine, beside the float network it came from.
 
 It runs in a session, as on the device: recurrent states go round inside and are neither among its inputs nor
-among its outputs. Pictures to prove on are stills, uint8 [H, W, 3], or clips, [T, H, W, 3]: frames in time
-order, before the first of which every state is at its initial value.
+among its outputs. Footage to prove on are stills, uint8 [H, W, 3], or clips, sequences of these in time order
+before the first of which every state is at its initial value.
 """
 
 from __future__ import annotations
@@ -67,17 +67,21 @@ def run_here(payload: Payload, states: Sequence[StateSpec] = (), threads: int = 
     return Running(payload, Session(plan, {variant.name: executable}), executable.describe(), tuple(states))
 
 
-def frames(pictures: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+Still = np.ndarray | Sequence[np.ndarray]
+"""One of them: a still, or a clip."""
+Footage = Sequence[Still]
+"""Stills or clips."""
+
+
+def frames(pictures: Footage) -> Iterator[tuple[np.ndarray, bool]]:
     """(picture [H, W, 3], whether state begins anew with it) of stills and clips, in order."""
     for picture in pictures:
-        clip = picture if picture.ndim == 4 else picture[None]
+        clip: Sequence[np.ndarray] = [picture] if isinstance(picture, np.ndarray) else picture
         for number, frame in enumerate(clip):
             yield frame, number == 0
 
 
-def results(
-    pipelines: Sequence[Pipeline], pictures: Sequence[np.ndarray]
-) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
+def results(pipelines: Sequence[Pipeline], pictures: Footage) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
     """(picture, what each of `pipelines` finds in it), each with its own state."""
     for picture, begins in frames(pictures):
         if begins:

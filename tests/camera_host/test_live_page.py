@@ -79,6 +79,25 @@ def test_it_shows_pictures_and_numbers(tmp_path: Path, size: tuple[int, int], da
         assert browser.log == []
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_network_that_watches_a_stream_shows_its_last_seconds(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    track = "document.querySelector('.view .track')"
+    with LiveSink(":0") as sink, feeding(sink, task="video"), Chromium(tmp_path, *size) as browser:
+        browser.open(sink.url)
+        browser.wait_for(LIVE)
+        assert browser.value("document.querySelectorAll('.view .classes li').length") == 5
+        # an event has ended, which is known by its label: two of them differ in colour from the still ground
+        browser.wait_for(f"/events: (?!none).*;/.test({track}.getAttribute('aria-label'))")
+        browser.wait_for(f"new Set({colours('.view .track')}).size > 4")
+        assert browser.value("document.querySelectorAll('.view .classes .answer').length") == 1
+        assert browser.value("document.documentElement.scrollWidth") <= size[0], "nothing sticks out"
+        browser.value("document.querySelector('#results').click()")
+        browser.wait_for(f"{track}.hidden")
+        assert browser.log == []
+
+
 def test_results_can_be_switched_off(tmp_path: Path) -> None:
     # the colour of boxes of class 0
     green = f"{colours('.view canvas')}.filter((colour) => colour === 0x4caf50).length"

@@ -18,7 +18,7 @@ LINE, LETTERS = 20, 0.45
 MAX_LINES = 3
 STRIP, EVENTS, GAP = 10, 18, 2
 """Pixels: height of the strip of answers, of the row of events above it, and around both."""
-_SHADE, _WHITE, _TICK = (48, 48, 48), (255, 255, 255), (120, 120, 120)
+_SHADE, _NOTHING, _WHITE, _TICK = (48, 48, 48), (155, 148, 141), (255, 255, 255), (40, 40, 40)
 
 
 def draw(image: np.ndarray, result: VideoResult) -> np.ndarray:
@@ -57,7 +57,8 @@ def _lines(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
         bottom = LINE * (i + 1)
         share = min(max(score, 0.0), 1.0) if np.isfinite(score) else 0.0
         end = (round(share * (width - 1)), bottom + 1)
-        cv2.rectangle(canvas, (0, bottom - 1), end, class_color(cls), -1)
+        color = _NOTHING if cls == result.background else class_color(cls)
+        cv2.rectangle(canvas, (0, bottom - 1), end, color, -1)
         shown = f"{_printable(label)} {score:.0%}" if np.isfinite(score) else _printable(label)
         _write(cv2, canvas, f"> {shown}" if cls == result.answer else f"  {shown}", (4, bottom - 6), _WHITE)
 
@@ -77,12 +78,13 @@ def _history(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
     upper, lower = top + EVENTS + GAP, height - GAP
     ends = [ns for ns, _ in history.answers[1:]] + [history.until_ns]
     for (ns, cls), until in zip(history.answers, ends, strict=True):
-        color = class_color(cls) if cls >= 0 else _SHADE
+        color = _SHADE if cls < 0 else _NOTHING if cls == result.background else class_color(cls)
         canvas[upper:lower, x(ns) : max(x(until), x(ns) + 1)] = color
     for second in range(1, int(history.seconds) + 1):
         at = x(history.until_ns - second * 1_000_000_000)
         canvas[lower - 3 : lower, at : at + 1] = _TICK
-    for cls, label, start, end in result.events():
+    events = result.events()
+    for i, (cls, label, start, end) in enumerate(events):
         left, right = x(start), width if end is None else max(x(end), x(start) + 2)
         color = class_color(cls)
         canvas[top + GAP : top + EVENTS, left:right] = color
@@ -91,8 +93,11 @@ def _history(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
             canvas[top + GAP : lower, right - 1 : right] = _WHITE
         text = _printable(label)
         (text_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
-        if text_width + 8 <= right - left:  # too short a one has its colour only
+        after = x(events[i + 1][2]) if i + 1 < len(events) else width
+        if text_width + 8 <= right - left:
             _write(cv2, canvas, text, (left + 5, top + EVENTS - 5), ink_color(color))
+        elif text_width + 6 <= after - right:  # beside it; where there is no room it has its colour only
+            _write(cv2, canvas, text, (right + 3, top + EVENTS - 5), _WHITE)
 
 
 def _write(cv2: Any, canvas: np.ndarray, text: str, at: tuple[int, int], ink: tuple[int, int, int]) -> None:

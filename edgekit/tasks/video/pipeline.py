@@ -70,6 +70,7 @@ class VideoPipeline:
         self._clock = _clock(spec, session)
         self._dt_ns = _NO_STEP_NS if spec.dt_s is None else max(1, round(spec.dt_s * 1e9))
         self._smoother = Smoother(spec)
+        self._background = spec.labels.index(spec.background) if spec.background else UNKNOWN
         self._events = EventTracker(spec.events, spec.labels, spec.background)
         self._fills = spec.stepping == "resample" and spec.fill != "this"
         self._last_input: np.ndarray | None = None
@@ -225,6 +226,7 @@ class VideoPipeline:
             logits=output,
             answer=answer,
             labels=spec.labels,
+            background=self._background,
         )
 
     def _begin_anew(self, reason: str) -> None:

@@ -36,7 +36,8 @@ class VideoResult:
     all_scores: [C] float32, smoothed, of every class in the network's order. raw_scores: [C] float32, of this
     frame alone (the network remembers; the windows do not count). logits: [C] float32, the network's output.
 
-    answer: the class that holds, after masks, merging and votes. edges: events that began or ended, known since this
+    answer: the class that holds, after masks, merging and votes; background: the class that means that nothing
+    happens, UNKNOWN where there is none. edges: events that began or ended, known since this
     frame. event: the start of the one that goes on.
 
     taken_ns: when the frame was taken; without time, steps of the nominal length from the first call.
@@ -54,6 +55,7 @@ class VideoResult:
     logits: np.ndarray
     answer: int
     labels: tuple[str, ...]
+    background: int = UNKNOWN
     taken_ns: int = 0
     steps: int = 1
     missed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 from edgekit.errors import ModelError, UsageError
@@ -11,15 +12,15 @@ from edgekit.passes.graph import answers, listed, shape
 from edgekit.passes.states import states
 from edgekit.project import HeadHint, ModelEntry
 from edgekit.schema import printable
-from edgekit.tasks.video.dataset import class_names
 from edgekit.tasks.video.spec import Activation, VideoSpec
 from edgekit.toolchain import recurrent
+from edgekit.toolchain.clips import labelled_clips
 from edgekit.toolchain.tasks import picture_rule
 
 SEGMENT = "video"
 NO_LABELS = "no labelled clips were given (--data FOLDER of <class>/<clip>, or data.npz)"
 CLIPS = True
-DEFAULT_SOURCE = "synthetic://gestures?seed=20000&size=64x64"
+DEFAULT_SOURCE = "synthetic://gestures?size=64x64"
 
 
 def prepare_options(entry: ModelEntry) -> dict[str, Any]:
@@ -58,9 +59,7 @@ def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[VideoSpec, str, st
     if frames is not None:
         given["frames"] = frames
     try:
-        spec = VideoSpec(
-            rule, str(found[0].name), labels, cast("Activation", prepared.activation), **given
-        )
+        spec = VideoSpec(rule, str(found[0].name), labels, cast("Activation", prepared.activation), **given)
     except ValueError as error:
         raise UsageError(f"model {entry.name}: video: {error}. Change [model.video]") from None
     return spec, why, note
@@ -74,11 +73,11 @@ def _labels(entry: ModelEntry, count: int) -> tuple[tuple[str, ...], str]:
     """The names given, else those of the evaluation set where it has as many, else class_0 and on."""
     if entry.classes:
         return entry.labels(count)
-    data = entry.evaluation
-    where = None if data is None else data.source or data.data
-    names = () if where is None else class_names(where)
-    if len(names) == count:
-        shown = printable(str(where)) if data is not None and data.source else printable(str(data and data.data))
-        return names, f"no class names given: taken from {shown}, in its order"
+    if entry.evaluation is not None:
+        data = entry.evaluation
+        found = labelled_clips(replace(data, count=1) if data.source else data, (), 1).labels
+        if len(found) == count:
+            where = data.source or str(data.data)
+            return found, f"no class names given: taken from {printable(where)}, in its order"
     names = tuple(f"class_{i}" for i in range(count))
     return names, f"no class names given: called {names[0]} to {names[-1]}"

@@ -93,6 +93,7 @@ function addView(camera, engine) {
   classes.hidden = true;
   const track = make("canvas", "track");
   track.setAttribute("role", "img");
+  track.setAttribute("aria-label", "The last seconds");
   track.hidden = true;
   root.append(picture, under, classes, track);
   const view = { camera, engine, root, picture, canvas, over, classes, track, ...parts, data: null, bitmap: null, next: null, busy: false, stale: false };

@@ -18,6 +18,8 @@ MAX_SIDE = 960
 """Pixels of the longer side, at most."""
 QUALITY = 78
 """Of the JPEG, 0..100."""
+NOTHING = "#8d949b"
+"""Colour of the class that means that nothing happens."""
 MAX_BOXES = 300
 """Best first; more than anybody can tell apart."""
 
@@ -53,7 +55,8 @@ def describe(item: StreamResult) -> dict[str, Any]:
         box = boxes[i] if boxes is not None else None
         if not math.isfinite(score) or (box is not None and not all(map(math.isfinite, box))):
             continue
-        things.append({"label": str(label)[:60], "score": score, "color": _color(cls), "box": box})
+        color = NOTHING if cls == getattr(item.result, "background", None) else _color(cls)
+        things.append({"label": str(label)[:60], "score": score, "color": color, "box": box})
         if len(things) == MAX_BOXES:
             break
     history = {"history": _history(item.result)} if hasattr(item.result, "history") else {}
@@ -84,7 +87,9 @@ def _history(result: VideoResult) -> dict[str, Any]:
         "seconds": past.seconds,
         "answer": result.label(result.answer)[:60],
         "answers": [
-            [ago(ns), result.label(cls)[:60] if cls >= 0 else "", _color(cls) if cls >= 0 else ""]
+            [ago(ns), result.label(cls)[:60], NOTHING if cls == result.background else _color(cls)]
+            if cls >= 0
+            else [ago(ns), "", ""]
             for ns, cls in past.answers
         ],
         "events": [

@@ -93,8 +93,8 @@ export function drawHistory(canvas, past) {
   c.font = `600 11px ${FONT}`;
   c.textBaseline = "middle";
   c.textAlign = "left";
-  for (const [start, end, label, fill] of past.events) {
-    const left = x(start), right = x(end ?? 0), w = Math.max(3, right - left);
+  past.events.forEach(([start, end, label, fill], i) => {
+    const left = x(start), w = Math.max(3, x(end ?? 0) - left);
     c.fillStyle = fill;
     c.beginPath();
     c.rect(left, 0, w, events);
@@ -102,13 +102,18 @@ export function drawHistory(canvas, past) {
     c.fillStyle = color("--ink"); // its edges, through both rows
     if (start < past.seconds) c.fillRect(left, 0, 1.5, bottom);
     if (end !== null) c.fillRect(left + w - 1.5, 0, 1.5, bottom);
-    const room = w - 10;
-    if (room < 14) continue;
-    let text = label;
-    while (text && c.measureText(text === label ? text : `${text}…`).width > room) text = text.slice(0, -1);
-    c.fillStyle = ink(fill);
-    if (text) c.fillText(text === label ? text : `${text}…`, left + 6, events / 2 + 0.5);
-  }
+    // within the event, or beside it where there is more room before the next one
+    const next = i + 1 < past.events.length ? x(past.events[i + 1][0]) : width;
+    const inside = w - 10, beside = next - left - w - 8, wide = (text) => c.measureText(text).width;
+    const within = wide(label) <= inside || inside >= beside;
+    let text = label, room = Math.max(inside, beside);
+    if (wide(label) > room) {
+      while (text && wide(`${text}…`) > room) text = text.slice(0, -1);
+      text = text.length > 1 ? `${text}…` : "";
+    }
+    c.fillStyle = within ? ink(fill) : color("--ink");
+    c.fillText(text, within ? left + 6 : left + w + 4, events / 2 + 0.5);
+  });
   c.font = `11px ${FONT}`;
   c.textBaseline = "alphabetic";
   c.fillStyle = color("--soft");
