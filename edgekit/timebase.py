@@ -70,6 +70,12 @@ class StateClock:
         self._epoch: int | None = None
         self._first_ns = self._last_ns = self._counted = 0
 
+    def follow(self, other: StateClock) -> None:
+        """Go on after the last frame of `other`, on its grid where both have one step, else on one from that frame."""
+        self._epoch, self._last_ns = other._epoch, other._last_ns
+        same = self._dt_ns == other._dt_ns
+        self._first_ns, self._counted = (other._first_ns, other._counted) if same else (other._last_ns, 0)
+
     def advance(self, taken_ns: int, epoch: int = 0) -> Advance:
         """Take note of a frame. `taken_ns`: when it was taken (frames.Frame.taken_ns), nanoseconds."""
         if self._epoch is None:

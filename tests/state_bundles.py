@@ -16,6 +16,7 @@ from edgekit.backends.onnxruntime.wire import align_weights
 from edgekit.bundle import golden_bytes, golden_path, make_variant, write_bundle
 from edgekit.manifest import Golden, GoldenTensor, Manifest, Segment
 from edgekit.passes import probe
+from edgekit.passes.graph import shape
 from edgekit.spec import DType, StateSpec, TensorSpec
 from tests.litert_graphs import graph
 
@@ -80,13 +81,10 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 
 def reference(
-    model: ir.Model,
-    frames: np.ndarray,
-    states: Mapping[str, np.ndarray] | None = None,
-    specs: Sequence[StateSpec] = STATES,
+    model: ir.Model, frames: np.ndarray, states: Mapping[str, np.ndarray] | None = None
 ) -> list[dict[str, np.ndarray]]:
     """All outputs, frame by frame, by handing each state's output to the next frame's input."""
-    held = dict(states or {s.input: np.full(s.shape, s.initial, np.float32) for s in specs})
+    held = dict(states or {s.input: np.full(s.shape, s.initial, np.float32) for s in STATES})
     results = []
     for frame in frames:
         results.append(probe.evaluate(model, {"image": frame, **held}))
@@ -112,11 +110,11 @@ def write(
     None = the bundle has golden values for plan inputs and outputs only.
     A model of several lanes (passes.lanes) takes states of as many.
     """
-    lanes = states[0].shape[0] if states else 1
+    lanes = (shape(model.graph.inputs[0]) or (1,))[0]
     frame = np.concatenate(pictures(lanes, seed=5))
     values: dict[str, np.ndarray] = {"image": frame, **(golden_states or {})}
-    (result,) = reference(model, frame[None], golden_states and dict(golden_states), specs=states)
-    values |= result
+    start = {str(v.name): np.zeros(shape(v) or (), np.float32) for v in model.graph.inputs}
+    values |= probe.evaluate(model, {**start, **values})
     contents: dict[str, bytes] = dict(files or {})
     variants = []
     for name, payload in payloads.items():

@@ -23,7 +23,7 @@ from edgekit.host import matches
 from edgekit.manifest import Manifest, Variant
 from edgekit.runtime import tuning, variants
 from edgekit.runtime.session import Session
-from edgekit.runtime.slots import Streams
+from edgekit.runtime.slots import Streams, StreamSlot
 from edgekit.target import Target
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class Engine:
     def pipeline(self, *, stepping: timebase.Policy | None = None) -> Pipeline:
         """A session with the task's preprocessing and decoding around it, for one thread.
 
+        It takes one picture a call. Of a bundle built for a batch it uses one lane and computes the others in vain.
         stepping: what a network that keeps state does about frames that are missing or early
         (timebase.stepping); by default as its bundle says.
 
@@ -163,7 +164,10 @@ class Engine:
                     f"stepping {stepping!r}: unknown. {did_you_mean(stepping, get_args(timebase.Policy))}"
                 )
             spec = dataclasses.replace(spec, stepping=stepping)
-        return task.open_pipeline(spec, self.session())
+        session = self.session()
+        streams = Streams(session)
+        runnable = session if streams.lanes == 1 else StreamSlot(streams, "", owner=True)
+        return task.open_pipeline(spec, runnable)
 
     def predict(
         self,

@@ -110,7 +110,7 @@ class SinkMetrics:
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to `where` (a camera, sink or engine): a fault's name, or `restarted`."""
+    """Something happened to `where` (a camera, sink or engine): a fault's name, `restarted` or `swapped`."""
 
     seconds: float
     """Since the stream began."""
@@ -174,6 +174,10 @@ class Metrics:
         with self._lock:
             self._camera(camera).restarts += 1
         self._event(camera, "restarted", text)
+
+    def swapped(self, engine: str, text: str = "") -> None:
+        """Another bundle took an engine's place."""
+        self._event(engine, "swapped", text)
 
     def engine_facts(self, engine: str, facts: Mapping[str, object]) -> None:
         """What to know about an engine (bundle, library, precision, ...), shown as it is."""

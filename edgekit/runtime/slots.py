@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from edgekit.runtime.session import Session, check_snapshot
 from edgekit.spec import StateSpec
 
 Arrays = Mapping[str, np.ndarray]
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Streams:
@@ -71,7 +73,7 @@ class Streams:
         self._session.run()
         return self.outputs
 
-    def step_many(self, inputs: Mapping[Hashable, Arrays | None]) -> dict[Hashable, Arrays]:
+    def step_many(self, inputs: Mapping[Key, Arrays | None]) -> dict[Key, Arrays]:
         """One step of every stream in `inputs`, `lanes` of them a run; lanes that are left over compute in vain.
 
         inputs: by stream, each as for `step`; None = written where `seat` said, which needs all in one run.
@@ -87,10 +89,11 @@ class Streams:
         order = sorted(
             inputs, key=lambda key: key not in self._lane_of
         )  # who is in the session need not leave it
-        results: dict[Hashable, Arrays] = {}
+        results: dict[Key, Arrays] = {}
         for start in range(0, len(order), self.lanes):
             members = order[start : start + self.lanes]
-            lanes = self._place(self._free_lanes(members))
+            lanes = self._free_lanes(members)
+            self._place(lanes)
             for key, lane in lanes.items():
                 for name, array in (inputs[key] or {}).items():
                     np.copyto(self._inputs[lane][name], array)
@@ -101,7 +104,7 @@ class Streams:
                 results[key] = found if last else {name: array.copy() for name, array in found.items()}
         return {key: results[key] for key in inputs}
 
-    def seat(self, keys: Iterable[Hashable]) -> dict[Hashable, Arrays]:
+    def seat(self, keys: Iterable[Key]) -> dict[Key, Arrays]:
         """Bring up to `lanes` streams into the session: where to write the inputs of each, for the
         `step_many(dict.fromkeys(keys))` that comes next. Saves a copy of every input.
 
@@ -110,7 +113,9 @@ class Streams:
         members = list(dict.fromkeys(keys))
         if len(members) > self.lanes:
             raise UsageError(f"seat: {len(members)} streams, expected at most {self.lanes} (lanes)")
-        return {key: self._inputs[lane] for key, lane in self._place(self._free_lanes(members)).items()}
+        lanes = self._free_lanes(members)
+        self._place(lanes)
+        return {key: self._inputs[lane] for key, lane in lanes.items()}
 
     def _check(self, what: str, inputs: Arrays) -> None:
         if inputs.keys() != self.inputs.keys():
@@ -192,13 +197,13 @@ class Streams:
         for name, array in self._slots[key].items():
             np.copyto(array, values[name])
 
-    def _free_lanes(self, members: Sequence[Hashable]) -> dict[Hashable, int]:
+    def _free_lanes(self, members: Sequence[Key]) -> dict[Key, int]:
         """A lane for each; who has one keeps it."""
         taken = {self._lane_of[key] for key in members if key in self._lane_of}
         free = iter([lane for lane in range(self.lanes) if lane not in taken])
         return {key: self._lane_of[key] if key in self._lane_of else next(free) for key in members}
 
-    def _place(self, wanted: Mapping[Hashable, int]) -> Mapping[Hashable, int]:
+    def _place(self, wanted: Mapping[Any, int]) -> None:
         """Bring the states of these streams into these lanes. All others leave: the run writes every lane.
 
         Where it fails, no state is lost.
@@ -217,14 +222,14 @@ class Streams:
             self._session.write_rows([(self._rows[wanted[key]], self._slot(key)) for key in entering])
             self._lane_of.update({key: wanted[key] for key in entering})
         self.bytes_moved += self._state_bytes * (len(leaving) + len(entering))
-        return wanted
 
 
 class StreamSlot:
-    """One of many streams, run like a session. Closing it is the `Streams`' affair."""
+    """One of many streams, run like a session. Closing it is the `Streams`' affair, unless it is the `owner`."""
 
-    def __init__(self, streams: Streams, key: Hashable) -> None:
+    def __init__(self, streams: Streams, key: Hashable, *, owner: bool = False) -> None:
         self._streams = streams
+        self._owner = owner
         self.key = key
         self.inputs = streams.inputs
         self.outputs = streams.outputs
@@ -245,6 +250,11 @@ class StreamSlot:
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
         """Go on from a snapshot. Raises: UsageError as Session.restore."""
         self._streams.restore(self.key, snapshot)
+
+    def close(self) -> None:
+        """Close the `Streams` if they are nobody else's."""
+        if self._owner:
+            self._streams.close()
 
 
 def _lanes(*sides: Arrays) -> int:

@@ -24,7 +24,7 @@ from edgekit import timebase
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, UsageError, printable
 from edgekit.runtime.engine import Engine, load
-from edgekit.runtime.frames import Frame, Hop
+from edgekit.runtime.frames import Frame
 from edgekit.runtime.mailbox import POLL_S, Closed, Mailbox
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.names import camera_name, check_kind, engine_name, named, unique
@@ -32,6 +32,7 @@ from edgekit.runtime.outlet import Outlet
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
+from edgekit.runtime.swap import Holder, Pipelines, Swapped, swap_engine
 from edgekit.runtime.watch import Watch, WatchOptions
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ class Stream:
         self._readers: dict[str, threading.Thread] = {}
         self._workers: list[_Worker] = []
         self._own_engines: list[Engine] = []
+        self._threads = threads
+        self._policy_of_steps = stepping
+        self._swapping = threading.Lock()
         self._results: Mailbox[StreamResult] | None = None
         self._previous: StreamResult | None = None
         self._started = False
@@ -157,9 +161,7 @@ class Stream:
             timed = frozenset(name for name, source in self.sources.items() if source.live)
             for name, engine in self.engines.items():
                 box: Mailbox[Frame] = Mailbox(self.sources, newest=self.policy == "latest", stop=self._stop)
-                self._workers.append(
-                    _Worker(name, partial(engine.pipeline, stepping=stepping), box, score_threshold, timed)
-                )
+                self._workers.append(_Worker(name, Pipelines(engine, stepping), box, score_threshold, timed))
             if len(self._workers) > 1:  # a place for each engine and camera: none hides another's results
                 places = [place for worker in self._workers for place in worker.places(self.sources)]
                 self._results = Mailbox(places, newest=self.policy == "latest", stop=self._stop)
@@ -201,17 +203,20 @@ class Stream:
                 Outlet(sink, name, self.metrics, wait=self.policy == "block", stop=self._stop)
             )
         for name, engine in self.engines.items():
-            facts: dict[str, object] = {"bundle": engine.bundle.path.name}
-            described = engine.describe()
-            for segment, found in described.items():
-                prefix = f"{segment} " if len(described) > 1 else ""
-                facts |= {f"{prefix}{key}": value for key, value in found.items()}
-            self.metrics.engine_facts(name, facts)
+            self._tell_engine(name, engine)
         for name, watch in self._watches.items():
             self._readers[name] = self._thread(f"edgekit-source-{name}", self._read, name, watch)
         if self._results is not None:
             for worker in self._workers:
                 worker.thread = self._thread(f"edgekit-engine-{worker.name}", self._work, worker)
+
+    def _tell_engine(self, name: str, engine: Engine) -> None:
+        facts: dict[str, object] = {"bundle": engine.bundle.path.name}
+        described = engine.describe()
+        for segment, found in described.items():
+            prefix = f"{segment} " if len(described) > 1 else ""
+            facts |= {f"{prefix}{key}": value for key, value in found.items()}
+        self.metrics.engine_facts(name, facts)
 
     def _thread(self, name: str, target: Callable[..., None], *arguments: Any) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
@@ -355,6 +360,19 @@ class Stream:
             for item in self:
                 if callback is not None:
                     callback(item)
+
+    def swap(self, bundle: AnyEngine, *, engine: str | None = None, variant: str | None = None) -> Swapped:
+        """Go on with another bundle from the next frame, without losing one. From any thread.
+
+        bundle: loaded here beside the running one, with the threads of this stream, or a loaded engine, which
+            stays the caller's. An engine that the stream itself had loaded before is closed.
+        engine: its name in the stream, where there are several. variant: as for `load`.
+
+        States go on where name, shape and type or scale allow (state.carry_over); the answer says which did.
+        Raises: UsageError for an unknown engine, another task or a stream that has ended; what `load` raises.
+        Then the old engine goes on as if nothing had been asked.
+        """
+        return swap_engine(self, bundle, engine, variant)
 
     # --- asyncio ---
 
@@ -503,7 +521,7 @@ class Stream:
         for camera, watch in self._watches.items():
             if camera not in self._readers:  # else its thread has done it
                 watch.close()
-        for engine in self._own_engines:
+        for engine in tuple(self._own_engines):
             engine.close()
 
 
@@ -513,7 +531,7 @@ class _Worker:
     def __init__(
         self,
         name: str,
-        open_pipeline: Callable[[], Pipeline],
+        pipelines: Pipelines,
         box: Mailbox[Frame],
         score: float | None,
         timed: frozenset[str],
@@ -527,23 +545,12 @@ class _Worker:
         """Its last result, until the metrics have it."""
         self._score = score
         self._timed = timed
-        self._open = open_pipeline
-        pipeline = self._open()
-        self._spare: Pipeline | None = pipeline
-        self._one = not hasattr(pipeline, "reset")
-        """Pictures stand alone: one pipeline for all cameras. Else each has its own, with its state."""
-        self._pipelines: dict[str, Pipeline] = {}
-        session = pipeline.session
-        written = sum(array.nbytes for array in session.inputs.values())
-        self._hops: tuple[Hop, ...] = (Hop("fused kernel -> engine input", "CPU", written=written),)
-        between = getattr(session, "bytes_copied_per_run", 0)
-        if between:
-            self._hops += (Hop("between plan steps", "CPU", copied=between, written=between),)
+        self.holder = Holder(pipelines)
 
     @property
     def pipelines(self) -> tuple[Pipeline, ...]:
         """All that are open."""
-        return (*self._pipelines.values(), *([] if self._spare is None else [self._spare]))
+        return self.holder.current.opened
 
     def place(self, camera: str) -> str:
         """Where its results of that camera wait for the caller."""
@@ -556,11 +563,12 @@ class _Worker:
         """One frame through the engine. Raises: StreamError when the inference library fails."""
         picked = time.monotonic_ns()
         taken = frame.taken_ns
-        pipeline = self._pipeline_of(frame.camera)
-        result = pipeline(
-            frame.pixels, score_threshold=self._score, taken_ns=self._moment(frame), epoch=frame.epoch
-        )
-        preprocess, engine, decode = pipeline.stage_ns
+        with self.holder.frame() as pipelines:
+            pipeline = pipelines.of(frame.camera)
+            result = pipeline(
+                frame.pixels, score_threshold=self._score, taken_ns=self._moment(frame), epoch=frame.epoch
+            )
+            preprocess, engine, decode = pipeline.stage_ns
         stages = {
             "transport": frame.captured_ns - taken,
             "wait": picked - frame.captured_ns,
@@ -569,7 +577,7 @@ class _Worker:
             "decode": decode,
         }
         age = time.monotonic_ns() - taken
-        return StreamResult(frame, result, age, stages, self.name, frame.hops + self._hops)
+        return StreamResult(frame, result, age, stages, self.name, frame.hops + pipelines.hops)
 
     def _moment(self, frame: Frame) -> int | None:
         """When the frame was taken, on a clock on which the source's frames are as far apart as they were taken:
@@ -578,19 +586,8 @@ class _Worker:
             return frame.pts_ns
         return frame.captured_ns if frame.camera in self._timed else None
 
-    def _pipeline_of(self, camera: str) -> Pipeline:
-        name = "" if self._one else camera
-        found = self._pipelines.get(name)
-        if found is None:
-            spare, self._spare = self._spare, None
-            found = self._pipelines[name] = spare or self._open()
-        return found
-
     def close(self) -> None:
-        for pipeline in self.pipelines:
-            close = getattr(pipeline.session, "close", None)
-            if close is not None:
-                close()
+        self.holder.close()
 
 
 def _set_limit(source: Source, limit: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,6 +101,13 @@ class EventTracker:
         """Time broke: the open event ends at the last step before. Returns: its end, if there is one."""
         self._next = None
         return [self._end(self._missing_ns if self._missing else self._last_ns, reason)] if self.open else []
+
+    def follow(self, other: EventTracker, reason: str) -> list[Edge]:
+        """Number events on from `other`, which stays as it is. Returns: the end of its open event, if there is one."""
+        before = copy.copy(other)
+        edges = before.reset(reason)
+        self._number = before._number
+        return edges
 
     def _end(self, taken_ns: int, reason: str = "") -> Edge:
         assert self.open is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections import deque
@@ -24,6 +25,7 @@ HISTORY_S = 10.0
 """Seconds that a result's history goes back."""
 _PARTS = 2000
 """Answers and edges of a history at most: a camera that flickers at its full rate fills no memory."""
+_SWAPPED = "another bundle took over"
 _NO_STEP_NS = 100_000_000
 """Time that a call without `taken_ns` takes where no nominal step is known."""
 
@@ -85,6 +87,30 @@ class VideoPipeline:
         """
         self._clock.forget()
         self._begin_anew("reset by the program")
+
+    def take_over(self, old: VideoPipeline) -> None:
+        """Go on where `old` is, which stays as it was: its time and, where both name the same labels, its answers and
+        events. The network's state is the session's affair. (Hot swap: runtime.swap.)"""
+        if self.spec.labels != old.spec.labels or old._result is None:
+            # the next frame is the first one, whenever it comes
+            self._pending = [*old._pending, *self._events.follow(old._events, _SWAPPED)]
+            self._now_ns = old._now_ns
+            return
+        self._clock.follow(old._clock)
+        self._now_ns, self._result, self._pending = old._now_ns, old._result, list(old._pending)
+        self._answers, self._edges = old._answers.copy(), old._edges.copy()
+        rules = ("activation", "smoothing", "events", "background")
+        if all(getattr(self.spec, name) == getattr(old.spec, name) for name in rules):
+            self._smoother, self._events = copy.deepcopy(old._smoother), copy.deepcopy(old._events)
+        else:
+            self._pending += self._events.follow(old._events, _SWAPPED)
+        last = old._last_input
+        if (
+            last is not None
+            and self.spec.preprocess == old.spec.preprocess
+            and last.dtype == self._input.dtype
+        ):
+            self._last_input = last
 
     def __call__(
         self,

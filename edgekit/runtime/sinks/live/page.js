@@ -7,7 +7,7 @@ const SILENT_MS = 5000; // the server writes twice a second: after this the conn
 const HIDDEN_MS = 3000; // a page that nobody sees costs the device nothing
 const STALE_S = 2;
 const STOPPED = { lost: "Lost", stalled: "No frames", frozen: "Frozen", hung: "Hung" };
-const GOOD = new Set(["restarted", "ended"]);
+const GOOD = new Set(["restarted", "swapped", "ended"]);
 const MINOR = new Set(["slow", "dropped", "sink-blocked", "corrupt", "clock-jump", "format-changed"]);
 
 const $ = (id) => document.getElementById(id);
