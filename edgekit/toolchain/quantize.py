@@ -89,7 +89,7 @@ def calibrated(
     judged: Feeds | StateFeeds | None
     if half_of_task(spec.task).CLIPS:
         feeds = calibration_clips(entry, spec, model, states, input_name=name, progress=progress)
-        judged = evaluation_clips(entry, spec, model, states, COMPARED, input_name=name, progress=progress)
+        judged = evaluation_clips(entry, spec, model, states, input_name=name, progress=progress)
     else:
         feeds = calibration_feeds(entry, spec, input_name=name, progress=progress)
         judged = evaluation_feeds(entry, spec, COMPARED, input_name=name, progress=progress)
