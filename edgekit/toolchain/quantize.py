@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from edgekit.backends.base import Payload, half
 from edgekit.errors import LoweringError, UsageError
-from edgekit.passes.graph import picture
+from edgekit.passes.states import picture
 from edgekit.project import ModelEntry
 from edgekit.quant import search, simulate
 from edgekit.quant.annotate import node_id, quant
