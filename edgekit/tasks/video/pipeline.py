@@ -66,6 +66,8 @@ class VideoPipeline:
         self.session = session
         self.stage_ns = (0, 0, 0)
         self._layout: PixelLayout | None = None
+        self._holds_last = False
+        """The input is the last frame that was run, and not another pipeline's or nothing."""
         self._plan: LetterboxPlan
         self._clock = _clock(spec, session)
         self._dt_ns = _NO_STEP_NS if spec.dt_s is None else max(1, round(spec.dt_s * 1e9))
@@ -102,13 +104,10 @@ class VideoPipeline:
             self._smoother, self._events = copy.deepcopy(old._smoother), copy.deepcopy(old._events)
         else:
             self._pending += self._events.follow(old._events, _SWAPPED)
-        last = old._last_input
-        if (
-            last is not None
-            and self.spec.preprocess == old.spec.preprocess
-            and last.dtype == self._input.dtype
-        ):
-            self._last_input = last
+        alike = (old._input.shape, old._input.dtype) == (self._input.shape, self._input.dtype)
+        if old._holds_last and alike and self.spec.preprocess == old.spec.preprocess:
+            np.copyto(self._input, old._input)
+            self._holds_last = True
 
     def __call__(
         self,
@@ -174,10 +173,12 @@ class VideoPipeline:
 
     def _place(self, pixels: Pixels) -> None:
         padded = pixels.layout == self._layout
+        self._holds_last = False
         if not padded:
             self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
         self._plan.run(pixels, self._input, padded)
         self._layout = pixels.layout  # not after an error: its padding may not be there
+        self._holds_last = True
 
     def _run(self, pixels: Pixels, step: Stepping) -> tuple[list[np.ndarray], int]:
         """Every run's output, float32 [C], and the nanoseconds in the engine.
@@ -194,7 +195,7 @@ class VideoPipeline:
             spent += time.perf_counter_ns() - start
             outputs.append(np.array(self.session.outputs[self.spec.output], np.float32).reshape(-1))
 
-        made_up, fill = step.at[:-1], self.spec.fill
+        made_up, fill = step.at[:-1], self.spec.fill if self._holds_last else "this"
         if fill == "last":
             for _ in made_up:
                 run()
