@@ -301,6 +301,13 @@ def run(binding: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array.copy() for name, array in binding.outputs.items()}
 
 
+def noise(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    if like.dtype.kind == "f":
+        return rng.normal(size=like.shape).astype(like.dtype)
+    limits = np.iinfo(like.dtype)
+    return rng.integers(limits.min, limits.max, like.shape, like.dtype, endpoint=True)
+
+
 @pytest.mark.parametrize(("backend", "precision"), KINDS)
 def test_lanes_equal_the_single_picture_bit_for_bit_whatever_the_others_hold(
     model: ir.Model, backend: str, precision: str
@@ -308,17 +315,15 @@ def test_lanes_equal_the_single_picture_bit_for_bit_whatever_the_others_hold(
     """In every payload that is built, in any lane, beside others, NaN and infinity."""
     one, many = (bound(lowered(model, backend, precision, count)) for count in (1, LANES))
     rng = np.random.default_rng(0)
-    feeds = [
-        {name: rng.normal(size=array.shape).astype(np.float32) for name, array in one.inputs.items()}
-        for _ in range(LANES)
-    ]
+    feeds = [{name: noise(rng, array) for name, array in one.inputs.items()} for _ in range(LANES)]
+    assert (precision == "int8") == any(a.dtype.kind in "iu" for a in feeds[0].values())  # states as codes
     want = [run(one, feed) for feed in feeds]
     for fill in (None, np.nan, np.inf):
         for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
             given_ = {n: np.concatenate([feeds[j][n] for j in order]) for n in feeds[0]}
             if fill is not None:
                 for array in given_.values():
-                    array[1:] = fill
+                    array[1:] = fill if array.dtype.kind == "f" else np.iinfo(array.dtype).max
             got = run(many, given_)
             for lane, which in enumerate(order[: None if fill is None else 1]):
                 for name, value in want[which].items():
