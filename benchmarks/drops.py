@@ -10,8 +10,8 @@ moments jitter, or that run at twice or half the rate the network was trained fo
 those of the true moments. Each way of stepping (edgekit/timebase.py) sees the same frames:
 
 plain, hold, reset: as named there.
-resample: one run per nominal step; for the steps that were missed the network sees the `new` frame again, the
-    `old` one again and then the new one, or a `mix` of both by Stepping.at.
+resample: one run per nominal step; for the steps that were missed the network sees the `this` frame again, the
+    `last` one again and then this one, or a `mix` of both by Stepping.at (VideoSpec.fill).
 
 Event accuracy: share of the motions whose summed answers, one answer a frame as the caller gets it, name them
 (tools/train_video.py `evaluate_stream`); `per step` sums over all runs instead. Clip accuracy: clips of
@@ -164,11 +164,11 @@ class OnnxNetwork:
 class BundleNetwork:
     """A bundle; pictures go in by its own rule where it has one, else as in `OnnxNetwork`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, variant: str | None = None) -> None:
         import edgekit
         from edgekit import tasks
 
-        self._engine = edgekit.load(path, threads=1)
+        self._engine = edgekit.load(path, variant=variant, threads=1)
         self._streams = self._engine.streams()
         manifest = self._engine.manifest
         self.states = manifest.states
@@ -230,7 +230,7 @@ class Way:
     """A policy and, for `resample`, what the network sees in the steps that were missed."""
 
     policy: Policy
-    fill: str = "new"
+    fill: str = "this"
 
     @property
     def name(self) -> str:
@@ -238,7 +238,7 @@ class Way:
 
 
 WAYS = (
-    Way("plain"), Way("hold"), Way("reset"), Way("resample", "new"), Way("resample", "old"), Way("resample", "mix"),
+    Way("plain"), Way("hold"), Way("reset"), Way("resample", "this"), Way("resample", "last"), Way("resample", "mix"),
 )  # fmt: skip
 PLAIN = WAYS[0].name
 
@@ -271,7 +271,7 @@ class Stepper:
             seen = tensor
             if at < 1 and self.way.fill == "mix":
                 seen = old + np.float32(at) * (tensor - old)
-            elif at < 1 and self.way.fill == "old":
+            elif at < 1 and self.way.fill == "last":
                 seen = old
             self._answer = self.network.step(self.stream, seen)
             runs.append((before + at * (moment - before), self._answer))

@@ -89,7 +89,7 @@ class OnlineMobileNetV2(nn.Module):
         """Zeros for a stream of size x size pictures."""
         found: list[Tensor] = []
         with torch.no_grad():
-            x = torch.zeros(1, 3, size, size)
+            x = next(self.parameters()).new_zeros(1, 3, size, size)
             for layer in self.features:
                 if isinstance(layer, Block) and layer.shifted:
                     found.append(torch.zeros_like(x[:, : x.size(1) // SHARE]))
@@ -136,7 +136,7 @@ def with_weights(classes: int, width: float, weights: Sequence[Tensor]) -> Onlin
     own = net.state_dict()
     if [tuple(v.shape) for v in own.values()] != [tuple(v.shape) for v in weights]:
         raise ValueError(
-            f"weights: expected {len(own)} tensors in MobileNetV2's order, got {len(weights)} others"
+            f"weights: {len(weights)} tensors, not those of a MobileNetV2 x {width:g} with {classes} classes"
         )
     net.load_state_dict(dict(zip(own, weights, strict=True)))
     return net.eval()

@@ -136,7 +136,7 @@ def torch_twin(model: TSM, width: float, size: int) -> TorchOnline:
     return TorchOnline(with_weights(CLASSES, width, list(model.net.state_dict().values())), size)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="+", default=["onnxruntime", "litert"])
     parser.add_argument("--precisions", nargs="+", default=["float32", "int8"])
     parser.add_argument("--rounds", type=int, default=40)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model = bundles.settled(args.backbone, args.size, args.width, CLASSES)
     plain = bundles.without_shift(model, args.backbone, args.width)

@@ -8,7 +8,6 @@ is quantized means as much as with trained weights of that shape.
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from edgekit.quant.rules import rules_for
 from edgekit.quant.simulate import open_session
 from edgekit.synth.gestures import FRAMES_PER_SECOND, GestureWorld
 from edgekit.target import Target
+from edgekit.toolchain import recurrent
 from edgekit.toolchain.running import run_here
 
 CLIP = 8
@@ -53,9 +53,9 @@ def settled(backbone: str, size: int, width: float = 1.0, classes: int = 27, see
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
     for part in norms:
         part.momentum = 1.0
+    clips = np.stack([world.clip(i * 5, 4)[0][:, :size, :size] for i in range(12)])
     with torch.no_grad():
-        pictures = np.concatenate([world.clip(i, CLIP)[0] for i in (1, 5)])
-        model.train()(torch.from_numpy(normalised(pictures[:, :size, :size])))
+        model.train()(torch.from_numpy(normalised(clips)))
     return model.eval()
 
 
@@ -134,53 +134,50 @@ def write(
     target: str = "host",
     tolerance: float = 1e-3,
 ) -> Path:
-    """A bundle of one network. Its golden values are what the payloads give here on one frame, within `tolerance`
-    of their largest magnitude; more than one payload must agree by that much, and hold states alike."""
+    """A bundle of one network with payloads by name. Its golden values are what the first payload gives here on one
+    frame, within `tolerance` of their largest magnitude, which the others must meet.
+
+    Raises: LoweringError where the payloads hold the states in ways that do not go together.
+    """
     first, *_ = payloads.values()
-    specs = {t.name: t for t in (*first.inputs, *first.outputs)}
-    kept = states(graph)
-    inputs = [v.name for v in first.inputs if v.name not in {s.input for s in kept}]
-    outputs = [v.name for v in first.outputs if v.name not in {s.output for s in kept}]
+    kept = recurrent.timed(states(graph), None, None)
+    agreed = recurrent.agreed(kept, list(payloads.values()))
+    inputs, outputs = recurrent.ports(first, agreed)
+    session = run_here(first, kept, threads=1).binding
     rng = np.random.default_rng(0)
-    given = {n: rng.normal(size=specs[n].shape).astype(np.float32) for n in inputs}
-    running = run_here(first, threads=1)
-    for state in kept:
-        quant = specs[state.input].quant
-        running.binding.inputs[state.input][:] = 0 if quant is None else quant.zero_point[0]
-    for name, value in given.items():
-        running.binding.inputs[name][:] = value
-    running.binding.run()
-    found = {n: np.array(running.binding.outputs[n]) for n in outputs}
-    running.binding.close()
-    golden_in = tuple(GoldenTensor(n, golden_path("input", i)) for i, n in enumerate(given))
-    golden_out = tuple(
-        GoldenTensor(n, golden_path("output", i), atol=tolerance * float(np.abs(found[n]).max()))
-        for i, n in enumerate(found)
+    for name in inputs:
+        session.inputs[name][...] = rng.normal(size=session.inputs[name].shape)
+    session.run()
+    golden = Golden(
+        tuple(GoldenTensor(n, golden_path("input", i)) for i, n in enumerate(inputs)),
+        tuple(
+            GoldenTensor(
+                n, golden_path("output", i), atol=tolerance * float(np.abs(session.outputs[n]).max())
+            )
+            for i, n in enumerate(outputs)
+        ),
     )
-    files = {g.path: golden_bytes({**given, **found}[g.tensor]) for g in (*golden_in, *golden_out)}
+    files = {g.path: golden_bytes(session.inputs[g.tensor]) for g in golden.inputs}
+    files |= {g.path: golden_bytes(session.outputs[g.tensor]) for g in golden.outputs}
+    session.close()
     variants = tuple(make_variant("net", name, p) for name, p in payloads.items())
     files |= {v.path: p.data for v, p in zip(variants, payloads.values(), strict=True)}
+    names = tuple(tuple(t.name for t in side) for side in (first.inputs, first.outputs))
     manifest = Manifest(
         schema_version=1,
         model=path.stem,
         task="none",
         target=target,
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        tensors=tuple(specs.values()),
-        plan=(
-            Segment(
-                "net", tuple(v.name for v in first.inputs), tuple(v.name for v in first.outputs), variants
-            ),
-        ),
+        inputs=inputs,
+        outputs=outputs,
+        tensors=recurrent.tensors(first, agreed),
+        plan=(Segment("net", *names, variants),),
         pipeline={},
         payload_digest="",
-        golden=Golden(golden_in, golden_out),
+        golden=golden,
         files={},
         provenance={},
-        states=tuple(
-            dataclasses.replace(s, dtype=specs[s.input].dtype, quant=specs[s.input].quant) for s in kept
-        ),
+        states=agreed,
     )
     write_bundle(path, manifest, files, {})
     return path

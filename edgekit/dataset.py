@@ -339,7 +339,10 @@ def _check_source(source: str, count: int | None, seed: int) -> None:
     scheme, _, query = source.partition("?")
     if not re.fullmatch(r"synthetic://[a-z0-9_-]+", scheme):
         raise ValueError(f"source {source[:80]!r} must look like synthetic://street?size=640x360")
-    if {"seed", "count", "frames", "clips"} & {part.partition("=")[0] for part in query.split("&")}:
+    own = {"seed", "count", "clips"}
+    if scheme != "synthetic://gestures":  # there it is the length of a clip
+        own.add("frames")
+    if own & {part.partition("=")[0] for part in query.split("&")}:
         raise ValueError("source: seed and count (frames, clips) are keys of their own, not part of the URI")
     if count is None or not 1 <= count <= MAX_PICTURES:
         raise ValueError(f"count must be between 1 and {MAX_PICTURES}, got {count}")

@@ -358,3 +358,35 @@ def test_source_keys_of_one_world(tmp_path):
         open_source(f"synthetic://gestures?pictures={tmp_path}")
     with pytest.raises(UsageError, match="Did you mean 'gestures'"):
         open_source("synthetic://gesture")
+
+
+def test_a_stream_is_seen_between_its_frames_too():
+    world, other = GestureWorld(5, 64, 64), GestureWorld(5, 64, 64)
+    event = world.event(1)
+    for moment in (event.start - 3, event.start, event.start + 2, EVENT, 0):
+        assert np.array_equal(world.seen(float(moment)), other.frame(moment).image)
+
+
+def test_between_two_frames_the_object_goes_from_one_place_to_the_next(tripod):
+    for number in range(3):
+        world = GestureWorld(5, 64, 64)
+        event = world.event(number)
+        steps = np.zeros(4)
+        for at in range(event.start, event.stop - 1):
+            before, after = world.frame(at).image, world.frame(at + 1).image
+            early, late = world.seen(at + 0.05), world.seen(at + 0.95)
+            steps += [
+                change(before, early), change(late, after), change(before, late), change(before, after)
+            ]  # fmt: skip
+        assert max(steps[:2]) < 0.95 * min(steps[2:]), (GESTURES[event.label], steps)
+        middle = world.seen(event.start + 0.5)
+        assert np.array_equal(GestureWorld(5, 64, 64).seen(event.start + 0.5), middle)
+        assert not np.array_equal(world.seen(event.start + 0.25), middle)
+
+
+def test_a_motion_looked_at_twice_as_often_is_the_same_motion():
+    for label in range(1, len(GESTURES)):
+        whole = poses(np.random.default_rng(label), label)
+        fine = poses(np.random.default_rng(label), label, at=np.arange(2 * CLIP) / 2)
+        for name in ("x", "y", "size", "angle"):
+            np.testing.assert_array_equal(getattr(fine, name)[::2], getattr(whole, name))

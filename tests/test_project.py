@@ -30,6 +30,7 @@ from edgekit.project import (
 from edgekit.tasks.detect.coco import COCO_ALIASES, COCO_CLASSES
 from edgekit.tasks.detect.spec import DetectHead, DetectSpec
 from edgekit.tasks.preprocess import ImagePreprocess
+from edgekit.tasks.video.spec import Smoothing
 from tests.helpers import ROOT, shared_data
 
 HEAD = '[project]\nname = "demo"\n[[model]]\nname = "net"\nsource = "net.onnx"\n'
@@ -452,8 +453,13 @@ def test_init_examples_are_right(folder):
     text = init.write_project(folder).read_text()
     shown = re.sub(r"(?m)^# (\[model\.|[a-z_]+ = )", r"\1", text)
     assert shown.count("\n#") < text.count("\n#") - 20
-    model = load_project(write(folder, shown.replace('family = "auto"\n', "", 1))).models[0]
+    shown = shown.replace('family = "auto"\n', "", 1)
+    refuse(lambda: load_project(write(folder, shown)), 'video: a table for task = "video"')
+    model = load_project(write(folder, shown.replace('task = "detect"', 'task = "video"', 1))).models[0]
     assert model.head.family == "rows"
+    assert (model.video.dt_s, model.video.background) == (0.1, "still")
+    assert model.video.smoothing == Smoothing(window=4)
+    assert model.video.allow_bidirectional is project.VideoHint().allow_bidirectional
     assert model.calibration.count == 200
     assert model.on("host").thresholds.score == 0.3
     # what is shown as a default is the default

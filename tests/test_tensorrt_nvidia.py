@@ -24,10 +24,13 @@ from edgekit.backends.tensorrt.lint import dtype_name, lint
 from edgekit.backends.tensorrt.lower import lower
 from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
 from edgekit.errors import LoweringError
+from edgekit.passes.states import set_states
+from edgekit.quant.annotate import REAL_STATES
 from edgekit.quant.rules import rules_for
 from edgekit.target import Target
 from tests.helpers import ROOT
 from tests.quant_graphs import BETWEEN, between, unmeasured
+from tests.state_bundles import STATES, shifted
 from tests.tensorrt_graphs import BAD, build, qdq, random_network
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs NVIDIA's builder: make test-nvidia")
@@ -74,6 +77,22 @@ def test_int8_payloads_are_accepted(name: str, capability: str) -> None:
     (made,) = lower(unmeasured(between(name), rules_for("tensorrt", ORIN)), ORIN, "int8")
     plan = BuildPlan.from_options(dict(made.options))
     assert compile_engine(trt, made.data, plan, compute_capability=capability).nbytes > 0
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("real", [False, True])
+def test_states_as_codes_and_as_reals_are_accepted(real: bool, capability: str) -> None:
+    model = shifted()
+    set_states(model, STATES)
+    made = unmeasured(model, rules_for("tensorrt", ORIN))
+    if real:
+        made.metadata_props[REAL_STATES] = "1"
+    (payload_,) = lower(made, ORIN, "int8")
+    plan = BuildPlan.from_options(dict(payload_.options))
+    types = {io.name: io.dtype for io in (*plan.inputs, *plan.outputs)}
+    assert types["state_0"] == types["state_0_next"] == ("float32" if real else "int8")
+    assert types["state_1"] == types["state_1_next"] == "float32"  # read by a convolution too thin for INT8
+    assert compile_engine(trt, payload_.data, plan, compute_capability=capability).nbytes > 0
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

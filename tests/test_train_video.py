@@ -16,7 +16,7 @@ from edgekit.models.tsm import MEAN, STD, TSM, export_online
 from edgekit.synth.gestures import CLIP, EVENT, GESTURES, GestureWorld, Poses
 from tests.helpers import ROOT
 
-TINY = ["--size", "32", "--width", "0.1", "--batch", "4", "--steps", "4", "--warmup", "1", "--workers", "0",
+TINY = ["--size", "32", "--width", "0.1", "--batch", "4", "--steps", "4", "--warmup", "1", "--clips", "24",
         "--threads", "1", "--eval-clips", "12", "--eval-events", "1"]  # fmt: skip
 
 
@@ -63,34 +63,118 @@ def test_every_mode_is_trained_and_exported(tool, tmp_path):
     assert not (tmp_path / "offline" / "online.onnx").exists()
 
 
-def test_batches_are_fresh_clips_and_depend_on_their_step_alone(tool):
-    options = tool.Options(size=32, batch=4, steps=6, lead=3)
-    whole = list(tool.batches(options, 0, 0))
-    later = list(tool.batches(options, 3, 0))
-    for one, other in zip(whole[3:], later, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+@pytest.fixture(scope="module")
+def clips(tool, tmp_path_factory):
+    out = tmp_path_factory.mktemp("clips")
+    made = tool.drawn(tool.Options(size=32, clips=24, lead=3), out, 1)
+    stamp = (folder := next(out.iterdir())).stat().st_mtime_ns
+    again = tool.drawn(tool.Options(size=32, clips=24, lead=3, mode="none"), out, 1)
+    assert np.array_equal(made.images, again.images)  # kept for the other modes
+    assert folder.stat().st_mtime_ns == stamp
+    return made
+
+
+def path_of(poses):
+    return np.stack([poses.x, poses.y, poses.size, poses.angle], 1)
+
+
+def test_clips_are_those_of_the_world(clips):
     world = GestureWorld(0, 32, 32)
-    for step, (images, labels, hints) in enumerate(whole):
-        assert images.shape == (4, CLIP + (3 if step % 2 else 0), 32, 32, 3)
-        for i in range(4):
-            at = (step * 4 + i) * 12 + int(labels[i])
-            wanted, label = world.clip(at, lead=3 if step % 2 else 0)
-            assert np.array_equal(images[i], wanted)
-            assert labels[i] == label
-            path = world.poses(at, lead=3 if step % 2 else 0)
-            assert np.array_equal(hints[i], tool.targets(path))
-    plain = next(tool.batches(tool.Options(mode="none", size=32, batch=2, lead=3), 1, 0))
+    for i in (0, 13):
+        images, label = world.clip(i, lead=3)
+        assert label == i % 12
+        assert np.array_equal(clips.images[i], images)
+        assert np.array_equal(clips.paths[i], path_of(world.poses(i, lead=3)))
+
+
+def test_batches_depend_on_their_step_alone(tool, clips):
+    options = tool.Options(size=32, batch=6, lead=3)
+    for step in (4, 5):
+        one, other = clips.batch(options, step), clips.batch(options, step)
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+        images, _, paths = one
+        assert images.shape == (6, CLIP + (3 if step % 2 else 0), 32, 32, 3)
+        assert paths.shape == (*images.shape[:2], 4)
+        assert not np.array_equal(images, clips.batch(options, step + 2)[0])
+    plain = clips.batch(tool.Options(mode="none", size=32, batch=2, lead=3), 1)
     assert plain[0].shape[1] == CLIP
+
+
+def motion(path):
+    """What a class says of its path: the sign of the motion in x, y, size and angle, first to last frame."""
+    moved = path[-1] - path[0]
+    return {
+        "left": moved[0] < 0,
+        "right": moved[0] > 0,
+        "up": moved[1] < 0,
+        "down": moved[1] > 0,
+        "zoom in": moved[2] > 0,
+        "zoom out": moved[2] < 0,
+        "turn clockwise": moved[3] > 0,
+        "turn counter-clockwise": moved[3] < 0,
+    }
+
+
+def test_the_class_of_a_varied_clip_is_what_its_path_does(tool, clips):
+    rng = np.random.default_rng(0)
+    seen = set()
+    for turn in range(240):
+        i = turn % 24
+        images, label, path = tool.varied(rng, clips.images[i, 3:], i % 12, clips.paths[i, 3:], True)
+        name = GESTURES[label]
+        seen.add((i % 12, label))
+        assert motion(path).get(name, True), name
+        ways = (images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1])
+        kept = [np.sort(way, -1) for way in (*ways, *(w[::-1] for w in ways))]  # in any order of colours
+        assert any(np.array_equal(np.sort(clips.images[i, 3:], -1), way) for way in kept)
+    assert len(seen) > 12  # some did change class
+
+
+def test_a_mirrored_picture_is_that_of_the_mirrored_path(tool):
+    """An object drawn at x is, mirrored, at -x: the centre of what differs from the backdrop moves along."""
+    world = GestureWorld(5, 64, 64)
+    images, label = world.clip(1)
+    path = path_of(world.poses(1))
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        seen, kind, after = tool.varied(rng, images, label, path, False)
+        if np.array_equal(np.sort(seen, -1), np.sort(images[:, :, ::-1], -1)):
+            break
+    assert GESTURES[label] == "left"
+    assert GESTURES[kind] == "right"
+    np.testing.assert_array_equal(after[:, 0], -path[:, 0])
+    np.testing.assert_array_equal(after[:, 1:3], path[:, 1:3])
 
 
 def test_targets_are_places_and_steps(tool):
     """An object that moves by a usual step each way, but for the first frame, which has none before."""
     t = np.arange(4.0)
     path = Poses(0.15 + 0.035 * t, -0.15 - 0.035 * t, np.exp(-0.8 + 0.09 * t), 0.22 * t)
-    found = tool.targets(path)
+    found = tool.targets(path_of(path))
     np.testing.assert_allclose(found[0], [1, -1, 0, 0, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(found[1:, 3:], np.tile([1, -1, 1, 1], (3, 1)), rtol=1e-5)
     np.testing.assert_allclose(found[:, 0], 1 + 0.035 / 0.15 * t, rtol=1e-5)
+
+
+def test_cells_move_as_the_object_does(tool):
+    """A point fixed to the object, followed by its pose, lands where the flow of its cell says."""
+    before, after = np.array([0.1, -0.05, 0.5, 0.3]), np.array([0.1004, -0.0497, 0.5012, 0.3015])
+    found = tool.cells(np.stack([before, after]), 8)
+    assert found.shape == (2, 3, 8, 8)
+    assert not found[0, 1:].any()
+    at = (np.arange(8) + 0.5) / 8 - 0.5
+    checked = 0
+    for row in range(8):
+        for column in range(8):
+            there = np.array([at[column], at[row]])
+            inside = np.hypot(*(there - after[:2])) < after[2] / 2
+            assert found[1, 0, row, column] == inside
+            turn = after[3] - before[3]
+            back = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+            was = before[:2] + back @ (there - after[:2]) * before[2] / after[2]
+            np.testing.assert_allclose(found[1, 1:, row, column] * tool.USUAL_STEP, there - was, atol=3e-5)
+            checked += inside
+    assert checked > 10
 
 
 def test_auxiliary_outputs_are_cut_off(tool):

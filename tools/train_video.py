@@ -1,40 +1,62 @@
-"""Train the small gesture recogniser (TSM on MobileNetV2) on the procedural motions, from nothing.
+"""Train the small gesture recogniser (TSM) on the procedural motions, from nothing.
 
-    python tools/train_video.py --out runs/video                       # about a quarter of an hour on two CPU cores
+    python tools/train_video.py --out runs/video                       # under a quarter of an hour on two CPU cores
     python tools/train_video.py --out runs/video --modes none online offline   # with both controls, three times that
     python tools/train_video.py --out runs/video --resume              # go on after an interruption
     python tools/train_video.py --eval-only runs/video/online/clip.onnx
 
 A mode is where the shifted channels come from: `online` (the frame before: runs frame by frame), `offline`
-(both neighbours), `none` (no shift: TSN, the control that cannot see motion). Writes to OUT/<mode>/:
-`last.pt` (checkpoint), `log.jsonl` (one JSON object a line), `clip.onnx`, `online.onnx` (not for offline),
-`eval.json`; and to OUT/eval.json all modes. Training clips are of seed --data-seed, each drawn once and
-never again; evaluation is on other seeds.
+(both neighbours), `none` (no shift: TSN, the control that cannot see motion). The training clips are drawn
+once, into OUT/clips-<key>/ (2 GB, shared by the modes; delete it when done). Writes to OUT/<mode>/: `last.pt`
+(checkpoint), `log.jsonl` (one JSON object a line), `clip.onnx`, `online.onnx` (not for offline), `eval.json`;
+and to OUT/eval.json all modes. Evaluation is on other seeds than --data-seed.
+
+Twelve labels a second teach a network that starts from nothing next to nothing. So in training it also says,
+at a middle stage, which cells the object covers and how far each of them moved (exact optical flow, from the
+poses), and at the end where the object is and how it moved: outputs that are cut off at export. And each
+clip is seen mirrored, upside down, backwards and in other colours, with the label that this makes of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekit.models.training import cosine, save, twin
-from edgekit.synth.gestures import CLIP, EVENT, FRAMES_PER_SECOND, GESTURES, GestureWorld, Poses
+from edgekit.models.training import cosine, save
+from edgekit.synth.gestures import CLIP, EVENT, FRAMES_PER_SECOND, GESTURES, GestureWorld
 from edgekit.synth.sprites import load_pictures
 
 EVAL_SEED = 10_000
 HINTS = 7
-"""Auxiliary outputs of the network in training (`targets`)."""
+"""Auxiliary outputs at the end of the network in training (`targets`)."""
+FLOW_STAGE = {"mobilenet_v2": "features.6", "resnet18": "layer2.1", "resnet50": "layer2.3"}
+"""The last layer at an eighth of the picture's size, by backbone: its cells say how they moved."""
 MODES = ("online", "offline", "none")
+USUAL_STEP = 0.035
+"""Shares of the picture that an object moves from frame to frame, roughly: flow is counted in these."""
+SWAPS = {
+    "mirrored": (("left", "right"), ("turn clockwise", "turn counter-clockwise")),
+    "upside down": (("up", "down"), ("turn clockwise", "turn counter-clockwise")),
+    "backwards": (
+        ("left", "right"),
+        ("up", "down"),
+        ("zoom in", "zoom out"),
+        ("turn clockwise", "turn counter-clockwise"),
+    ),
+}
+"""Which motions change places when a clip is seen that way; the others stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +64,22 @@ class Options:
     """What decides the result; kept in the checkpoint and compared on --resume."""
 
     mode: str = "online"
-    backbone: str = "mobilenet_v2"
-    width: float = 0.5
+    backbone: str = "resnet18"
+    width: float = 0.25
     size: int = 64
-    steps: int = 2200
+    clips: int = 12_000
+    steps: int = 3000
     batch: int = 32
-    shards: int = 2
-    """A batch is cut into this many parts, each normalised by its own statistics; they run side by side."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     weight_decay: float = 0.02
     warmup: int = 100
-    ema: float = 0.995
     lead: int = 5
     """Every second batch of `online` begins this many frames before the motion, with the object at rest, so
     that motions after a running start are learnt too; their answers do not count."""
     hints: float = 1.0
-    """Weight of the auxiliary loss (`targets`): where the object is and how it moved since the frame before.
-    Without it the first thousands of clips teach next to nothing. The outputs are cut off at export."""
-    tail: float = 0.35
-    """Share of the steps, the last ones, with frozen batch norm statistics: those of a batch of few scenes are
-    far from those the exported network is left with, and accuracy falls by as much."""
+    """Weight of the auxiliary loss at the end of the network (`targets`)."""
+    flow: float = 1.0
+    """Weight of the auxiliary loss at a middle stage (`cells`)."""
     seed: int = 0
     data_seed: int = 0
     pictures: str = ""
@@ -79,46 +97,119 @@ def normalised(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(images[..., ::-1] * scale - offset, -1, -3))
 
 
-def targets(path: Poses) -> np.ndarray:
-    """What the auxiliary outputs learn, float32 [T, 7]: x, y, log size, and the steps from the frame before of
-    x, y, log size and angle (0 in the first), each divided by its usual size."""
-    place = np.stack([path.x, path.y, np.log(path.size)], 1)
-    steps = np.diff(np.concatenate([place, path.angle[:, None]], 1), axis=0, prepend=np.nan)
-    moved = np.where(np.isnan(steps), 0.0, steps) / (0.035, 0.035, 0.09, 0.22)
-    return np.concatenate([(place - (0, 0, -0.8)) / (0.15, 0.15, 0.3), moved], 1).astype(np.float32)
+def steps(path: np.ndarray) -> np.ndarray:
+    """float64 [..., T, 4]: how x, y, log size and angle changed since the frame before (0 in the first)."""
+    place = np.concatenate([path[..., :2], np.log(path[..., 2:3]), path[..., 3:]], -1)
+    first = np.zeros_like(place[..., :1, :])
+    return np.concatenate([first, np.diff(place, axis=-2)], -2)
 
 
-def batches(options: Options, start: int, workers: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Batches of the steps start..: uint8 images [B, T, H, W, 3] BGR, classes [B], auxiliary targets [B, T, 7].
+def targets(path: np.ndarray) -> np.ndarray:
+    """What the outputs at the end learn, float32 [..., T, 7]: x, y, log size, then `steps`, each divided by its
+    usual size.  path: float [..., T, 4], x, y, size, angle as in `Poses`."""
+    place = np.concatenate([path[..., :2], np.log(path[..., 2:3]) + 0.8], -1) / (0.15, 0.15, 0.3)
+    moved = steps(path) / (USUAL_STEP, USUAL_STEP, 0.09, 0.22)
+    return np.concatenate([place, moved], -1).astype(np.float32)
 
-    A batch depends on its step alone.
+
+def cells(path: np.ndarray, side: int) -> np.ndarray:
+    """What the cells of the middle stage learn, float32 [..., T, 3, side, side]: 1 where the object is, and how
+    far its point there moved to the right and down since the frame before, in usual steps.
+
+    The motion of a similarity transform: that of the centre, plus growth and turn times the offset from it.
     """
-    import torch.utils.data as tud
+    at = (np.arange(side) + 0.5) / side - 0.5
+    x, y, size, _ = (path[..., i, None, None] for i in range(4))
+    right, down = at[None, :] - x, at[:, None] - y
+    inside = np.hypot(right, down) < size / 2
+    dx, dy, grown, turned = (steps(path)[..., i, None, None] for i in range(4))
+    u = dx + grown * right - turned * down
+    v = dy + grown * down + turned * right
+    return np.stack([inside, u / USUAL_STEP, v / USUAL_STEP], -3).astype(np.float32)
 
-    pictures = load_pictures(options.pictures) if options.pictures else ()
-    world = GestureWorld(options.data_seed, options.size, options.size, pictures)
 
-    class Steps(tud.Dataset):  # type: ignore[type-arg]
-        def __len__(self) -> int:
-            return options.steps
+@dataclass(frozen=True)
+class Clips:
+    """Drawn clips: `images` uint8 [N, lead + CLIP, H, W, 3] BGR on disk, `paths` float64 [N, lead + CLIP, 4];
+    clip i is of class i % 12."""
 
-        def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            lead = options.lead if options.mode == "online" and step % 2 else 0
-            # classes at random: a batch with each class as often would tell through its statistics
-            kinds = np.random.default_rng([options.data_seed, step]).integers(0, len(GESTURES), options.batch)
-            chosen = (np.arange(options.batch) + step * options.batch) * len(GESTURES) + kinds
-            drawn = [world.clip(int(i), lead=lead) for i in chosen]
-            paths = [targets(world.poses(int(i), lead=lead)) for i in chosen]
-            return np.stack([images for images, _ in drawn]), np.array([k for _, k in drawn]), np.stack(paths)
+    images: np.ndarray
+    paths: np.ndarray
 
-    loader = tud.DataLoader(
-        Steps(),
-        batch_size=None,
-        sampler=range(start, options.steps),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
+    def batch(self, options: Options, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images [B, T, H, W, 3], classes [B] and paths [B, T, 4] of a step, on which alone they depend."""
+        rng = np.random.default_rng([options.data_seed, step])
+        started = options.mode == "online" and step % 2 == 1
+        # classes at random: a batch with each class as often would tell through its statistics
+        chosen = np.sort(rng.choice(len(self.images), options.batch, replace=False))
+        first = 0 if started else self.images.shape[1] - CLIP
+        seen = [
+            varied(rng, self.images[i, first:], int(i) % len(GESTURES), self.paths[i, first:], not started)
+            for i in chosen
+        ]
+        images, labels, paths = zip(*seen, strict=True)
+        return np.stack(images), np.array(labels), np.stack(paths)
+
+
+def varied(
+    rng: np.random.Generator, images: np.ndarray, label: int, path: np.ndarray, backwards: bool
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """A clip mirrored, upside down, `backwards` if allowed, each or not, with its colours in any order; with the
+    class and the path that this makes of it."""
+    path = path.copy()
+    if rng.random() < 0.5:
+        images, label = images[:, :, ::-1], swapped("mirrored", label)
+        path[:, [0, 3]] *= -1
+    if rng.random() < 0.5:
+        images, label = images[:, ::-1], swapped("upside down", label)
+        path[:, [1, 3]] *= -1
+    if backwards and rng.random() < 0.5:
+        images, label, path = images[::-1], swapped("backwards", label), path[::-1]
+    return images[..., rng.permutation(3)], label, path
+
+
+def swapped(how: str, label: int) -> int:
+    """The class of a clip of class `label` seen that way (a key of `SWAPS`)."""
+    for pair in SWAPS[how]:
+        if GESTURES[label] in pair:
+            return GESTURES.index(pair[1 - pair.index(GESTURES[label])])
+    return label
+
+
+def drawn(options: Options, out: Path, workers: int) -> Clips:
+    """The training clips, from OUT/clips-<key>/ or drawn into it, whole or not at all."""
+    from rich.progress import track
+
+    length = options.lead + CLIP
+    key = json.dumps(
+        [options.data_seed, options.size, options.clips, options.lead, options.pictures, _sources()]
     )
-    return iter(loader)
+    folder = out / f"clips-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        part = out / f"{folder.name}.part"
+        part.mkdir(parents=True, exist_ok=True)
+        shape = (options.clips, length, options.size, options.size, 3)
+        images = np.lib.format.open_memmap(part / "images.npy", "w+", np.uint8, shape)
+        paths = np.empty((options.clips, length, 4))
+        pictures = load_pictures(options.pictures) if options.pictures else ()
+        world = GestureWorld(options.data_seed, options.size, options.size, pictures)
+        draw = partial(world.clip, lead=options.lead)
+        with get_context("spawn").Pool(max(1, workers)) as pool:
+            found = pool.imap(draw, range(options.clips), 64)
+            for i, (clip, _) in enumerate(track(found, "draw clips", options.clips)):
+                path = world.poses(i, lead=options.lead)
+                images[i], paths[i] = clip, np.stack([path.x, path.y, path.size, path.angle], 1)
+        images.flush()
+        np.save(part / "paths.npy", paths)
+        part.replace(folder)
+    return Clips(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "paths.npy"))
+
+
+def _sources() -> str:
+    """Digest of the code that draws."""
+    from edgekit.synth import gestures, sprites
+
+    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (gestures, sprites))).hexdigest()
 
 
 # --- evaluation -------------------------------------------------------------------------------------
@@ -180,6 +271,41 @@ def learning_rate(options: Options, step: int) -> float:
     return options.lr * cosine(step, options.steps, options.warmup, floor=0.01)
 
 
+def with_flow(model: Any, stage: str) -> Any:
+    """`model` with a head on its layer `stage` that says per cell what `cells` lists: images
+    [B, T, 3, H, W] -> (rows [B, T, K], grid [B, T, 3, h, w]), float32."""
+    import torch
+
+    class WithFlow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.kept = model, None
+            layer = model.net.get_submodule(stage)
+            channels = [m for m in layer.modules() if isinstance(m, torch.nn.BatchNorm2d)][-1].num_features
+            self.grid = torch.nn.Conv2d(channels, 3, 1)
+            layer.register_forward_hook(self.keep)
+
+        def keep(self, layer: Any, given: Any, made: Any) -> None:
+            self.kept = made
+
+        def forward(self, images: Any) -> Any:
+            rows = self.model(images).float()
+            grid, self.kept = self.grid(self.kept).float(), None
+            return rows, grid.unflatten(0, images.shape[:2])
+
+    return WithFlow()
+
+
+def flow_loss(grid: Any, truth: Any) -> Any:
+    """Whether each cell is the object's, plus how its point moved where it is; both [B, T, 3, h, w]."""
+    import torch
+
+    inside = truth[:, :, 0]
+    covered = torch.nn.functional.binary_cross_entropy_with_logits(grid[:, :, 0], inside)
+    moved = torch.nn.functional.smooth_l1_loss(grid[:, :, 1:], truth[:, :, 1:], reduction="none").sum(2)
+    return covered + (inside * moved).sum() / inside.sum().clamp(min=1)
+
+
 def _cut(model: Any) -> None:
     """Take the auxiliary outputs off a network."""
     import torch
@@ -197,19 +323,18 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
 
     from edgekit.models.tsm import TSM, export_clip, export_online
 
+    clips = drawn(options, args.out, args.threads)
     out.mkdir(parents=True, exist_ok=True)
-    each = max(1, args.threads // options.shards)  # no thread waits for another inside an operator
-    torch.set_num_threads(each)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(options.seed)
     device = torch.device(args.device)
     model = TSM(options.backbone, len(GESTURES) + HINTS, options.mode, options.width)
-    mean = TSM(options.backbone, len(GESTURES) + HINTS, options.mode, options.width)
-    mean.load_state_dict(model.state_dict())
-    model, mean = model.to(device, memory_format=torch.channels_last), mean.to(device)
+    taught = with_flow(model, FLOW_STAGE[options.backbone]).to(device, memory_format=torch.channels_last)
+    weights = list(taught.parameters())
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in weights if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=options.lr,
     )
@@ -220,31 +345,13 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
             raise SystemExit(
                 f"checkpoint {checkpoint}: made with {state['options']}. Use these or a new --out"
             )
-        model.load_state_dict(state["model"])
-        mean.load_state_dict(state["mean"])
+        taught.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    weights = list(model.parameters())
-    model.train()
+    taught.train()
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
-            part.momentum = 0.03
-    replicas = [model] + [twin(model) for _ in range(options.shards - 1)]
-
-    def work(job: Any) -> tuple[float, int, Any]:
-        """Losses, right answers and gradients of one shard."""
-        replica, raw, labels, hints = job
-        torch.set_num_threads(each)
-        images = torch.from_numpy(normalised(raw.numpy())).to(device)
-        labels, hints = labels.to(device), hints.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            rows = replica(images).float()
-        logits = rows[:, -CLIP:, : len(GESTURES)].mean(1)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        near = torch.nn.functional.smooth_l1_loss(rows[..., len(GESTURES) :], hints)
-        grads = torch.autograd.grad(loss + options.hints * near, weights)
-        return (loss.item(), near.item()), int((logits.argmax(1) == labels).sum()), grads
-
+            part.momentum = 0.05
     last = min(options.steps, args.stop_at or options.steps)
     bar = Progress(
         TextColumn(options.mode),
@@ -253,63 +360,65 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    began, seen, right, summed = time.monotonic(), 0, 0, np.zeros(2)
-    stream = batches(options, start, args.workers)
-    pool = ThreadPoolExecutor(options.shards)
-    with pool, bar, log.open("a", encoding="utf-8") as lines:
+    began, seen, right, summed = time.monotonic(), 0, 0, np.zeros(3)
+    with ThreadPoolExecutor(1) as ahead, bar, log.open("a", encoding="utf-8") as lines:
         task = bar.add_task("train", total=last, completed=start, note="")
+        coming = ahead.submit(clips.batch, options, start)
         for step in range(start, last):
-            if step >= options.steps * (1 - options.tail) and model.training:
-                for replica in replicas:
-                    replica.load_state_dict(model.state_dict())
-                    replica.eval()
-            raw, labels, hints = next(stream)
+            images, labels, paths = coming.result()
+            if step + 1 < last:
+                coming = ahead.submit(clips.batch, options, step + 1)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(options, step)
-            pieces = (part.chunk(options.shards) for part in (raw, labels, hints))
-            parts = list(pool.map(work, zip(replicas, *pieces, strict=True)))
-            for number, weight in enumerate(weights):
-                weight.grad = torch.stack([grads[number] for _, _, grads in parts]).mean(0)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+                rows, grid = taught(torch.from_numpy(normalised(images)).to(device))
+            logits, kinds = rows[:, -CLIP:, : len(GESTURES)].mean(1), torch.from_numpy(labels).to(device)
+            near = rows[..., len(GESTURES) :], torch.from_numpy(targets(paths)).to(device)
+            truth = torch.from_numpy(cells(paths, grid.shape[-1])).to(device)
+            losses = torch.stack(
+                [
+                    torch.nn.functional.cross_entropy(logits, kinds),
+                    torch.nn.functional.smooth_l1_loss(*near),
+                    flow_loss(grid, truth),
+                ]
+            )
+            optimizer.zero_grad(set_to_none=True)
+            (losses[0] + options.hints * losses[1] + options.flow * losses[2]).backward()
             torch.nn.utils.clip_grad_norm_(weights, 5.0)
             optimizer.step()
-            keep = min(options.ema, (step + 1) / (step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - keep)
-                for old, new in zip(mean.buffers(), model.buffers(), strict=True):
-                    old.lerp_(new, 1 - keep) if old.dtype.is_floating_point else old.copy_(new)
             done = step + 1
-            seen, right = seen + len(labels), right + sum(part[1] for part in parts)
-            summed += np.mean([part[0] for part in parts], 0) * len(labels)
+            seen, right = seen + len(labels), right + int((logits.argmax(1) == kinds).sum())
+            summed += losses.detach().cpu().numpy() * len(labels)
             if done % 20 == 0 or done == last:
+                loss, hints, flow = (round(float(v), 4) for v in summed / seen)
                 line = {
                     "step": done,
                     "lr": learning_rate(options, step),
-                    "loss": round(float(summed[0] / seen), 4),
-                    "hints": round(float(summed[1] / seen), 4),
+                    "loss": loss,
+                    "hints": hints,
+                    "flow": flow,
                     "accuracy": round(right / seen, 4),
                     "seconds": round(time.monotonic() - began, 1),
                 }
-                seen, right, summed = 0, 0, np.zeros(2)
+                bar.update(task, completed=done, note=f"loss {loss:.2f}, {right / seen:.0%} right")
+                seen, right, summed = 0, 0, np.zeros(3)
                 print(json.dumps(line), file=lines, flush=True)
-                bar.update(
-                    task, completed=done, note=f"loss {line['loss']:.2f}, {line['accuracy']:.0%} right"
-                )
             if done % args.save_every == 0 or done == last:
                 save(
                     checkpoint,
                     {
                         "options": asdict(options),
                         "step": done,
-                        "model": model.state_dict(),
-                        "mean": mean.state_dict(),
+                        "model": taught.state_dict(),
                         "optimizer": optimizer.state_dict(),
                     },
                 )
-    _cut(mean.cpu())
+    model = model.cpu()
+    _cut(model)
     size = (options.size, options.size)
-    export_clip(mean, out / "clip.onnx", CLIP, size)
+    export_clip(model, out / "clip.onnx", CLIP, size)
     if options.mode != "offline":
-        export_online(mean, out / "online.onnx", size, nominal_dt_s=1 / FRAMES_PER_SECOND)
+        export_online(model, out / "online.onnx", size, nominal_dt_s=1 / FRAMES_PER_SECOND)
     return last == options.steps
 
 
@@ -327,17 +436,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--eval-clips", type=int, default=1200, help="unseen clips to evaluate on")
     parser.add_argument("--eval-events", type=int, default=200, help="unseen motions in a stream")
-    parser.add_argument("--backbone", default=defaults.backbone)
+    parser.add_argument("--backbone", choices=tuple(FLOW_STAGE), default=defaults.backbone)
     parser.add_argument("--pictures", default="", help="folder of pictures to cut objects from, as well")
-    for name in ("size", "steps", "batch", "warmup", "lead", "seed", "data_seed"):
+    for name in ("size", "clips", "steps", "batch", "warmup", "lead", "seed", "data_seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
-    for name in ("width", "lr", "weight_decay", "ema", "hints", "tail"):
+    for name in ("width", "lr", "weight_decay", "hints", "flow"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=cores, help="torch threads")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw batches (0: none)")
+    parser.add_argument(
+        "--threads", type=int, default=cores, help="torch threads, and processes that draw the clips"
+    )
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, default=False, help="autocast to bfloat16"
     )

@@ -70,6 +70,12 @@ def states(model: ir.Model) -> tuple[StateSpec, ...]:
     return tuple(found)
 
 
+def answers(model: ir.Model) -> list[str]:
+    """The names of the outputs that are no state's next value."""
+    inner = {s.output for s in states(model)}
+    return [str(v.name) for v in model.graph.outputs if v.name not in inner]
+
+
 def set_states(model: ir.Model, found: Sequence[StateSpec]) -> None:
     """Write the entries that `states` reads. In place."""
     model.metadata_props[KEY] = json.dumps(

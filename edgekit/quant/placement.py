@@ -189,6 +189,7 @@ def _full(graph: ir.Graph, rules: Rules, choices: Choices, pairs: Pairs) -> _Pla
     """Everything between weighted integer nodes; a float node's surroundings stay float where they can."""
     allowed = [n for n in graph if not refusal(n, rules) and node_id(n) not in choices.float_nodes]
     alone = rules.weighted | rules.pointwise | rules.copies
+    later = {after: before for before, after in pairs}
     integer = {n: None for n in allowed if n.op_type in alone}
     free = {n for n in allowed if n.op_type in rules.absorbed}
     while True:
@@ -205,7 +206,7 @@ def _full(graph: ir.Graph, rules: Rules, choices: Choices, pairs: Pairs) -> _Pla
             for n in integer
             if n.op_type not in rules.weighted
             and n not in gone
-            and not (_fed(n, writers, inner, origins, rules) and _read(n, taken.get(n), integer))
+            and not (_fed(n, writers, inner, origins, rules) and _read(n, taken.get(n), integer, later))
         ]
         if not dropped:
             break
@@ -258,9 +259,19 @@ def _fed(
     return bool(computed) and all(v in writers and v not in inner for v in computed)
 
 
-def _read(node: ir.Node, taken: ir.Node | None, integer: Mapping[ir.Node, None]) -> bool:
-    """Some integer node reads its result: else there is no reason for codes."""
-    return any(user in integer for v in (taken or node).outputs for user, _ in v.uses())
+def _read(
+    node: ir.Node,
+    taken: ir.Node | None,
+    integer: Mapping[ir.Node, None],
+    later: Mapping[ir.Value, ir.Value],
+) -> bool:
+    """Some integer node reads its result, in this frame or, of a state, in the next: else there is no reason for codes."""
+    results = (taken or node).outputs
+    return any(
+        user in integer
+        for v in (*results, *(later[v] for v in results if v in later))
+        for user, _ in v.uses()
+    )
 
 
 def _inputs_only(graph: ir.Graph, rules: Rules, choices: Choices, pairs: Pairs) -> _Plan:

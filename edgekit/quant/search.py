@@ -2,7 +2,8 @@
 
 Everything that costs no time on the device comes first: range schemes, ranges that know their SiLU,
 equalization, repairs. Each is tried and kept only where it lowers the error of the network's outputs on
-calibration pictures; labels are not looked at. What is noisy still gets a few of its worst values back in float, by
+calibration pictures; labels are not looked at. States count by what they do to the other outputs. What is
+noisy still gets a few of its worst values back in float, by
 the same measure, where few products are lost to it. Then the gate, which runs the real payload and knows the task's
 metric, is asked. If it refuses, the values whose rounding does the most damage go back to float, twice as
 many each time, until it passes. So the metric is looked at a handful of times, along a path that was ordered
@@ -20,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.graph import constant
+from edgekit.passes.states import answers
 from edgekit.quant import repair, simulate
 from edgekit.quant.annotate import node_id, quant, set_quant
 from edgekit.quant.equalize import GATE, Candidate, candidates, equalize, factors_of, gated_range
@@ -178,6 +180,7 @@ class _Bench:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.trials: list[Trial] = []
+        self._names = answers(problem.model)
         self._exact = list(simulate.run(problem.model, problem.check))
 
     def place(self, exact: ir.Model, stats: Stats, choices: Choices, steps: tuple[str, ...]) -> Quantized:
@@ -188,7 +191,8 @@ class _Bench:
     ) -> Quantized:
         int32 = self.problem.rules.int32_bias
         got = simulate.run(simulate.fake_quantized(model, int32_bias=int32), self.problem.check)
-        error = float(np.mean([output_error(x, y) for x, y in zip(self._exact, got, strict=True)]))
+        pairs = zip(self._exact, got, strict=True)
+        error = float(np.mean([output_error({n: x[n] for n in self._names}, y) for x, y in pairs]))
         return Quantized(model, exact, stats, choices, steps, error)
 
     def note(self, label: str, found: Quantized, kept: bool) -> None:

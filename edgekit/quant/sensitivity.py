@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.passes.states import answers
 from edgekit.quant.simulate import Feed, fake_quantized, open_session
 
 Progress = Callable[[str, int, int], None]
@@ -34,7 +35,7 @@ class Probe:
 
     values: names of the annotated activations, and of constants with one scale. `error(names)` is the output
     error with just those rounded; `error()` with all of them. Weights and biases are always rounded: the
-    errors are those of activations alone.
+    errors are those of activations alone. States, whose feeds are given, count by what they do to other outputs.
     """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
@@ -42,7 +43,7 @@ class Probe:
         self.values = _add_switches(switched)
         self._feeds = list(feeds)
         self._session = open_session(switched)
-        self._names = [o.name for o in self._session.get_outputs()]
+        self._names = answers(switched)
         self._exact = [self._run(feed, ()) for feed in self._feeds]
 
     def error(self, names: Collection[str] | None = None) -> float:

@@ -36,6 +36,7 @@ say "building bundles for rpi4 and rpi5, and in int8 for rpi5"
 "$PYTHON" -m edgekit build "${ARGUMENTS[@]}" --target rpi5 --precision int8 --out "$work/int8" >&2
 int8=$(ls "$work"/int8/*.edge)
 "$PYTHON" "$HERE/expect.py" "$work/expected" "$work"/bundles/*.edge "int8.edge=$int8"
+"$PYTHON" "$HERE/expect_video.py" "$work/expected/video"
 
 say "instruction counts by edgekit tune"
 (cd "$ROOT" && EDGEKIT_ARM_COUNT=1 "$PYTHON" -m pytest -m arm -p no:cacheprovider tests/test_tune_arm.py)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.backends.base import LoadOptions
+from edgekit.backends.base import LoadOptions, Ports
 from edgekit.backends.tensorrt import cuda
 from edgekit.backends.tensorrt.cache import Cache, default_dir, key
 from edgekit.backends.tensorrt.compile import Log, compile_engine, logger
@@ -82,6 +82,7 @@ def load(data: bytes | memoryview, variant: Variant, options: LoadOptions) -> Te
         runtime,
         engine,
         plan,
+        Ports.of(variant),
         log,
         sink,
         {
@@ -145,6 +146,7 @@ class TensorRtExecutable:
         runtime: Any,
         engine: Any,
         plan: BuildPlan,
+        ports: Ports,
         log: Log,
         sink: Any,
         facts: dict[str, Any],
@@ -157,8 +159,10 @@ class TensorRtExecutable:
         self._facts = facts
         self._bindings: list[TensorRtBinding] = []
         self._cuda_graph = "not run yet"
-        self.inputs = tuple(TensorSpec(io.name, DType(io.dtype), io.shape) for io in plan.inputs)
-        self.outputs = tuple(TensorSpec(io.name, DType(io.dtype), io.shape) for io in plan.outputs)
+        self.inputs, self.outputs = (
+            tuple(ports.shown(TensorSpec(io.name, DType(io.dtype), io.shape)) for io in side)
+            for side in (plan.inputs, plan.outputs)
+        )
         self._check(engine)
 
     def _check(self, engine: Any) -> None:

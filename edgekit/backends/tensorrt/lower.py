@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgekit.backends.base import Payload
+from edgekit.backends.base import Payload, Ports
 from edgekit.backends.tensorrt.float16 import to_float16
 from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
 from edgekit.backends.tensorrt.plan import MIN_TENSORRT, BuildPlan, Hardware, Io, parse_version
 from edgekit.errors import LoweringError
 from edgekit.passes.graph import constant, new_weight
 from edgekit.quant import qdq
-from edgekit.quant.annotate import quant
+from edgekit.quant.annotate import quant, state_codes
 from edgekit.quant.rules import WEIGHTED, rules_for, weight
-from edgekit.spec import DType, TensorSpec
+from edgekit.spec import DType, QuantParams, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,7 +36,7 @@ def lower(
 
     Graph inputs and outputs keep their names and types. At float16 the body is float16 with explicit Casts;
     `ranges` (value name -> largest absolute activation) keeps nodes out of it that would overflow. int8 takes
-    a model annotated by `quant.placement.place`: explicit Q/DQ, the rest as at float16.
+    a model annotated by `quant.placement.place`: explicit Q/DQ, the rest as at float16; states are int8 codes.
     Raises: LoweringError, one line with every reason, when TensorRT on that board cannot run the graph;
     UsageError for int8 without annotations.
     """
@@ -51,7 +51,9 @@ def lower(
     release = _release(target)
     assert target.gpu is not None
 
+    codes: dict[str, QuantParams] = {}
     if precision == "int8":
+        codes = state_codes(model)
         ranges = {**magnitudes(model), **(ranges or {})}
         model = qdq.lowered(_without_half(model), rules_for("tensorrt", target), target.name)
         _read_exact(model)
@@ -91,9 +93,9 @@ def lower(
             precision=precision,
             format="onnx",
             data=_serialize(model),
-            inputs=tuple(_spec(io) for io in plan.inputs),
-            outputs=tuple(_spec(io) for io in plan.outputs),
-            options=plan.to_options(),
+            inputs=tuple(_spec(io, codes) for io in plan.inputs),
+            outputs=tuple(_spec(io, codes) for io in plan.outputs),
+            options={**plan.to_options(), **Ports(codes=codes).to_options()},
         ),
     )
 
@@ -197,5 +199,6 @@ def _io(value: ir.Value, what: str) -> Io:
     return Io(str(value.name), name, tuple(int(d) for d in value.shape if isinstance(d, int)))
 
 
-def _spec(io: Io) -> TensorSpec:
-    return TensorSpec(io.name, DType(io.dtype), io.shape, "NCHW" if len(io.shape) == 4 else "")
+def _spec(io: Io, codes: Mapping[str, QuantParams]) -> TensorSpec:
+    layout = "NCHW" if len(io.shape) == 4 else ""
+    return TensorSpec(io.name, DType(io.dtype), io.shape, layout, codes.get(io.name))

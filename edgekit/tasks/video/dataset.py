@@ -121,6 +121,23 @@ def read_set(
     )
 
 
+def class_names(data: Path | str) -> tuple[str, ...]:
+    """Class names that a set states in its own order: the folders', the array `names`, the world's; () where it has
+    none. data: as for `read_set`. Raises: UsageError for a file that cannot be read."""
+    uri = _URI.fullmatch(str(data))
+    if uri is not None:
+        from edgekit.synth.gestures import GESTURES
+
+        return GESTURES if uri["world"] == "gestures" else ()
+    path = Path(data)
+    if os.path.isdir(path):
+        return tuple(class_folders(path))
+    if path.suffix.lower() == ".npz":
+        with open_npz(path, f"clips {printable(path)}") as file:
+            return class_array(file, f"clips {printable(path)}", "names")
+    return ()
+
+
 def _name(data: Path) -> str:
     return printable(f"{data.parent.name}/{data.name}" if data.parent.name else data.name)
 

@@ -91,17 +91,31 @@ def _history(cv2: Any, canvas: np.ndarray, result: VideoResult) -> None:
         canvas[top + GAP : lower, left : left + 2] = _WHITE  # its edges, through both rows
         if end is not None:
             canvas[top + GAP : lower, right - 1 : right] = _WHITE
-        text = _printable(label)
-        (text_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
         after = x(events[i + 1][2]) if i + 1 < len(events) else width
-        if text_width + 8 <= right - left:
-            _write(cv2, canvas, text, (left + 5, top + EVENTS - 5), ink_color(color))
-        elif text_width + 6 <= after - right:  # beside it; where there is no room it has its colour only
-            _write(cv2, canvas, text, (right + 3, top + EVENTS - 5), _WHITE)
+        inside, beside = right - left - 8, after - right - 6
+        text = _printable(label)
+        if _width(cv2, text) <= inside or inside >= beside:
+            _write(cv2, canvas, _fit(cv2, text, inside), (left + 5, top + EVENTS - 5), ink_color(color))
+        else:
+            _write(cv2, canvas, _fit(cv2, text, beside), (right + 3, top + EVENTS - 5), _WHITE)
 
 
 def _write(cv2: Any, canvas: np.ndarray, text: str, at: tuple[int, int], ink: tuple[int, int, int]) -> None:
     cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, ink, 1, cv2.LINE_AA)
+
+
+def _width(cv2: Any, text: str) -> int:
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
+    return int(width)
+
+
+def _fit(cv2: Any, text: str, room: int) -> str:
+    """As much of the text as there is room for; nothing where that says nothing."""
+    if _width(cv2, text) <= room:
+        return text
+    while text and _width(cv2, f"{text}..") > room:
+        text = text[:-1]
+    return f"{text}.." if len(text) > 1 else ""
 
 
 def _printable(label: str) -> str:

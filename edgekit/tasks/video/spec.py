@@ -75,8 +75,8 @@ class VideoSpec:
     the windows and the event, as it ends the network's state (StateSpec.reset_after_s: the shortest counts).
 
     stepping: what happens when frames are missing or come early (timebase.stepping). fill: what the steps
-    are run with that `resample` makes up for missing frames: `this` frame, the `last` one, or a `blend` of
-    both by time.
+    are run with that `resample` makes up for missing frames: the `last` frame seen before them, `this` one, or a
+    `blend` of both by time (benchmarks/drops.py compares them).
 
     background: the label that means that nothing happens: it is no event. "" = there is none.
     """
@@ -93,7 +93,7 @@ class VideoSpec:
     dt_s: float | None = None
     reset_after_s: float | None = None
     stepping: Policy = "resample"
-    fill: Fill = "this"
+    fill: Fill = "last"
     background: str = ""
     smoothing: Smoothing = field(default_factory=Smoothing)
     events: EventRule = field(default_factory=EventRule)
