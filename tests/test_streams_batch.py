@@ -28,6 +28,7 @@ from edgekit.quant.calibrate import calibrate
 from edgekit.quant.placement import Choices, place
 from edgekit.quant.rules import rules_for
 from edgekit.spec import StateSpec
+from edgekit.toolchain import recurrent
 from tests.litert_graphs import HOST, graph
 from tests.state_bundles import CLASSES, SIZE, STATES, onnx_payload, pictures, reference, shifted, write
 
@@ -336,15 +337,18 @@ def test_lanes_equal_the_single_picture_bit_for_bit_whatever_the_others_hold(
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, model: ir.Model) -> Callable[[int], Path]:
-    """By count of lanes: one bundle with a payload for each backend."""
+def bundle(tmp_path_factory: pytest.TempPathFactory, model: ir.Model) -> Callable[..., Path]:
+    """By count of lanes and precision: a bundle with a payload for each backend, all with the scales of the first."""
     folder = tmp_path_factory.mktemp("lanes")
 
-    def make(count: int) -> Path:
-        path = folder / f"{count}.edge"
+    def make(count: int, backend: str = "", precision: str = "float32") -> Path:
+        path = folder / f"{count}-{backend}-{precision}.edge"
         if not path.exists():
-            payloads = {b: lowered(model, b, "float32", count) for b in BACKENDS}
-            write(path, payloads, lanes(model, count), states=specs(count))
+            names = (backend,) if backend else BACKENDS
+            payloads = {name: lowered(model, name, precision, count) for name in names}
+            held = recurrent.agreed(specs(count), list(payloads.values()))
+            tolerance = 1e-4 if precision == "float32" else 0.5
+            write(path, payloads, lanes(model, count), states=held, tolerance=tolerance)
         return path
 
     return make
@@ -371,16 +375,16 @@ def images(frames: Mapping[Any, np.ndarray], step: int) -> dict[Any, dict[str, n
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 32])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "precision"), KINDS)
 def test_batches_of_any_streams_equal_each_alone_bit_for_bit(
-    bundle: Callable[[int], Path], backend: str, count: int
+    bundle: Callable[..., Path], backend: str, precision: str, count: int
 ) -> None:
     """Members chosen at random, batches smaller and larger than the lanes, single steps between."""
     rng = random.Random(count)
     frames: dict[Any, np.ndarray] = {key: pictures(6, seed=100 + key) for key in range(count)}
     with (
-        load(bundle(1), backend) as single,
-        load(bundle(LANES), backend) as engine,
+        load(bundle(1, backend, precision), backend) as single,
+        load(bundle(LANES, backend, precision), backend) as engine,
         engine.streams() as streams,
     ):
         assert streams.lanes == LANES
@@ -403,7 +407,7 @@ def test_batches_of_any_streams_equal_each_alone_bit_for_bit(
 
 @given(st.data())
 @settings(max_examples=25, deadline=None)
-def test_any_order_of_calls_keeps_streams_apart(bundle: Callable[[int], Path], data: st.DataObject) -> None:
+def test_any_order_of_calls_keeps_streams_apart(bundle: Callable[..., Path], data: st.DataObject) -> None:
     """Steps, batches, resets, snapshots, restores and drops in any order, against one session per stream."""
     keys = ["a", "b", "c", "d", "e", "f"]
     frames = pictures(4, seed=7)
@@ -455,7 +459,7 @@ def test_any_order_of_calls_keeps_streams_apart(bundle: Callable[[int], Path], d
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_idle_lanes_may_hold_anything(bundle: Callable[[int], Path], backend: str) -> None:
+def test_idle_lanes_may_hold_anything(bundle: Callable[..., Path], backend: str) -> None:
     """What is left in them, NaN, is neither seen by the others nor kept as anybody's state."""
     frames: dict[Any, np.ndarray] = {key: pictures(4, seed=key) for key in range(3)}
     with (
@@ -482,7 +486,7 @@ def test_idle_lanes_may_hold_anything(bundle: Callable[[int], Path], backend: st
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_the_same_members_move_nothing(bundle: Callable[[int], Path], backend: str) -> None:
+def test_the_same_members_move_nothing(bundle: Callable[..., Path], backend: str) -> None:
     """Their states stay in the buffers that take turns; in another order too."""
     frames: dict[Any, np.ndarray] = {key: pictures(1, seed=key) for key in range(2 * LANES)}
     first, second = list(frames)[:LANES], list(frames)[LANES:]
@@ -508,7 +512,7 @@ def test_the_same_members_move_nothing(bundle: Callable[[int], Path], backend: s
         assert moved([first[1]]) <= 2 * LANES * one
 
 
-def test_results_of_several_runs_are_all_there(bundle: Callable[[int], Path]) -> None:
+def test_results_of_several_runs_are_all_there(bundle: Callable[..., Path]) -> None:
     frames: dict[Any, np.ndarray] = {key: pictures(1, seed=key) for key in range(2 * LANES + 1)}
     with load(bundle(1)) as single, load(bundle(LANES)) as engine, engine.streams() as streams:
         results = streams.step_many(images(frames, 0))
@@ -519,7 +523,7 @@ def test_results_of_several_runs_are_all_there(bundle: Callable[[int], Path]) ->
         assert streams.step_many({}) == {}
 
 
-def test_bundles_without_lanes_take_many_streams_one_by_one(bundle: Callable[[int], Path]) -> None:
+def test_bundles_without_lanes_take_many_streams_one_by_one(bundle: Callable[..., Path]) -> None:
     frames: dict[Any, np.ndarray] = {key: pictures(3, seed=key) for key in range(3)}
     with load(bundle(1)) as engine, engine.streams() as streams:
         assert streams.lanes == 1
@@ -563,7 +567,7 @@ def test_a_network_without_states_runs_in_batches(tmp_path: Path) -> None:
     ],
 )
 def test_inputs_that_do_not_fit_change_nothing(
-    bundle: Callable[[int], Path], inputs: Any, message: str
+    bundle: Callable[..., Path], inputs: Any, message: str
 ) -> None:
     with load(bundle(LANES)) as engine, engine.streams() as streams:
         streams.seat("rstu")
@@ -580,7 +584,7 @@ def test_inputs_that_do_not_fit_change_nothing(
 
 
 def test_a_run_that_fails_steps_nobody_in_it(
-    bundle: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+    bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = list(range(2 * LANES))
     frames: dict[Any, np.ndarray] = {key: pictures(3, seed=key) for key in keys}

@@ -338,15 +338,31 @@ def of_no_task(path: Path, to: Path) -> Path:
     ids=["missing", "damaged", "wrong", "other-task"],
 )
 def test_a_bundle_that_cannot_leaves_the_old_one_running(
-    bundle: Callable[..., Path], tmp_path: Path, make: Any, kind: type[EdgekitError], message: str
+    bundle: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Any,
+    kind: type[EdgekitError],
+    message: str,
 ) -> None:
     path = make(bundle("a"), tmp_path / "bad.edge")
     want = alone(bundle("a"), 6)
     with edgekit.stream(bundle("a"), Clip(6), threads=1) as stream:
         engines = dict(stream.engines)
         got = [next(stream).result.logits for _ in range(3)]
+        loaded: list[edgekit.Engine] = []
+
+        def watched(*arguments: Any, **options: Any) -> edgekit.Engine:
+            loaded.append(edgekit.load(*arguments, **options))
+            return loaded[-1]
+
+        monkeypatch.setattr(swapping, "load", watched)
         with pytest.raises(kind, match=message) as caught:
             stream.swap(path)
+        assert len(loaded) == (kind is UsageError)  # the others do not load at all
+        for engine in loaded:
+            with pytest.raises(UsageError, match="is closed"):
+                engine.session()
         assert "\n" not in str(caught.value)
         del caught
         assert stream.engines == engines
@@ -517,6 +533,28 @@ def test_what_was_swapped_out_is_gone(bundle: Callable[..., Path], tmp_path: Pat
             assert len(stream._own_engines) == 1
     gc.collect()
     assert not mapped(paths[-1])
+
+
+def test_what_was_swapped_out_is_closed_at_once(bundle: Callable[..., Path]) -> None:
+    """Not when the last name of it goes: a device's memory is wanted now."""
+    with edgekit.stream(bundle("a"), Clip(4), threads=1) as stream:
+        next(stream)
+        (engine,), session = stream.engines.values(), pipeline_of(stream).session
+        stream.swap(bundle("b"))
+        with pytest.raises(UsageError, match="is closed"):
+            engine.session()
+        with pytest.raises(StreamError, match="closed"):
+            session.run()
+
+
+def test_nothing_takes_the_place_of_what_was_closed(bundle: Callable[..., Path]) -> None:
+    with load(bundle("a")) as engine:
+        holder = swapping.Holder(swapping.Pipelines(engine))
+        holder.close()
+        new = swapping.Pipelines(engine)
+        with pytest.raises(UsageError, match="the stream has ended"):
+            holder.exchange(new, lambda: False)
+        new.close()
 
 
 # --- many streams ------------------------------------------------------------------------------
