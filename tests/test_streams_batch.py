@@ -24,10 +24,11 @@ from edgekit.passes import lanes as lanes_pass
 from edgekit.passes.graph import new_weight, shape
 from edgekit.passes.lanes import lanes
 from edgekit.passes.states import set_states, states
+from edgekit.quant.annotate import quant, set_quant
 from edgekit.quant.calibrate import calibrate
 from edgekit.quant.placement import Choices, place
 from edgekit.quant.rules import rules_for
-from edgekit.spec import StateSpec
+from edgekit.spec import DType, QuantParams, StateSpec
 from edgekit.toolchain import recurrent
 from tests.litert_graphs import HOST, graph
 from tests.state_bundles import CLASSES, SIZE, STATES, onnx_payload, pictures, reference, shifted, write
@@ -133,6 +134,7 @@ MOVES: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
         ],
         {"zero": np.array([0]), "rest": np.array([-1])},
     ),
+    "axes-of-one-added": ([node("Reshape", "x t", "y")], {"t": np.array([1, 1, 288, 1])}),
     "shared-target": (
         [
             node("Reshape", "x t", "a"),
@@ -238,6 +240,15 @@ def test_the_result_is_held_against_the_model(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(lanes_pass._Widener, "run", wrong)
     with pytest.raises(PassError, match=r"pass lanes: output 'y' of lane 2 differs"):
         lanes(model, 3)
+
+
+def test_constants_that_are_joined_keep_their_scale() -> None:
+    nodes, values = MOVES["concat-constant"]
+    model = network(nodes, {"x": (1, 8, 6, 6)}, values, "y")
+    params = QuantParams(DType.int8, (0.25,), (3,))
+    set_quant(model.graph.initializers["k"], params)
+    (joined,) = (n for n in lanes(model, 2).graph if n.op_type == "Concat")
+    assert quant(joined.inputs[0]) == params
 
 
 def test_states_keep_their_pairs() -> None:
