@@ -260,9 +260,12 @@ def test_calibration_carries_states_in_time_order(network: Maker) -> None:
     # fewer of them: the same feeds, states and all
     few = feeds.first(7)
     assert len(few) == 7 and few.digest != feeds.digest
-    at = [i * len(every) // 7 for i in range(7)]
+    at = feeds.spread(7)
+    assert len({i % 8 for i in at}) >= 5 and len({i // 8 for i in at}) == 7  # other clips, other moments
     for feed, number in zip(few, at, strict=True):
         assert all(np.array_equal(feed[name], every[number][name]) for name in feed)
+    assert not set(feeds.spread(12, at)) & set(at)
+    assert sorted(feeds.spread(1000)) == feeds.spread(1000) and len(set(feeds.spread(1000))) > 40
     other = clips.calibration_clips(
         dataclasses.replace(entry, calibration=dataclasses.replace(entry.calibration, seed=1_000_001)),  # type: ignore[type-var]
         spec, prepared.model, states, input_name="image", progress=lambda *_: None,

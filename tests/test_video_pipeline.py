@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -296,3 +297,16 @@ def test_what_does_not_fit_is_found_when_it_is_opened(bundle: Path) -> None:
 def test_stepping_means_nothing_to_a_network_without_state(host_bundle: str) -> None:
     with edgekit.load(host_bundle) as engine, pytest.raises(UsageError, match="keeps no state"):
         engine.pipeline(stepping="hold")
+
+
+def test_another_pipeline_goes_on_with_the_last_frame_where_it_can_read_it() -> None:
+    old, _ = opened()
+    old(picture(40), taken_ns=0)
+    for fields, filled in (
+        ({}, 40),
+        ({"preprocess": dataclasses.replace(video_bundles.RULE, color="rgb")}, 100),
+    ):
+        new, session = opened(**fields)
+        new.take_over(old)
+        assert new(picture(100), taken_ns=200 * MS).steps == 2
+        assert [round(float(seen.mean()) * 255) for seen in session.seen] == [filled, 100]

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.graph import constant, input_size, only_user, picture, shape
+from edgekit.passes.graph import constant, input_size, only_user, shape
+from edgekit.passes.states import picture
 from edgekit.tasks.detect.spec import DetectHead
 from edgekit.tasks.preprocess import ImagePreprocess
 

@@ -127,29 +127,10 @@ def listed(values: Sequence[ir.Value]) -> str:
     return ", ".join(shown) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
 
 
-def picture(model: ir.Model) -> ir.Value:
-    """The one input that is no recurrent state. Raises: ModelError."""
-    from edgekit.passes.states import states
-
-    held = {state.input for state in states(model)}
-    found = [value for value in model.graph.inputs if value.name not in held]
-    if len(found) != 1:
-        raise ModelError(
-            f"model: expected one picture input [1, C, H, W], got {listed(found)}. Export it with batch 1."
-        )
-    return found[0]
-
-
-def answers(model: ir.Model) -> list[ir.Value]:
-    """The outputs that are not the next value of a recurrent state, in order."""
-    from edgekit.passes.states import states
-
-    following = {state.output for state in states(model)}
-    return [value for value in model.graph.outputs if value.name not in following]
-
-
 def input_size(model: ir.Model) -> tuple[int, int]:
     """(height, width) of the one [1, C, H, W] picture input, states aside. Raises: ModelError."""
+    from edgekit.passes.states import picture
+
     value = picture(model)
     sizes = shape(value)
     if sizes is None or len(sizes) != 4 or sizes[0] != 1:

@@ -22,7 +22,8 @@ import onnx_ir as ir
 
 from edgekit.errors import ModelError
 from edgekit.passes import probe
-from edgekit.passes.graph import answers, clean, integer, only_user, shape
+from edgekit.passes.graph import clean, integer, only_user, shape
+from edgekit.passes.states import answer_values
 
 LIMIT = 1e-5
 """Largest difference of a score, softmax on the host against the one in the graph."""
@@ -47,7 +48,7 @@ def split(model: ir.Model) -> SoftmaxSplit:
     if node is None:
         return SoftmaxSplit(model, *_judge(model))
     kind = node.op_type
-    (output,), source = answers(model), node.inputs[0]
+    (output,), source = answer_values(model), node.inputs[0]
     assert source is not None, "checked by _softmax"
     name = output.name
     place = model.graph.outputs.index(output)
@@ -72,7 +73,7 @@ def split(model: ir.Model) -> SoftmaxSplit:
 
 def _softmax(model: ir.Model) -> ir.Node | None:
     """The Softmax over all classes that the one output (states aside) comes from, through reshapes at most."""
-    outputs = answers(model)
+    outputs = answer_values(model)
     if len(outputs) != 1:
         return None
     value: ir.Value | None = outputs[0]
@@ -102,7 +103,7 @@ def _softmax(model: ir.Model) -> ir.Node | None:
 
 def _judge(model: ir.Model) -> tuple[str, float | None, str]:
     """(activation, None, note) of a network that has no Softmax to cut."""
-    outputs = answers(model)
+    outputs = answer_values(model)
     if len(outputs) != 1:
         return "none", None, ""
     producer = outputs[0].producer()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgekit.errors import ModelError
-from edgekit.passes.graph import shape
+from edgekit.passes.graph import listed, shape
 from edgekit.schema import printable
 from edgekit.spec import DType, StateSpec
 
@@ -70,10 +70,26 @@ def states(model: ir.Model) -> tuple[StateSpec, ...]:
     return tuple(found)
 
 
-def answers(model: ir.Model) -> list[str]:
-    """The names of the outputs that are no state's next value."""
+def picture(model: ir.Model) -> ir.Value:
+    """The one input that is no state. Raises: ModelError."""
+    held = {s.input for s in states(model)}
+    found = [v for v in model.graph.inputs if v.name not in held]
+    if len(found) != 1:
+        raise ModelError(
+            f"model: expected one picture input [1, C, H, W], got {listed(found)}. Export it with batch 1."
+        )
+    return found[0]
+
+
+def answer_values(model: ir.Model) -> list[ir.Value]:
+    """The outputs that are no state's next value, in order."""
     inner = {s.output for s in states(model)}
-    return [str(v.name) for v in model.graph.outputs if v.name not in inner]
+    return [v for v in model.graph.outputs if v.name not in inner]
+
+
+def answers(model: ir.Model) -> list[str]:
+    """Their names."""
+    return [str(v.name) for v in answer_values(model)]
 
 
 def set_states(model: ir.Model, found: Sequence[StateSpec]) -> None:

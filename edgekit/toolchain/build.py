@@ -313,7 +313,7 @@ def prove(
             "passes": [to_json(r) for r in source.prepared.log],
             "head": {
                 **tasks.half(spec.task).head_facts(spec),
-                "outputs": [o.name for o in subject.candidate.payload.outputs],
+                "outputs": list(recurrent.ports(subject.candidate.payload, source.states)[1]),
             },
             "input_rule": source.input_rule,
             "labels": source.labels,

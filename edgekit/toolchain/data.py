@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -195,6 +195,11 @@ class Feeds:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for path in self.paths:
             yield {self.input_name: fed(read_picture(path), self.rule)}
+
+    def spread(self, count: int, skip: Collection[int] = ()) -> list[int]:
+        """At most `count` positions in this sequence, evenly spaced over those not in `skip`."""
+        known = [i for i in range(len(self.paths)) if i not in skip]
+        return [known[i] for i in DataSet(count=count).indices(len(known))]
 
     def first(self, count: int) -> Feeds:
         """Of `count` pictures, evenly spaced."""

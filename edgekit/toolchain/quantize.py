@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from edgekit.backends.base import Payload, half
 from edgekit.errors import LoweringError, UsageError
-from edgekit.passes.graph import picture
+from edgekit.passes.states import picture
 from edgekit.project import ModelEntry
 from edgekit.quant import search, simulate
 from edgekit.quant.annotate import node_id, quant
@@ -61,11 +61,8 @@ class Calibrated:
     def split(self) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
         """(FIT pictures to repair with, CHECK others to measure on), each spread over the set; the same where
         there are too few for both."""
-        total = len(self.feeds)
-        check = {i * total // CHECK for i in range(CHECK)} if total > CHECK else set(range(total))
-        rest = [i for i in range(total) if i not in check] or sorted(check)
-        count = min(FIT, len(rest))
-        fit = {rest[i * len(rest) // count] for i in range(count)}
+        check = set(self.feeds.spread(CHECK))
+        fit = set(self.feeds.spread(FIT, check) or self.feeds.spread(FIT))
         chosen = {i: feed for i, feed in enumerate(self.feeds) if i in fit | check}
         return [chosen[i] for i in sorted(fit)], [chosen[i] for i in sorted(check)]
 
@@ -92,7 +89,7 @@ def calibrated(
     judged: Feeds | StateFeeds | None
     if half_of_task(spec.task).CLIPS:
         feeds = calibration_clips(entry, spec, model, states, input_name=name, progress=progress)
-        judged = evaluation_clips(entry, spec, model, states, COMPARED, input_name=name, progress=progress)
+        judged = evaluation_clips(entry, spec, model, states, input_name=name, progress=progress)
     else:
         feeds = calibration_feeds(entry, spec, input_name=name, progress=progress)
         judged = evaluation_feeds(entry, spec, COMPARED, input_name=name, progress=progress)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgekit
+from edgekit.spec import DType
 
 TOLERANCE = 1e-5
 """Stream beside clip, on one library and board; logits are around 1."""
+STEPS = 0.03
+"""ONNX Runtime's int8 kernels round some values to the next code on ARM (tests/arm/test_bundles.py)."""
 MACHINES = 1e-4
 """Board beside workstation, as a share of the largest logit: sums in another order."""
 
@@ -43,3 +47,25 @@ def test_frame_by_frame_equals_the_clip(expected: Path, backend: str) -> None:
             session.reset()
             session.run()
             assert np.abs(session.outputs["logits"][0] - want[-1]).max() > 1000 * TOLERANCE
+
+
+def test_int8_as_built_carries_states_as_codes(expected: Path) -> None:
+    """What `edgekit build` made: LiteRT bit for bit as on the workstation, frame after frame."""
+    with np.load(expected / "video" / "built.npz", allow_pickle=False) as data:
+        there = {name: data[name] for name in data.files}
+    pictures = there.pop("pictures")
+    assert {"litert-int8", "onnxruntime-int8"} <= set(there)
+    for name, want in there.items():
+        with edgekit.load(expected / "video" / "int8.edge", threads=1, variant=name) as engine:
+            pipeline: Any = engine.pipeline()
+            codes = [spec for spec in pipeline.session.state_specs if spec.dtype in (DType.int8, DType.uint8)]
+            got = []
+            for frames in pictures:
+                pipeline.reset()
+                got.append([pipeline(frame).logits.copy() for frame in frames])
+        assert len(codes) == 10, name
+        if name.startswith("litert"):
+            assert np.array(got).tobytes() == want.tobytes()
+        else:
+            assert np.abs(np.array(got) - want).max() <= STEPS * np.abs(want).max(), name
+        assert np.abs(want[0] - want[1]).max() > 0

@@ -39,10 +39,11 @@ class VideoSink(Sink):
     def _write(self, item: StreamResult) -> None:
         frame, result = item.frame, item.result
         cv2 = load_cv2("write videos")
+        drawn = result.draw(frame.image)
         if self._writer is None:
             refuse_overwriting(self.path, frame)
-            self._start(cv2, frame.width, frame.height)
-        image = fit(result.draw(frame.image), *self._size)
+            self._start(cv2, drawn.shape[1], drawn.shape[0])  # small pictures are enlarged for their letters
+        image = fit(drawn, *self._size)
         with quiet(cv2):
             self._writer.write(image)
         if self.written % _CHECK_EVERY == _CHECK_EVERY - 1:  # the encoder never says that the disk is full

@@ -66,14 +66,14 @@ class VideoPipeline:
         self.session = session
         self.stage_ns = (0, 0, 0)
         self._layout: PixelLayout | None = None
+        self._holds_last = False
+        """The input is the last frame that was run, and not another pipeline's or nothing."""
         self._plan: LetterboxPlan
         self._clock = _clock(spec, session)
         self._dt_ns = _NO_STEP_NS if spec.dt_s is None else max(1, round(spec.dt_s * 1e9))
         self._smoother = Smoother(spec)
         self._background = spec.labels.index(spec.background) if spec.background else UNKNOWN
         self._events = EventTracker(spec.events, spec.labels, spec.background)
-        self._fills = spec.stepping == "resample" and spec.fill != "this"
-        self._last_input: np.ndarray | None = None
         self._now_ns = -self._dt_ns
         self._pending: list[Edge] = []
         self._result: VideoResult | None = None
@@ -104,13 +104,10 @@ class VideoPipeline:
             self._smoother, self._events = copy.deepcopy(old._smoother), copy.deepcopy(old._events)
         else:
             self._pending += self._events.follow(old._events, _SWAPPED)
-        last = old._last_input
-        if (
-            last is not None
-            and self.spec.preprocess == old.spec.preprocess
-            and last.dtype == self._input.dtype
-        ):
-            self._last_input = last
+        alike = (old._input.shape, old._input.dtype) == (self._input.shape, self._input.dtype)
+        if old._holds_last and alike and self.spec.preprocess == old.spec.preprocess:
+            np.copyto(self._input, old._input)
+            self._holds_last = True
 
     def __call__(
         self,
@@ -130,14 +127,13 @@ class VideoPipeline:
         pixels = as_pixels(image)
         start = time.perf_counter_ns()
         step, missed, reason = self._advance(taken_ns, epoch)
-        placed = ran = start
+        spent = 0
         if step.runs:
-            self._place(pixels)
-            placed = time.perf_counter_ns()
-            outputs = self._run(step)
+            outputs, spent = self._run(pixels, step)
             ran = time.perf_counter_ns()
             result = self._take(outputs, score_threshold, top_k)
         else:
+            ran = start
             assert self._result is not None, "the first frame is never too early"
             result = self._result
         edges, self._pending = tuple(self._pending), []
@@ -152,7 +148,7 @@ class VideoPipeline:
             history=self._history(result.answer, edges),
         )
         self._result = result
-        self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
+        self.stage_ns = (ran - start - spent, spent, time.perf_counter_ns() - ran)
         return result
 
     def _advance(self, taken_ns: int | None, epoch: int) -> tuple[Stepping, int, str]:
@@ -177,35 +173,45 @@ class VideoPipeline:
 
     def _place(self, pixels: Pixels) -> None:
         padded = pixels.layout == self._layout
+        self._holds_last = False
         if not padded:
             self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
         self._plan.run(pixels, self._input, padded)
         self._layout = pixels.layout  # not after an error: its padding may not be there
+        self._holds_last = True
 
-    def _run(self, step: Stepping) -> list[np.ndarray]:
-        """Every run's output, float32 [C]. Steps made up for missing frames are run as `fill` says."""
-        outputs = []
-        this = self._input.copy() if self._fills else self._input
-        for at in step.at:
-            if self._fills and len(step.at) > 1 and self._last_input is not None:
-                self._mix(self._last_input, this, at)
+    def _run(self, pixels: Pixels, step: Stepping) -> tuple[list[np.ndarray], int]:
+        """Every run's output, float32 [C], and the nanoseconds in the engine.
+
+        Steps made up for missing frames are run as `fill` says: with the last frame as long as the input holds it.
+        """
+        outputs: list[np.ndarray] = []
+        spent = 0
+
+        def run() -> None:
+            nonlocal spent
+            start = time.perf_counter_ns()
             self.session.run()
-            output = self.session.outputs[self.spec.output]
-            outputs.append(np.array(output, np.float32).reshape(-1))
-        if self._fills:
-            self._last_input = this
-        return outputs
+            spent += time.perf_counter_ns() - start
+            outputs.append(np.array(self.session.outputs[self.spec.output], np.float32).reshape(-1))
 
-    def _mix(self, last: np.ndarray, this: np.ndarray, at: float) -> None:
-        """Write the input of a step at the share `at` of the way from the last frame to this one."""
-        if at >= 1:
+        made_up, fill = step.at[:-1], self.spec.fill if self._holds_last else "this"
+        if fill == "last":
+            for _ in made_up:
+                run()
+        last = self._input.copy() if made_up and fill == "blend" else None
+        self._place(pixels)
+        if last is not None:
+            this = self._input.copy()
+            for at in made_up:
+                _mix(last, this, at, self._input)
+                run()
             np.copyto(self._input, this)
-        elif self.spec.fill == "last":
-            np.copyto(self._input, last)
-        else:
-            mixed = last.astype(np.float32) * (1 - at) + this.astype(np.float32) * at
-            whole = np.issubdtype(self._input.dtype, np.integer)
-            np.copyto(self._input, np.rint(mixed) if whole else mixed, casting="unsafe")
+        elif fill == "this":
+            for _ in made_up:
+                run()
+        run()
+        return outputs, spent
 
     def _take(
         self, outputs: list[np.ndarray], score_threshold: float | None, top_k: int | None
@@ -233,7 +239,6 @@ class VideoPipeline:
         self._pending += self._events.reset(reason)
         self._reset_network()
         self._smoother.reset()
-        self._last_input = None
         if self._answers and self._answers[-1][1] != UNKNOWN:
             self._answers.append((self._now_ns, UNKNOWN))
 
@@ -257,6 +262,13 @@ class VideoPipeline:
         while self._edges and self._edges[0].taken_ns < begin:
             self._edges.popleft()
         return History(HISTORY_S, now, tuple(answers), tuple(self._edges))
+
+
+def _mix(last: np.ndarray, this: np.ndarray, at: float, out: np.ndarray) -> None:
+    """The input at the share `at` of the way from the last frame to this one."""
+    mixed = last.astype(np.float32) * (1 - at) + this.astype(np.float32) * at
+    whole = np.issubdtype(out.dtype, np.integer)
+    np.copyto(out, np.rint(mixed) if whole else mixed, casting="unsafe")
 
 
 def _clock(spec: VideoSpec, session: Runnable) -> StateClock:

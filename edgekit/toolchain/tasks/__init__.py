@@ -81,7 +81,8 @@ def picture_rule(entry: ModelEntry, prepared: Prepared) -> tuple[ImagePreprocess
     itself need not be declared. Raises: ModelError, UsageError."""
     import onnx_ir as ir
 
-    from edgekit.passes.graph import picture, shape
+    from edgekit.passes.graph import shape
+    from edgekit.passes.states import picture
 
     value = picture(prepared.model)
     sizes = shape(value) or ()

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from edgekit.errors import ModelError, UsageError
 from edgekit.passes import Prepared
-from edgekit.passes.graph import answers, listed, shape
-from edgekit.passes.states import states
+from edgekit.passes.graph import listed, shape
+from edgekit.passes.states import answer_values, states
 from edgekit.project import HeadHint, ModelEntry
 from edgekit.schema import printable
 from edgekit.tasks.video.spec import Activation, VideoSpec
@@ -39,7 +39,7 @@ def prepare_options(entry: ModelEntry) -> dict[str, Any]:
 
 def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[VideoSpec, str, str]:
     """The spec of a network with one vector of classes beside its states. Raises: ModelError, UsageError."""
-    found = answers(prepared.model)
+    found = answer_values(prepared.model)
     sizes = shape(found[0]) if len(found) == 1 else None
     count = 0 if sizes is None else math.prod(sizes)
     if sizes is None or count < 2 or max(sizes) != count:
