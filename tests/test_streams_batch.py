@@ -24,10 +24,12 @@ from edgekit.passes import lanes as lanes_pass
 from edgekit.passes.graph import new_weight, shape
 from edgekit.passes.lanes import lanes
 from edgekit.passes.states import set_states, states
+from edgekit.quant.annotate import quant, set_quant
 from edgekit.quant.calibrate import calibrate
 from edgekit.quant.placement import Choices, place
 from edgekit.quant.rules import rules_for
-from edgekit.spec import StateSpec
+from edgekit.spec import DType, QuantParams, StateSpec
+from edgekit.toolchain import recurrent
 from tests.litert_graphs import HOST, graph
 from tests.state_bundles import CLASSES, SIZE, STATES, onnx_payload, pictures, reference, shifted, write
 
@@ -132,6 +134,7 @@ MOVES: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
         ],
         {"zero": np.array([0]), "rest": np.array([-1])},
     ),
+    "axes-of-one-added": ([node("Reshape", "x t", "y")], {"t": np.array([1, 1, 288, 1])}),
     "shared-target": (
         [
             node("Reshape", "x t", "a"),
@@ -239,6 +242,15 @@ def test_the_result_is_held_against_the_model(monkeypatch: pytest.MonkeyPatch) -
         lanes(model, 3)
 
 
+def test_constants_that_are_joined_keep_their_scale() -> None:
+    nodes, values = MOVES["concat-constant"]
+    model = network(nodes, {"x": (1, 8, 6, 6)}, values, "y")
+    params = QuantParams(DType.int8, (0.25,), (3,))
+    set_quant(model.graph.initializers["k"], params)
+    (joined,) = (n for n in lanes(model, 2).graph if n.op_type == "Concat")
+    assert quant(joined.inputs[0]) == params
+
+
 def test_states_keep_their_pairs() -> None:
     model = shifted()
     set_states(model, STATES)
@@ -301,6 +313,13 @@ def run(binding: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array.copy() for name, array in binding.outputs.items()}
 
 
+def noise(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    if like.dtype.kind == "f":
+        return rng.normal(size=like.shape).astype(like.dtype)
+    limits = np.iinfo(like.dtype)
+    return rng.integers(limits.min, limits.max, like.shape, like.dtype, endpoint=True)
+
+
 @pytest.mark.parametrize(("backend", "precision"), KINDS)
 def test_lanes_equal_the_single_picture_bit_for_bit_whatever_the_others_hold(
     model: ir.Model, backend: str, precision: str
@@ -308,17 +327,15 @@ def test_lanes_equal_the_single_picture_bit_for_bit_whatever_the_others_hold(
     """In every payload that is built, in any lane, beside others, NaN and infinity."""
     one, many = (bound(lowered(model, backend, precision, count)) for count in (1, LANES))
     rng = np.random.default_rng(0)
-    feeds = [
-        {name: rng.normal(size=array.shape).astype(np.float32) for name, array in one.inputs.items()}
-        for _ in range(LANES)
-    ]
+    feeds = [{name: noise(rng, array) for name, array in one.inputs.items()} for _ in range(LANES)]
+    assert (precision == "int8") == any(a.dtype.kind in "iu" for a in feeds[0].values())  # states as codes
     want = [run(one, feed) for feed in feeds]
     for fill in (None, np.nan, np.inf):
         for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
             given_ = {n: np.concatenate([feeds[j][n] for j in order]) for n in feeds[0]}
             if fill is not None:
                 for array in given_.values():
-                    array[1:] = fill
+                    array[1:] = fill if array.dtype.kind == "f" else np.iinfo(array.dtype).max
             got = run(many, given_)
             for lane, which in enumerate(order[: None if fill is None else 1]):
                 for name, value in want[which].items():
@@ -331,15 +348,18 @@ def test_lanes_equal_the_single_picture_bit_for_bit_whatever_the_others_hold(
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, model: ir.Model) -> Callable[[int], Path]:
-    """By count of lanes: one bundle with a payload for each backend."""
+def bundle(tmp_path_factory: pytest.TempPathFactory, model: ir.Model) -> Callable[..., Path]:
+    """By count of lanes and precision: a bundle with a payload for each backend, all with the scales of the first."""
     folder = tmp_path_factory.mktemp("lanes")
 
-    def make(count: int) -> Path:
-        path = folder / f"{count}.edge"
+    def make(count: int, backend: str = "", precision: str = "float32") -> Path:
+        path = folder / f"{count}-{backend}-{precision}.edge"
         if not path.exists():
-            payloads = {b: lowered(model, b, "float32", count) for b in BACKENDS}
-            write(path, payloads, lanes(model, count), states=specs(count))
+            names = (backend,) if backend else BACKENDS
+            payloads = {name: lowered(model, name, precision, count) for name in names}
+            held = recurrent.agreed(specs(count), list(payloads.values()))
+            tolerance = 1e-4 if precision == "float32" else 0.5
+            write(path, payloads, lanes(model, count), states=held, tolerance=tolerance)
         return path
 
     return make
@@ -366,16 +386,16 @@ def images(frames: Mapping[Any, np.ndarray], step: int) -> dict[Any, dict[str, n
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 32])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "precision"), KINDS)
 def test_batches_of_any_streams_equal_each_alone_bit_for_bit(
-    bundle: Callable[[int], Path], backend: str, count: int
+    bundle: Callable[..., Path], backend: str, precision: str, count: int
 ) -> None:
     """Members chosen at random, batches smaller and larger than the lanes, single steps between."""
     rng = random.Random(count)
     frames: dict[Any, np.ndarray] = {key: pictures(6, seed=100 + key) for key in range(count)}
     with (
-        load(bundle(1), backend) as single,
-        load(bundle(LANES), backend) as engine,
+        load(bundle(1, backend, precision), backend) as single,
+        load(bundle(LANES, backend, precision), backend) as engine,
         engine.streams() as streams,
     ):
         assert streams.lanes == LANES
@@ -398,7 +418,7 @@ def test_batches_of_any_streams_equal_each_alone_bit_for_bit(
 
 @given(st.data())
 @settings(max_examples=25, deadline=None)
-def test_any_order_of_calls_keeps_streams_apart(bundle: Callable[[int], Path], data: st.DataObject) -> None:
+def test_any_order_of_calls_keeps_streams_apart(bundle: Callable[..., Path], data: st.DataObject) -> None:
     """Steps, batches, resets, snapshots, restores and drops in any order, against one session per stream."""
     keys = ["a", "b", "c", "d", "e", "f"]
     frames = pictures(4, seed=7)
@@ -450,7 +470,7 @@ def test_any_order_of_calls_keeps_streams_apart(bundle: Callable[[int], Path], d
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_idle_lanes_may_hold_anything(bundle: Callable[[int], Path], backend: str) -> None:
+def test_idle_lanes_may_hold_anything(bundle: Callable[..., Path], backend: str) -> None:
     """What is left in them, NaN, is neither seen by the others nor kept as anybody's state."""
     frames: dict[Any, np.ndarray] = {key: pictures(4, seed=key) for key in range(3)}
     with (
@@ -477,7 +497,7 @@ def test_idle_lanes_may_hold_anything(bundle: Callable[[int], Path], backend: st
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_the_same_members_move_nothing(bundle: Callable[[int], Path], backend: str) -> None:
+def test_the_same_members_move_nothing(bundle: Callable[..., Path], backend: str) -> None:
     """Their states stay in the buffers that take turns; in another order too."""
     frames: dict[Any, np.ndarray] = {key: pictures(1, seed=key) for key in range(2 * LANES)}
     first, second = list(frames)[:LANES], list(frames)[LANES:]
@@ -503,7 +523,7 @@ def test_the_same_members_move_nothing(bundle: Callable[[int], Path], backend: s
         assert moved([first[1]]) <= 2 * LANES * one
 
 
-def test_results_of_several_runs_are_all_there(bundle: Callable[[int], Path]) -> None:
+def test_results_of_several_runs_are_all_there(bundle: Callable[..., Path]) -> None:
     frames: dict[Any, np.ndarray] = {key: pictures(1, seed=key) for key in range(2 * LANES + 1)}
     with load(bundle(1)) as single, load(bundle(LANES)) as engine, engine.streams() as streams:
         results = streams.step_many(images(frames, 0))
@@ -514,7 +534,7 @@ def test_results_of_several_runs_are_all_there(bundle: Callable[[int], Path]) ->
         assert streams.step_many({}) == {}
 
 
-def test_bundles_without_lanes_take_many_streams_one_by_one(bundle: Callable[[int], Path]) -> None:
+def test_bundles_without_lanes_take_many_streams_one_by_one(bundle: Callable[..., Path]) -> None:
     frames: dict[Any, np.ndarray] = {key: pictures(3, seed=key) for key in range(3)}
     with load(bundle(1)) as engine, engine.streams() as streams:
         assert streams.lanes == 1
@@ -558,7 +578,7 @@ def test_a_network_without_states_runs_in_batches(tmp_path: Path) -> None:
     ],
 )
 def test_inputs_that_do_not_fit_change_nothing(
-    bundle: Callable[[int], Path], inputs: Any, message: str
+    bundle: Callable[..., Path], inputs: Any, message: str
 ) -> None:
     with load(bundle(LANES)) as engine, engine.streams() as streams:
         streams.seat("rstu")
@@ -575,7 +595,7 @@ def test_inputs_that_do_not_fit_change_nothing(
 
 
 def test_a_run_that_fails_steps_nobody_in_it(
-    bundle: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+    bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = list(range(2 * LANES))
     frames: dict[Any, np.ndarray] = {key: pictures(3, seed=key) for key in keys}

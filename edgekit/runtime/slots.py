@@ -86,9 +86,7 @@ class Streams:
                 self._check(f"step_many: stream {key!r}", arrays)
             elif key not in self._lane_of or len(inputs) > self.lanes:
                 raise UsageError(f"step_many: stream {key!r}: nothing was written for it. Call seat() first")
-        order = sorted(
-            inputs, key=lambda key: key not in self._lane_of
-        )  # who is in the session need not leave it
+        order = sorted(inputs, key=lambda key: key not in self._lane_of)  # who is there need not leave
         results: dict[Key, Arrays] = {}
         for start in range(0, len(order), self.lanes):
             members = order[start : start + self.lanes]
