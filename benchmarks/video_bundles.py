@@ -22,6 +22,7 @@ from edgekit.backends.base import Payload, half
 from edgekit.bundle import golden_bytes, golden_path, make_variant, write_bundle
 from edgekit.manifest import Golden, GoldenTensor, Manifest, Segment
 from edgekit.models.tsm import MEAN, STD, TSM, export_clip, export_online
+from edgekit.passes.lanes import lanes
 from edgekit.passes.states import states
 from edgekit.passes.streamify import streamify
 from edgekit.quant.calibrate import calibrate
@@ -115,14 +116,14 @@ def feeds(
 
 
 def payload(
-    graph: ir.Model, backend: str, precision: str, size: int, target: Target | None = None
+    graph: ir.Model, backend: str, precision: str, size: int, target: Target | None = None, count: int = 1
 ) -> Payload:
-    """Lowered for this machine (or `target`); int8: ranges by least squares, no search."""
+    """Lowered for this machine (or `target`), with `count` lanes; int8: ranges by least squares, no search."""
     target = target or Target.load("host")
     if precision == "int8":
         stats = calibrate(graph, feeds(graph, size))
         graph = place(graph, stats, rules_for(backend, target))
-    (lowered,) = half(backend, "lower").lower(graph, target, precision)
+    (lowered,) = half(backend, "lower").lower(lanes(graph, count), target, precision)
     return lowered
 
 

@@ -233,14 +233,15 @@ def test_the_cost_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         torch.set_num_threads(threads)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(x["benchmark"], x.get("precision", x.get("from"))) for x in lines] == [
-        ("video step", "float32"), ("video step", "int8"), ("video torch", "network"), ("video torch", "picture"),
+        ("video step", "float32"), ("video streams", "float32"), ("video step", "int8"), ("video streams", "int8"), ("video torch", "network"), ("video torch", "picture"),
     ]  # fmt: skip
-    for line in lines[:2]:
+    for line in lines[0:4:2]:
         assert line["states"] == 10
         assert line["online_to_plain"]["ratio"] > 0
         assert line["clip_to_online"]["ratio"] > 1
     assert lines[0]["state_bytes"] == 4 * lines[0]["state_elements"]
-    assert set(lines[2]["torch_to_online"]) == {"litert float32", "litert int8"}
+    assert all(line["streams"] == 8 and line["turns_to_batch"]["ratio"] > 0 for line in lines[1:4:2])
+    assert set(lines[4]["torch_to_online"]) == {"litert float32", "litert int8"}
     assert all(line["commit"] and line["machine"]["threads"] == 1 for line in lines)
 
 
