@@ -224,13 +224,13 @@ def test_the_table_of_drops_is_the_same_for_a_file_and_a_bundle(
     )
     found = []
     for path in (onnx_file, bundle):
-        assert drops.main([str(path), "--events", "3", "--clips", "6"]) == 0
+        assert drops.main([str(path), "--events", "2", "--clips", "4"]) == 0
         ran = capsys.readouterr()
         assert "event accuracy of" in ran.err and "clip accuracy of" in ran.err
         found.append([json.loads(line) for line in ran.out.splitlines()])
     for lines in found:
         assert [line["of"] for line in lines] == ["event accuracy"] * 8 + ["clip accuracy"] * 3
-        assert (lines[0]["count"], lines[8]["count"]) == (3, 6)
+        assert (lines[0]["count"], lines[8]["count"]) == (2, 4)
         assert {line["model"] for line in lines} <= {"online.onnx", "net.edge"}
         every = lines[0]
         assert len({json.dumps(every[way.name]) for way in drops.WAYS}) == 1, "no frame is missing"
@@ -247,7 +247,9 @@ def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_cost_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     try:
-        video.main(["--size", "32", "--width", "0.25", "--rounds", "2", "--libraries", "litert"])
+        video.main(
+            ["--size", "32", "--width", "0.25", "--rounds", "2", "--libraries", "litert", "--streams", "3"]
+        )
     finally:
         torch.set_num_threads(threads)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -264,7 +266,7 @@ def test_the_cost_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         assert line["online_to_plain"]["ratio"] > 0
         assert line["clip_to_online"]["ratio"] > 1
     assert lines[0]["state_bytes"] == 4 * lines[0]["state_elements"]
-    assert all(line["streams"] == 8 and line["turns_to_batch"]["ratio"] > 0 for line in lines[1:4:2])
+    assert all(line["streams"] == 3 and line["turns_to_batch"]["ratio"] > 0 for line in lines[1:4:2])
     assert set(lines[4]["torch_to_online"]) == {"litert float32", "litert int8"}
     assert all(line["commit"] and line["machine"]["threads"] == 1 for line in lines)
 
