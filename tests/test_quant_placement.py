@@ -496,3 +496,18 @@ def test_int32_biases_do_not_overflow() -> None:
 
 def test_shapes_are_those_of_the_network() -> None:
     assert tuple(annotated(between("Add"), ORT).graph.outputs[0].shape) == SHAPE
+
+
+@pytest.mark.parametrize("rules", [ORT, ORT_ARM, LITERT], ids=lambda r: r.name)
+@pytest.mark.parametrize("activation", ["Relu(a)", "Clip(a, zero, six)"])
+def test_an_activation_does_not_cut_off_what_it_is_joined_with(rules, activation):
+    """The codes of a Relu end at 0: joined with numbers below, it keeps a scale of its own."""
+    model = network(
+        f"a = {CONV} (x, w1, b1) \n r = {activation} \n c = {CONV} (x, w2, b2) \n "
+        f"n = Concat <axis=1> (r, c) \n s = Slice(n, s8, s16, s1) \n d = Concat <axis=1> (s, s) \n y = {CONV} (d, w3, b3)"
+    )
+    found = params(annotated(model, rules))
+    assert found["c"] == found["n"] == found["d"] != found["r"]
+    seen, (scale,), (zero,) = statistics(model)["c"], found["c"].scale, found["c"].zero_point
+    assert scale * (-128 - zero) <= seen.low + scale and scale * (127 - zero) >= seen.high - scale
+    assert found["r"].zero_point == (-128,)

@@ -85,7 +85,11 @@ def place(
     graph = model.graph
     _check(graph, choices)
     pairs = _pairs(model)
-    plan = (_full if rules.outputs else _inputs_only)(graph, rules, choices, pairs)
+    plan = (
+        _full(graph, stats, rules, choices, pairs)
+        if rules.outputs
+        else _inputs_only(graph, rules, choices, pairs)
+    )
     pictures = set(graph.inputs) - {before for before, _ in pairs}
     _annotate(plan, stats, rules, choices, pictures)
     for node in plan.integer:
@@ -185,7 +189,9 @@ class _Plan:
         return list(found.values())
 
 
-def _full(graph: ir.Graph, rules: Rules, choices: Choices, pairs: Pairs) -> _Plan:
+def _full(
+    graph: ir.Graph, stats: Mapping[str, TensorStats], rules: Rules, choices: Choices, pairs: Pairs
+) -> _Plan:
     """Everything between weighted integer nodes; a float node's surroundings stay float where they can."""
     allowed = [n for n in graph if not refusal(n, rules) and node_id(n) not in choices.float_nodes]
     alone = rules.weighted | rules.pointwise | rules.copies
@@ -226,10 +232,34 @@ def _full(graph: ir.Graph, rules: Rules, choices: Choices, pairs: Pairs) -> _Pla
             if node.op_type in rules.copies:
                 _share(node, plan, fixed, rules, choices)
         plan.close(pairs)
-        late = {before for before, after in pairs if after in fixed} - fixed
-        if not late:  # else what reads these states, further up, must know that their scale is given
+        late = {before for before, after in pairs if after in fixed} | _squeezing(plan, stats, rules, choices)
+        if late <= fixed:  # else a Concat further up must know that these stand aside
             return plan
         fixed |= late
+
+
+def _squeezing(
+    plan: _Plan, stats: Mapping[str, TensorStats], rules: Rules, choices: Choices
+) -> set[ir.Value]:
+    """Results of activations whose codes must end where the activation does, sharing a scale with values that
+    reach further: those would be cut off."""
+    found: set[ir.Value] = set()
+    given = {name for name, _ in choices.ranges}
+    for group in plan.groups():
+        bounds = {
+            v: limits
+            for v in group
+            if (node := v.producer()) is not None
+            and node.op_type in rules.absorbed
+            and (limits := _bounds(node)) is not None
+        }
+        seen = [stats[str(v.name)] for v in group if str(v.name) in stats]
+        if not bounds or not seen or any(str(v.name) in given for v in group):
+            continue
+        low, high = min(s.low for s in seen), max(s.high for s in seen)
+        code = (high - low) / 255
+        found |= {v for v, (least, most) in bounds.items() if low < least - code or high > most + code}
+    return found
 
 
 def _origins(graph: ir.Graph, integer: Mapping[ir.Node, None]) -> dict[ir.Value, bool]:
