@@ -16,6 +16,7 @@ import edgekit
 from edgekit import frontends
 from edgekit.backends.base import Payload, half
 from edgekit.bundle import Bundle, write_bundle
+from edgekit.cli import inspect
 from edgekit.cli.main import main
 from edgekit.errors import (
     CalibrationError,
@@ -410,6 +411,18 @@ def test_inspect_shows_states(int8: Bundle, capsys: pytest.CaptureFixture[str]) 
         ("state_0", 128, 512),
         ("state_1", 128, 512),
     ]
+
+
+def test_the_published_network_in_figures() -> None:
+    """MobileNetV2 at 224 x 224 (runtimes of the online demo): 10 states, 27,048 elements, 106 KiB, 53 KiB, 26 KiB."""
+    sizes = [(3, 56), *[(4, 28)] * 2, *[(8, 14)] * 3, *[(12, 14)] * 2, *[(20, 7)] * 2]
+    held = tuple(
+        dataclasses.replace(STATE, name=f"state_{i}", shape=(1, c, n, n)) for i, (c, n) in enumerate(sizes)
+    )
+    rows = dict(inspect._stream(held))
+    assert (rows["states"], rows["elements"]) == ("10", "27,048")
+    figures = [rows[f"as {kind}"] for kind in ("float32", "float16", "int8")]
+    assert figures == ["105.66 KiB", "52.83 KiB", "26.41 KiB"]
 
 
 def test_verify_measures_the_metric(built: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
