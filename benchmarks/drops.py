@@ -11,7 +11,7 @@ those of the true moments. Each way of stepping (edgekit/timebase.py) sees the s
 
 plain, hold, reset: as named there.
 resample: one run per nominal step; for the steps that were missed the network sees the `this` frame again, the
-    `last` one again and then this one, or a `mix` of both by Stepping.at (VideoSpec.fill).
+    `last` one again and then this one, or a `blend` of both by Stepping.at (VideoSpec.fill).
 
 Event accuracy: share of the motions whose summed answers, one answer a frame as the caller gets it, name them
 (tools/train_video.py `evaluate_stream`); `per step` sums over all runs instead. Clip accuracy: clips of
@@ -178,7 +178,7 @@ class BundleNetwork:
             raise UsageError(f"bundle {path}: input {self._name} is {image.dtype}, expected float32")
         self._rule = None
         if manifest.task in tasks.TASKS:
-            self._rule = tasks.of(manifest.task).read_spec(manifest).preprocess
+            self._rule = tasks.task(manifest.task).read_spec(manifest).preprocess
         self._shape = image.shape
         channels_last = self._rule is not None and self._rule.layout == "NHWC"
         self.size = image.shape[1:3] if channels_last else image.shape[2:4]
@@ -238,7 +238,7 @@ class Way:
 
 
 WAYS = (
-    Way("plain"), Way("hold"), Way("reset"), Way("resample", "this"), Way("resample", "last"), Way("resample", "mix"),
+    Way("plain"), Way("hold"), Way("reset"), Way("resample", "this"), Way("resample", "last"), Way("resample", "blend"),
 )  # fmt: skip
 PLAIN = WAYS[0].name
 
@@ -269,13 +269,14 @@ class Stepper:
         runs = []
         for at in step.at:
             seen = tensor
-            if at < 1 and self.way.fill == "mix":
+            if at < 1 and self.way.fill == "blend":
                 seen = old + np.float32(at) * (tensor - old)
             elif at < 1 and self.way.fill == "last":
                 seen = old
             self._answer = self.network.step(self.stream, seen)
             runs.append((before + at * (moment - before), self._answer))
-        self._last = (moment, tensor)
+        if runs:  # a frame that came too early is not looked at, here as in the task
+            self._last = (moment, tensor)
         return self._answer, runs
 
 

@@ -49,6 +49,8 @@ def main() -> None:
             ["benchmarks/preprocess.py"],
             ["benchmarks/decode.py"],
             ["benchmarks/synth.py"],
+            ["benchmarks/video.py"],
+            ["benchmarks/video.py", "--size", "64", "--width", "0.5"],
         ]
         for model in models.values():
             words = ["-m", "edgekit", "build", str(model), "--target", "host", "--out", folder, "--json"]
@@ -60,6 +62,11 @@ def main() -> None:
                 commands.append(["benchmarks/around_network.py", built["path"], str(model)])
             commands.append(["benchmarks/stream.py", built["path"], "--seconds", "10", "--turns", "2"])
             commands.append(["-m", "edgekit", "bench", built["path"], "--threads", "1", "--json"])
+        gesture = ROOT / "apps" / "gesture"
+        if gesture.is_dir():
+            words = ["-m", "edgekit", "build", str(gesture), "--target", "host", "--out", folder, "--json"]
+            (built,) = json.loads(run(*words))["bundles"]
+            commands.append(["benchmarks/drops.py", built["path"]])
         for words in commands:
             for line in run(*words).splitlines():
                 print(line, flush=True)

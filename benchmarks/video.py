@@ -8,6 +8,8 @@ what a stream pays: the picture copied into the session's input, the run, states
 `step`, per library and precision: `online` (one frame and states); `plain`, the same backbone without shift;
 `clip`, the last 8 frames again for each new one, in a window that moves by a frame.
 `online_to_plain` = time of online / of plain; `clip_to_online` = of clip / of online.
+`streams`: 8 streams of `online`, one step each: `batch`, one run of a network of 8 lanes; `turns`, 8 runs of one
+session, whose state changes hands; `sessions`, 8 runs of a session each. `turns_to_batch`, `sessions_to_batch`.
 `torch`: the online model as its public demo runs it (torch_online_tsm.py, eager) beside ours, from the tensor
 (`network`) and from the picture, uint8 at the network's size, normalised by each in its way (`picture`).
 `torch_to_online` = time of torch / of ours.
@@ -26,7 +28,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,10 @@ from benchmarks.peers.timing import Times, interleave  # noqa: E402
 from benchmarks.torch_online_tsm import TorchOnline, with_weights  # noqa: E402
 from edgekit.kernels.letterbox import letterbox  # noqa: E402
 from edgekit.models.tsm import MEAN, STD, TSM  # noqa: E402
+from edgekit.passes.lanes import lanes  # noqa: E402
 from edgekit.runtime.bench import machine  # noqa: E402
 from edgekit.runtime.session import Session  # noqa: E402
+from edgekit.runtime.slots import Streams  # noqa: E402
 from edgekit.synth.gestures import GestureWorld  # noqa: E402
 from edgekit.tasks.preprocess import ImagePreprocess  # noqa: E402
 
@@ -59,15 +63,49 @@ AGREE = 1e-4
 """Largest difference of float logits between forms, as a fraction of their largest magnitude."""
 
 
+def together(streams: Streams, tensors: np.ndarray, count: int) -> Callable[[], object]:
+    """One step of `count` streams, each on its own frame; as many of them a run as the network has lanes."""
+    frames = [{next(iter(streams.inputs)): tensor[None]} for tensor in tensors]
+    turn = 0
+
+    def step() -> object:
+        nonlocal turn
+        turn += 1
+        given = {key: frames[(key + turn) % len(frames)] for key in range(count)}
+        if streams.lanes > 1:
+            return streams.step_many(given)
+        for key, inputs in given.items():
+            last = streams.step(key, inputs)
+        return last
+
+    return step
+
+
+def apart(sessions: Sequence[Session], tensors: np.ndarray) -> Callable[[], object]:
+    """One step of a session each."""
+    streams = [Steps(session, tensors, tensors) for session in sessions]
+    for number, stream in enumerate(streams):
+        stream.at = number
+
+    def step() -> object:
+        for stream in streams:
+            last = stream.tensor()
+        return last
+
+    return step
+
+
 class Steps:
     """One form on a session: every call is one frame of an endless stream."""
 
-    def __init__(self, session: Session, pictures: np.ndarray, tensors: np.ndarray, whole: bool) -> None:
+    def __init__(
+        self, session: Session, pictures: np.ndarray, tensors: np.ndarray, whole: bool = False
+    ) -> None:
         self.session, self.pictures, self.tensors, self.at = session, pictures, tensors, 0
         (self.input,) = session.inputs.values()
         self.logits = session.outputs["logits"]
         self.whole = whole
-        height, width = pictures.shape[1:3]
+        height, width = tensors.shape[-2:]
         levels = (tuple(255 * v for v in MEAN), tuple(255 * v for v in STD))
         self.rule = ImagePreprocess(width, height, "stretch", color="rgb", mean=levels[0], std=levels[1])
 
@@ -131,6 +169,27 @@ def ratio(times: Times, inverse: bool = False) -> dict[str, Any]:
     return {"ratio": round(value, 4), "spread": [round(v, 4) for v in spread]}
 
 
+def beside(
+    batch: edgekit.Engine, single: edgekit.Engine, tensors: np.ndarray, count: int, rounds: int
+) -> dict[str, Any]:
+    """`count` streams in one run, in turns on one session, and in sessions of their own."""
+    with contextlib.ExitStack() as stack:
+        wide, turns = (stack.enter_context(engine.streams()) for engine in (batch, single))
+        if wide.lanes != count:
+            raise SystemExit(f"expected {count} lanes, got {wide.lanes}")
+        sessions = [stack.enter_context(single.session()) for _ in range(count)]
+        calls = {
+            "batch": together(wide, tensors, count),
+            "turns": together(turns, tensors, count),
+            "sessions": apart(sessions, tensors),
+        }
+        times = interleave(calls, "batch", rounds=rounds)
+        moved = turns.bytes_per_switch
+    found: dict[str, Any] = {name: summary(t) for name, t in times.items()}
+    found |= {f"{name}_to_batch": ratio(times[name], inverse=True) for name in ("turns", "sessions")}
+    return {**found, "bytes_per_switch": moved, "rounds": rounds}
+
+
 def torch_twin(model: TSM, width: float, size: int) -> TorchOnline:
     """The demo's network with the weights of `model`, a MobileNetV2."""
     return TorchOnline(with_weights(CLASSES, width, list(model.net.state_dict().values())), size)
@@ -145,6 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--libraries", nargs="+", default=["onnxruntime", "litert"])
     parser.add_argument("--precisions", nargs="+", default=["float32", "int8"])
+    parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -170,10 +230,11 @@ def main(argv: list[str] | None = None) -> None:
         for library in args.libraries:
             for precision in args.precisions:
                 steps: dict[str, Steps] = {}
+                engines: dict[str, edgekit.Engine] = {}
                 for form, graph in forms.items():
                     made = bundles.payload(graph, library, precision, args.size)
                     path = bundles.write(folder / f"{form}-{library}-{precision}.edge", graph, {"only": made})
-                    engine = stack.enter_context(edgekit.load(path, threads=1))
+                    engine = engines[form] = stack.enter_context(edgekit.load(path, threads=1))
                     session = stack.enter_context(engine.session())
                     steps[form] = Steps(session, pictures, tensors, form == "clip")
                 if precision == "float32":
@@ -197,6 +258,19 @@ def main(argv: list[str] | None = None) -> None:
                 }
                 print(json.dumps(line | end), flush=True)
                 ours[f"{library} {precision}"] = steps["online"]
+                wide = bundles.payload(forms["online"], library, precision, args.size, count=args.streams)
+                path = folder / f"lanes-{library}-{precision}.edge"
+                bundles.write(path, lanes(forms["online"], args.streams), {"only": wide})
+                engine = stack.enter_context(edgekit.load(path, threads=1))
+                line = {
+                    "benchmark": "video streams",
+                    **common,
+                    "library": library,
+                    "precision": precision,
+                    "streams": args.streams,
+                    **beside(engine, engines["online"], tensors, args.streams, args.rounds),
+                }
+                print(json.dumps(line | end), flush=True)
         if net is None:
             return
         for start in ("network", "picture"):

@@ -36,7 +36,7 @@ from edgekit.toolchain.running import run_here
 
 CLIP = 8
 """Frames of the clip model."""
-CALIBRATION_SEED, CALIBRATION_CLIPS = 500, 8
+CALIBRATION_SEED, CALIBRATION_CLIPS = 1_200_000, 8
 FORMS = ("online", "plain", "clip")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import edgekit  # noqa: E402
 from benchmarks import drops, video  # noqa: E402
 from benchmarks import video_bundles as bundles  # noqa: E402
 from benchmarks.torch_online_tsm import OnlineMobileNetV2, TorchOnline, with_weights  # noqa: E402
@@ -18,6 +19,7 @@ from edgekit.models.tsm import export_online  # noqa: E402
 from edgekit.spec import DType, StateSpec  # noqa: E402
 from edgekit.synth.gestures import CLIP, GESTURES, GestureWorld  # noqa: E402
 from edgekit.timebase import StateClock  # noqa: E402
+from tests import video_bundles as hand_made  # noqa: E402
 
 SIZE, WIDTH = 32, 0.25
 
@@ -137,8 +139,8 @@ class Counter:
         (drops.Way("hold"), [0, 1, 4, 6]),
         (drops.Way("reset"), [6]),
         (drops.Way("resample", "this"), [0, 1, 4, 4, 4, 6, 6]),
-        (drops.Way("resample", "last"), [0, 1, 1, 1, 4, 4.4, 6]),
-        (drops.Way("resample", "mix"), [0, 1, 2, 3, 4, 5.2, 6]),
+        (drops.Way("resample", "last"), [0, 1, 1, 1, 4, 4, 6]),
+        (drops.Way("resample", "blend"), [0, 1, 2, 3, 4, 5, 6]),
     ],
     ids=lambda value: value.name if isinstance(value, drops.Way) else "",
 )
@@ -155,6 +157,23 @@ def test_what_the_network_sees_when_frames_are_missing(way: drops.Way, wanted: l
     assert moments == sorted(moments)
     stepper.feed(12.0, np.float32(12))  # after a gap that ends the state
     assert network.seen["one"] == [12]
+
+
+@pytest.mark.parametrize("way", drops.WAYS, ids=lambda way: way.name)
+def test_the_task_steps_in_the_same_ways(way: drops.Way, tmp_path: Path) -> None:
+    """What is measured here is what a pipeline of the task `video` does."""
+    path = hand_made.write(tmp_path / "net.edge", stepping=way.policy, fill=way.fill)
+    rng = np.random.default_rng(2)
+    network = drops.BundleNetwork(path)
+    stepper = drops.Stepper(network, way, StateClock(0.1, 0.5), "one")
+    with edgekit.load(path, threads=1) as engine:
+        pipeline = engine.pipeline()
+        for moment in (0, 1, 2, 2.4, 4.1, 5, 9, 10, 17, 17.3, 19):
+            image = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            answer, _ = stepper.feed(moment, network.tensor(image))
+            logits = pipeline(image, taken_ns=round(moment * 1e8)).logits
+            np.testing.assert_allclose(logits, answer, rtol=0, atol=1e-5)
+    network.close()
 
 
 def test_shares_are_paired() -> None:
@@ -189,7 +208,7 @@ def test_motions_are_named_by_the_answers_over_their_frames(monkeypatch: pytest.
             assert right[way].frames == [True] * 6, (name, way)
     monkeypatch.setattr(world, "seen", lambda moment: (label(moment) + 1) % 12)
     *_, right = drops.judge_events(Oracle(), world, np.arange(6.0 * drops.EVENT), 6, 5)
-    assert right["plain"].frames == right["resample mix"].runs == [False] * 6
+    assert right["plain"].frames == right["resample blend"].runs == [False] * 6
 
 
 # --- what is printed ----------------------------------------------------------------------------
@@ -233,14 +252,20 @@ def test_the_cost_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         torch.set_num_threads(threads)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(x["benchmark"], x.get("precision", x.get("from"))) for x in lines] == [
-        ("video step", "float32"), ("video step", "int8"), ("video torch", "network"), ("video torch", "picture"),
-    ]  # fmt: skip
-    for line in lines[:2]:
+        ("video step", "float32"),
+        ("video streams", "float32"),
+        ("video step", "int8"),
+        ("video streams", "int8"),
+        ("video torch", "network"),
+        ("video torch", "picture"),
+    ]
+    for line in lines[0:4:2]:
         assert line["states"] == 10
         assert line["online_to_plain"]["ratio"] > 0
         assert line["clip_to_online"]["ratio"] > 1
     assert lines[0]["state_bytes"] == 4 * lines[0]["state_elements"]
-    assert set(lines[2]["torch_to_online"]) == {"litert float32", "litert int8"}
+    assert all(line["streams"] == 8 and line["turns_to_batch"]["ratio"] > 0 for line in lines[1:4:2])
+    assert set(lines[4]["torch_to_online"]) == {"litert float32", "litert int8"}
     assert all(line["commit"] and line["machine"]["threads"] == 1 for line in lines)
 
 
