@@ -35,7 +35,7 @@ from edgekit.dataset import (
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
 from edgekit.schema import SchemaError, from_json, printable, to_json
-from edgekit.spec import DType
+from edgekit.spec import MAX_LANES, DType
 from edgekit.target import Target
 from edgekit.tasks.detect.coco import COCO_CLASSES
 from edgekit.tasks.preprocess import ImagePreprocess
@@ -244,6 +244,8 @@ class ModelEntry:
     accept: Accept = Accept()
     target: dict[str, TargetOverride] = field(default_factory=dict)
     video: VideoHint = VideoHint()
+    batch: int = 1
+    """Streams that one run takes (passes.lanes)."""
 
     def on(self, target: str) -> TargetOverride:
         """The settings for one target: its overrides, with the model's thresholds filled in."""
@@ -395,13 +397,14 @@ def with_options(
     task: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
     video: Mapping[str, Any] | None = None,
+    batch: int | None = None,
 ) -> Project:
     """`project` with the options of the command line, which win over the file.
 
     head, columns, classes: only for a project of one model. calibration: a folder of pictures or
     the name of a set in calibration/. data, images: labelled pictures; COCO json needs their folder.
     task: what the network is for. preprocess, video: fields of PreprocessHint and VideoHint, over those of
-    the file. Raises: UsageError.
+    the file. batch: streams a run. Raises: UsageError.
     """
     if (head or columns or classes or task or preprocess or video) and len(project.models) != 1:
         raise UsageError(
@@ -409,6 +412,10 @@ def with_options(
             f"got {len(project.models)} models. Write them into {FILE_NAME}"
         )
     changes: dict[str, Any] = {}
+    if batch is not None:
+        if isinstance(batch, bool) or not 1 <= batch <= MAX_LANES:
+            raise UsageError(f"batch {batch!r}: expected a whole number from 1 to {MAX_LANES}")
+        changes["batch"] = batch
     if task:
         changes["task"] = task
     if preprocess:
@@ -485,9 +492,12 @@ class _ModelTable:
     accept: Accept = Accept()
     target: dict[str, TargetOverride] = field(default_factory=dict)
     video: VideoHint | None = None
+    batch: int = 1
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        if not 1 <= self.batch <= MAX_LANES:
+            raise ValueError(f"batch must be between 1 and {MAX_LANES}, got {self.batch}")
         if self.video is not None and self.task != "video":
             raise ValueError(f'video: a table for task = "video", got task = "{self.task}"')
 
@@ -563,6 +573,7 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
         accept=table.accept,
         target=table.target,
         video=table.video or VideoHint(),
+        batch=table.batch,
     )
     check_disjoint(entry.calibration, entry.evaluation, where)
     return entry

@@ -6,6 +6,9 @@ import enum
 import math
 from dataclasses import dataclass
 
+MAX_LANES = 256
+"""Streams in one run at most (passes.lanes)."""
+
 
 class DType(str, enum.Enum):
     """Element types, named as numpy names them (`bfloat16` as ml_dtypes does)."""

@@ -18,6 +18,7 @@ from edgekit.cli.common import MAX_COUNT, filled, integer, one_of, print_json, s
 from edgekit.errors import UsageError, printable
 from edgekit.project import HEADS, PRECISIONS, QUANTIZATIONS, RESIZES
 from edgekit.signing import check_private_key
+from edgekit.spec import MAX_LANES
 from edgekit.target import Target
 from edgekit.tasks import TASKS
 from edgekit.tasks.video.spec import MAX_WINDOW
@@ -107,6 +108,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of an input that the file leaves open",
     )
 
+    model.add_argument(
+        "--batch",
+        type=integer("--batch", 1, MAX_LANES),
+        metavar="B",
+        help="streams that one run takes, each in a lane of its own (default: 1)",
+    )
+
     video = parser.add_argument_group("for --task video: a clip model, or a one-frame model with its states")
     video.add_argument(
         "--dt-s",
@@ -181,6 +189,7 @@ def main(args: argparse.Namespace) -> int:
         task=args.task,
         preprocess=input_rule(args),
         video=video_options(args),
+        batch=args.batch,
     )
     # what would fail only after minutes of work is asked for now
     if args.sign is not None:

@@ -21,11 +21,11 @@ from edgekit.passes import PassError, fold_constants, probe
 from edgekit.passes.graph import constant, infer, integer, ints, listed, new_weight, shape
 from edgekit.passes.streamify.rules import Bound, Refuse, result_axis
 from edgekit.schema import printable
+from edgekit.spec import MAX_LANES
 
 TOLERANCE = 1e-5
 """Largest difference of an output, a lane against the model alone, as a fraction of its range (at least 1)."""
 
-MAX_LANES = 256
 LISTED = 8
 """Operators named in one message."""
 

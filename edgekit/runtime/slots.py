@@ -127,7 +127,6 @@ class Streams:
 
     def stream(self, key: Hashable) -> StreamSlot:
         """The stream `key` as something with `inputs`, `outputs` and `run()`, as pipelines want it."""
-        self._slot(key)
         return StreamSlot(self, key)
 
     def reset(self, key: Hashable) -> None:
@@ -226,6 +225,7 @@ class StreamSlot:
     """One of many streams, run like a session. Closing it is the `Streams`' affair, unless it is the `owner`."""
 
     def __init__(self, streams: Streams, key: Hashable, *, owner: bool = False) -> None:
+        streams._slot(key)  # it has begun: it may be reset before its first step
         self._streams = streams
         self._owner = owner
         self.key = key

@@ -28,6 +28,7 @@ def build(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     preprocess: Mapping[str, Any] | None = None,
     video: Mapping[str, Any] | None = None,
+    batch: int | None = None,
     calibration: str | Path | None = None,
     instances: str | Path | None = None,
     data: str | Path | None = None,
@@ -49,6 +50,7 @@ def build(
     preprocess: the input rule, or what differs from the one found: resize, shorter_side, color, mean, std,
         pad_value, layout, dtype (docs/projects.md). Classifiers and video networks need resize, color, mean and std.
     video: keys of [model.video] (docs/projects.md): dt_s, frames, allow_bidirectional, smoothing, ...
+    batch: streams that one run takes, each in a lane of its own (docs/states.md); by default the project's, or 1.
     calibration: folder of pictures or name of a set: int8 is calibrated on them; without labelled pictures
         they stand in for them wherever no labels are needed.
     instances, images: COCO annotations and their pictures, to prove the accuracy on; limit: only
@@ -86,6 +88,7 @@ def build(
         task=task,
         preprocess=preprocess,
         video=video,
+        batch=batch,
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]

@@ -28,7 +28,7 @@ from edgekit.signing import check_private_key
 from edgekit.spec import StateSpec
 from edgekit.target import Target
 from edgekit.tasks import Spec
-from edgekit.toolchain import arm_count, cache, evidence, quantize, recurrent, tasks
+from edgekit.toolchain import arm_count, batch, cache, evidence, quantize, recurrent, tasks
 from edgekit.toolchain.accuracy import lost_by_conversion, metric
 from edgekit.toolchain.data import Pictures, calibration_set, pictures
 from edgekit.toolchain.running import Footage, Running, Still, Subject, frames, restart, results, run_here
@@ -88,6 +88,7 @@ class Proof:
     record: dict[str, Any]
     golden: Golden
     files: dict[str, bytes]
+    lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,14 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     built = []
     for target, (backends, _) in zip(targets, plans, strict=True):
         if target.name in lowered:
+            made = None
             proof = prove(work, target, (lowered[target.name],), progress)
         else:
             made = quantized(work, target, backends, progress)
             proof = prove(work, target, made.payloads, progress, made)
         count_instructions(work, target, proof, progress)
+        if entry.batch > 1:
+            proof = in_lanes(work, target, proof, made, progress)
         built.append(write(work, target, proof, work.options, progress))
     progress("done", len(targets), len(targets))
     return built
@@ -362,6 +366,35 @@ def count_instructions(work: Work, target: Target, proof: Proof, progress: Progr
         proof.record["payloads"][name]["instructions"] = row
 
 
+def in_lanes(
+    work: Work, target: Target, proof: Proof, made: quantize.Int8 | None, progress: Progress
+) -> Proof:
+    """The proven payloads for `entry.batch` streams a run. Times are of a run, whatever the streams in it.
+
+    Raises: ModelError for a network that cannot take lanes; LoweringError when a lane computes something else.
+    """
+    source, count = work.source, work.source.entry.batch
+    progress(f"{target.name}: {count} lanes", 0, 1)
+    graphs = {} if made is None else {id(p): m for p, m in zip(made.payloads, made.models, strict=True)}
+    pairs = [(payload, graphs.get(id(payload), source.prepared.model)) for payload in proof.payloads]
+    found = batch.batched(pairs, source.states, proof.golden, proof.files, count, target)
+    names = [variant_name(payload) for payload in found.payloads]
+    record = {**proof.record, "batch": batch.record(count, dict(zip(names, found.differences, strict=True)))}
+    record["payloads"] = {
+        name: {**proof.record["payloads"][name], **evidence.payload_facts(payload)}
+        for name, payload in zip(names, found.payloads, strict=True)
+    }
+    timed = proof.record["timing"].get("payload")
+    if timed is not None:
+        payload = found.payloads[names.index(timed)]
+        running = batch.one_lane(payload, found.states)
+        record["timing"] = time_here(
+            Subject(work.spec(target), work.reference, running), work.images[0], progress
+        )
+        running.binding.close()
+    return Proof(found.payloads, record, proof.golden, found.files, count)
+
+
 def write(work: Work, target: Target, proof: Proof, options: Options, progress: Progress) -> Built:
     """Write the bundle, whole or not at all. Raises: OutputError."""
     source = work.source
@@ -369,7 +402,7 @@ def write(work: Work, target: Target, proof: Proof, options: Options, progress: 
     segment, payload_files = pack(proof.payloads, tasks.half(entry.task).SEGMENT)
     accept = proof.record["accept"]
     first = proof.payloads[0]
-    states = recurrent.agreed(source.states, proof.payloads)
+    states = recurrent.agreed(batch.wide(source.states, proof.lanes), proof.payloads)
     inputs, outputs = recurrent.ports(first, states)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

@@ -75,6 +75,8 @@ class Int8:
     record: dict[str, Any]
     blame: str
     """The values to blame if the budget is missed, for one line."""
+    models: tuple[ir.Model, ...] = ()
+    """The placed graph of each payload."""
 
 
 def calibrated(
@@ -140,7 +142,7 @@ def quantize(
         )
         found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
         shared[repr(rules)] = found
-    payloads, reports, problems = [], {}, {}
+    payloads, models, reports, problems = [], [], {}, {}
     for backend in order:
         own = rules_for(backend, target)
         model = found.model if own == rules else search.carry(found, own)
@@ -151,6 +153,7 @@ def quantize(
                 raise
             problems[backend] = str(error)
             continue
+        models.append(model)
         reports[backend] = lint(model, own)
     record = {
         "scheme": scheme,
@@ -168,7 +171,7 @@ def quantize(
         "integer": {backend: _integer(rows) for backend, rows in reports.items()},
         "not_lowered": problems,
     }
-    return Int8(tuple(payloads), record, search.blame(found))
+    return Int8(tuple(payloads), record, search.blame(found), tuple(models))
 
 
 def _integer(rows: Sequence[NodeReport]) -> dict[str, Any]:
