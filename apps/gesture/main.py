@@ -41,9 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     sinks = args.sink + ([f"view:{args.view}"] if args.view else [])
     bundle = args.bundle or edgekit.app_bundle("gesture", progress=_progress)
-    with edgekit.stream(
-        bundle, args.source, sinks=sinks, stepping=args.stepping, limit=args.limit
-    ) as stream:
+    with edgekit.stream(bundle, args.source, sinks=sinks, stepping=args.stepping, limit=args.limit) as stream:
         for sink in stream.sinks:
             if url := getattr(sink, "url", ""):
                 print(f"live at {url}", flush=True)
@@ -54,10 +52,10 @@ def main(words: Sequence[str] | None = None) -> int:
             result = item.result
             for edge in result.edges:
                 moment = (edge.taken_ns - item.frame.taken_ns) / 1e9
-                print(f"{item.frame.seq:6d}  {result.label(edge.cls)} {edge.kind}s {moment:+.1f} s", flush=True)
-            print(
-                f"{item.frame.seq:6d}  age {item.age_ms:6.1f} ms  {result.caption()}", end="\r", flush=True
-            )
+                print(
+                    f"{item.frame.seq:6d}  {result.label(edge.cls)} {edge.kind}s {moment:+.1f} s", flush=True
+                )
+            print(f"{item.frame.seq:6d}  age {item.age_ms:6.1f} ms  {result.caption()}", end="\r", flush=True)
     print()
     return 0
 

@@ -448,9 +448,7 @@ def _ratio(unit: str, a: float, b: float) -> dict[str, Any]:
     return {f"a_{unit}": a, f"b_{unit}": b, "ratio": round(b / a, 4) if a else None}
 
 
-def _latency(
-    sides: tuple[Side, Side], still: Still, options: Options, progress: Progress
-) -> dict[str, Any]:
+def _latency(sides: tuple[Side, Side], still: Still, options: Options, progress: Progress) -> dict[str, Any]:
     """Interleaved here: the network alone, and everything from picture to result."""
     if not options.rounds:
         return {"not_measured": "left out (--rounds 0)"}
