@@ -12,7 +12,7 @@ import numpy as np
 from edgekit.bundle import Bundle, write_bundle
 from edgekit.schema import to_json
 from edgekit.tasks.preprocess import ImagePreprocess
-from edgekit.tasks.video.spec import VideoSpec
+from edgekit.tasks.video.spec import EventRule, VideoSpec
 from tests import state_bundles
 
 LABELS = ("nothing", "wave", "push", "turn", "shake")
@@ -21,7 +21,14 @@ RULE = ImagePreprocess(state_bundles.SIZE, state_bundles.SIZE, resize="stretch",
 
 def spec(**fields: Any) -> VideoSpec:
     return VideoSpec(
-        **{"preprocess": RULE, "output": "logits", "labels": LABELS, "background": "nothing"} | fields
+        **{
+            "preprocess": RULE,
+            "output": "logits",
+            "labels": LABELS,
+            "background": "nothing",
+            "events": EventRule(min_on=2),
+        }
+        | fields
     )
 
 

@@ -46,12 +46,12 @@ class EventRule:
 
     on: the label is the answer and has at least this score. off: an event goes on while its label has at
     least this score and no other label is on; below `on`, so that a score near it does not flicker.
-    Steps are nominal steps (VideoSpec.dt_s), whatever the camera's rate.
+    Steps are runs of the network: nominal steps, whatever the camera's rate, unless they were missed or `plain`.
     """
 
     on: float = 0.5
     off: float = 0.3
-    min_on: int = 2
+    min_on: int = 3
     min_off: int = 2
 
     def __post_init__(self) -> None:
