@@ -51,11 +51,10 @@ def main(words: Sequence[str] | None = None) -> int:
         for item in stream:  # the newest frame each time; valid until the next one is asked for
             result = item.result
             for edge in result.edges:
-                moment = (edge.taken_ns - item.frame.taken_ns) / 1e9
-                print(
-                    f"{item.frame.seq:6d}  {result.label(edge.cls)} {edge.kind}s {moment:+.1f} s", flush=True
-                )
-            print(f"{item.frame.seq:6d}  age {item.age_ms:6.1f} ms  {result.caption()}", end="\r", flush=True)
+                ago = (result.taken_ns - edge.taken_ns) / 1e9
+                print(f"{item.frame.seq:6d}  {edge.label} {edge.kind}ed {ago:.1f} s ago\033[K", flush=True)
+            line = f"{item.frame.seq:6d}  age {item.age_ms:6.1f} ms  {result.caption()}\033[K"
+            print(line, end="\r", flush=True)  # one line that changes; events stay
     print()
     return 0
 
