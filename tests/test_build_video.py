@@ -579,3 +579,8 @@ def test_the_project_file_says_the_same(network: Maker, tmp_path: Path) -> None:
     (tmp_path / "edgekit.toml").write_text(_toml(network()))
     (entry,) = load_project(tmp_path).models
     assert entry.task == "video" and entry.video == VideoHint(dt_s=0.1)
+
+
+def test_estimate_is_of_one_frame(network: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", str(network()), "--target", "rpi5"]) == 0
+    assert "one-frame network that a build makes of this clip of 4" in capsys.readouterr().out
