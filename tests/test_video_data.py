@@ -86,6 +86,11 @@ def test_folders(tmp_path: Path) -> None:
     np.testing.assert_allclose([i.mean() for i in video.images], [0, 80, 160, 240], atol=3)
     assert [int(i.mean()) for i in data.clip(2).images] == [10, 20, 30]
     assert [c.path and c.path.name for c in read_set(tmp_path, None, limit=2).images] == ["c", "a.avi"]
+    (tmp_path / "push" / "d").mkdir()
+    cv2.imwrite(str(tmp_path / "push" / "d" / "0.png"), picture())
+    in_turn = [c.path and c.path.name for c in read_set(tmp_path, None).images]
+    assert in_turn == ["c", "a.avi", "d", "b"], "of every class in turn"
+    data = read_set(tmp_path, None, labels=LABELS)
     before = data.digest
     cv2.imwrite(str(tmp_path / "push" / "c" / "f9.png"), picture(50))
     assert read_set(tmp_path, None, labels=LABELS).digest != before

@@ -63,7 +63,7 @@ def test_edges_alternate_never_overlap_and_are_in_order(
     assert [e.number for e in edges] == [i // 2 for i in range(len(edges))]
     for start, end in zip(edges[::2], edges[1::2], strict=False):
         assert (start.cls, start.label) == (end.cls, end.label) == (end.cls, LABELS[end.cls])
-        assert end.score >= start.score >= np.float32(rule.on)
+        assert end.score >= start.score >= rule.on
     assert all(e.label != background for e in edges)
     assert (tracker.open is not None) == (len(edges) % 2 == 1)
 
@@ -78,7 +78,11 @@ def test_an_event_begins_exactly_where_its_label_was_on_for_long_enough(
             part = steps[at - rule.min_on + 1 : at + 1]
             assert len(part) == rule.min_on
             for step in part:
-                assert step is not None and step[0] == edge.cls and np.float32(step[1][edge.cls]) >= rule.on
+                assert (
+                    step is not None
+                    and step[0] == edge.cls
+                    and float(np.float32(step[1][edge.cls])) >= rule.on
+                )
     # and none is missed: a label that is on long enough is an event, whatever was before
     open_cls = None
     starts = {at: edge.cls for at, edge in found if edge.kind == "start"}
@@ -87,7 +91,7 @@ def test_an_event_begins_exactly_where_its_label_was_on_for_long_enough(
         if step is None:
             open_cls, run = None, []
             continue
-        on = step[0] != NOTHING and np.float32(step[1][step[0]]) >= rule.on
+        on = step[0] != NOTHING and float(np.float32(step[1][step[0]])) >= rule.on
         run = [*run, step[0]] if on and (not run or run[-1] == step[0]) else ([step[0]] if on else [])
         open_cls = starts.get(i, open_cls)
         if len(run) >= rule.min_on:

@@ -185,6 +185,8 @@ def test_calls_without_time_are_nominal_steps() -> None:
     assert taken == [0, 100 * MS, 200 * MS, 300 * MS]
     assert (session.runs, session.resets) == (4, 0)
     assert pipeline(picture(), taken_ns=10**15).reset == "", "a clock that begins breaks nothing"
+    pipeline(picture())
+    assert pipeline(picture(), taken_ns=5).reset == "", "nor one that begins again"
 
 
 def test_a_network_without_a_nominal_step_runs_once_a_frame() -> None:
