@@ -109,7 +109,10 @@ def _one_frame(model: ir.Model) -> tuple[ir.Model, str] | None:
     except ModelError:
         return None
     assert prepared.streamed is not None
-    return prepared.model, f"of the one-frame network that a build makes of this clip of {prepared.streamed.frames}"
+    return (
+        prepared.model,
+        f"of the one-frame network that a build makes of this clip of {prepared.streamed.frames}",
+    )
 
 
 def describe(found: Estimate, path: Path, precision: str, note: str) -> dict[str, Any]:
