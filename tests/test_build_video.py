@@ -579,3 +579,25 @@ def test_the_project_file_says_the_same(network: Maker, tmp_path: Path) -> None:
     (tmp_path / "edgekit.toml").write_text(_toml(network()))
     (entry,) = load_project(tmp_path).models
     assert entry.task == "video" and entry.video == VideoHint(dt_s=0.1)
+
+
+def test_estimate_is_of_one_frame(network: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", str(network()), "--target", "rpi5"]) == 0
+    assert "one-frame network that a build makes of this clip of 4" in capsys.readouterr().out
+
+
+def test_a_network_without_shifts_has_no_states(
+    network: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TSN, the control: frames are judged one by one."""
+    (bundle,) = build(network(shift=None), "host", out=tmp_path, data=CLIPS, **OPTIONS)
+    assert bundle.manifest.states == () and "states" not in bundle.evidence
+    assert bundle.evidence["metric"]["of"] == "clips"
+    with edgekit.load(bundle.path) as engine:
+        pipeline = engine.pipeline()
+        images = read_set(Path(CLIPS), None).clip(1).images
+        first = pipeline(images[0]).logits.copy()
+        pipeline(images[3])
+        assert np.array_equal(pipeline(images[0]).logits, first)
+    assert main(["inspect", str(bundle.path)]) == 0
+    assert "\nStates" not in capsys.readouterr().out

@@ -365,7 +365,7 @@ def summary(evidence: dict[str, Any]) -> str:
     shown = metric["payload"][name]
     if shown is None:
         return "accuracy not measured (the pictures hold no labelled object)"
-    return f"{name} {shown:.3f} (float {metric['reference'][name]:.3f}) on {metric['images']} pictures"
+    return f"{name} {shown:.3f} (float {metric['reference'][name]:.3f}) on {metric['images']} {metric['of']}"
 
 
 @contextmanager

@@ -91,9 +91,28 @@ def read(path: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[ir.Model, str]
     try:
         prepared = prepare(model, check=False)
     except ModelError:  # not a detector that edgekit knows: the network as it is
-        return prepare(model, task="", check=False).model, ""
+        return _one_frame(model) or (prepare(model, task="", check=False).model, "")
     assert prepared.head is not None
     return prepared.model, f"decoding ({prepared.head.family}) is cut off, as a build does, and not counted"
+
+
+def _one_frame(model: ir.Model) -> tuple[ir.Model, str] | None:
+    """Of a clip model, the network that a device runs for each frame; None for any other."""
+    from edgekit.passes import prepare
+    from edgekit.passes.graph import shape
+
+    sizes = shape(model.graph.inputs[0]) if len(model.graph.inputs) == 1 else None
+    if sizes is None or len(sizes) < 4 or max(sizes[: len(sizes) - 3]) < 2:
+        return None
+    try:
+        prepared = prepare(model, task="video", allow_bidirectional=True, check=False)
+    except ModelError:
+        return None
+    assert prepared.streamed is not None
+    return (
+        prepared.model,
+        f"of the one-frame network that a build makes of this clip of {prepared.streamed.frames}",
+    )
 
 
 def describe(found: Estimate, path: Path, precision: str, note: str) -> dict[str, Any]:

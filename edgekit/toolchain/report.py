@@ -206,7 +206,8 @@ def verdict(s: Subject) -> tuple[str, str, str]:
     if passed is True:
         if drop is not None and limit is not None:
             pictures = s.evidence.at("metric").number("images")
-            on = f" on {count(pictures)} pictures" if pictures is not None else ""
+            unit = s.evidence.at("metric").text("of", 20) or "pictures"
+            on = f" on {count(pictures)} {unit}" if pictures is not None else ""
             reason = f"drop {signed(drop, 4)}{on}, limit {plain(limit)}"
         return "Accepted", "good", reason
     if passed is False:
