@@ -24,9 +24,14 @@ from tests import fake_tensorrt as fake
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[fake.Machine, Manifest, Any]]:
-    """A fake network that makes 2 x + 1 of each input, so that the state counts 0, 1, 3, 7, ..."""
-    shape = (1, 4, 8, 8)
+def board(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[fake.Machine, Manifest, Any]]:
+    """A fake network that makes 2 x + 1 of each input, so that the state counts 0, 1, 3, 7, ...
+
+    Its parameter: how many lanes it has, by default one.
+    """
+    shape = (getattr(request, "param", 1), 4, 8, 8)
     machine = fake.Machine()
     monkeypatch.setitem(sys.modules, "tensorrt", fake.make_tensorrt(machine))
     monkeypatch.setattr(cuda, "open_api", lambda: fake.FakeCuda(machine))
@@ -104,6 +109,34 @@ def test_streams_on_tensorrt(board: Board) -> None:
             streams.step(key)
             counts[key] += 1
             assert (streams.snapshot(key)["count"] == np.float32(2 ** counts[key] - 1)).all()
+
+
+@pytest.mark.parametrize("board", [3], indirect=True)
+def test_batches_of_streams_on_tensorrt(board: Board) -> None:
+    """States of all lanes come to the host and go back when members change, and only then."""
+    machine, manifest, executable = board
+    rng = random.Random(0)
+    counts = dict.fromkeys(range(7), 0)
+    with Streams(Session(manifest, {"net": executable})) as streams:
+        assert streams.lanes == 3
+        for _ in range(120):
+            keys = rng.sample(range(7), rng.randint(1, 4))
+            given = {key: {"x": np.full((1, 4, 8, 8), key, np.float32)} for key in keys}
+            for key, found in streams.step_many(given).items():
+                assert (found["y"] == 2 * key + 1).all()
+                counts[key] += 1
+            for key in [k for k in counts if k in streams]:
+                if rng.random() < 0.1:
+                    streams.reset(key)
+                    counts[key] = 0
+                elif rng.random() < 0.1:  # not always: looking brings the states of all lanes to the host
+                    assert (streams.snapshot(key)["count"] == np.float32(2 ** counts[key] - 1)).all()
+        streams.step_many(given := {key: {"x": np.zeros((1, 4, 8, 8), np.float32)} for key in (0, 1, 2)})
+        streams.step_many(given)
+        machine.calls.clear()
+        for _ in range(4):
+            streams.step_many(given)
+        assert set(machine.calls) == {"launch", "synchronize"}
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3, 6, 7])
