@@ -28,7 +28,7 @@ from edgekit.quant.equalize import GATE, Candidate, candidates, equalize, factor
 from edgekit.quant.lint import integer_share, lint
 from edgekit.quant.placement import Choices, place
 from edgekit.quant.repair import clip_search, split_channels
-from edgekit.quant.rules import Rules
+from edgekit.quant.rules import Rules, weight
 from edgekit.quant.sensitivity import Probe, output_error
 from edgekit.quant.silu_range import silu_ranges
 from edgekit.quant.simulate import Feed
@@ -60,6 +60,8 @@ NOISY_REPAIRS = ("compensate", "bias_correction")
 """Where much noise comes in with the inputs of layers, weights are rounded against that too."""
 NOISY = 0.04
 """Output error (noise over variance) above which a few values may go back to float unasked: 14 dB."""
+LAST = 0.01
+"""Share of products, and of weights, up to which the last layer of a classifier may compute in float unasked."""
 SMALL, MOSTLY, WORTH = (4, 8), 0.95, 0.3
 """How many values then; the share of products that must stay in integers; the share of the error it must take."""
 
@@ -140,7 +142,7 @@ def plain(problem: Problem, scheme: str) -> Quantized:
 def search(problem: Problem, progress: Progress) -> Quantized:
     """The network to ship; `look.passed` False where even the last resort missed the budget."""
     bench = _Bench(problem)
-    best = _ranges(bench, progress)
+    best = _last_in_float(bench, _ranges(bench, progress))
     start = _equalized(bench, best, progress)
     best = _repaired(bench, start, REPAIRS if start.error <= NOISY else NOISY_REPAIRS, progress)
     if best.error > NOISY:
@@ -254,6 +256,30 @@ def _ranges(bench: _Bench, progress: Progress) -> Quantized:
         found = bench.place(p.model, p.stats, choices, (*best.steps, "ranges that know their SiLU"))
         best = bench.better(best, found, "ranges that know their SiLU")
     return best
+
+
+def _last_in_float(bench: _Bench, best: Quantized) -> Quantized:
+    """The layers that write a classifier's answers in float, where they are next to nothing of the network.
+
+    As codes all classes share the scale that the largest answer needs, which is coarse for those that lie close together.
+    """
+    answered = answers(best.model)
+    weighted = {
+        str(v.name): v.const_value.size for v in best.model.graph.initializers.values() if v.const_value
+    }
+    products = {r.id: r.macs for r in lint(best.model, bench.problem.rules)}
+    last = [n for n in best.model.graph if n.op_type in ("Gemm", "MatMul") and n.outputs[0].name in answered]
+    weights = [value for n in last if (value := weight(n)) is not None]
+    if (
+        not last
+        or math.fsum(products[node_id(n)] for n in last) > LAST * math.fsum(products.values())
+        or math.fsum(weighted.get(str(v.name), 0) for v in weights) > LAST * math.fsum(weighted.values())
+    ):
+        return best
+    choices = replace(best.choices, float_nodes=best.choices.float_nodes | {node_id(n) for n in last})
+    label = "the last layer in float"
+    found = bench.place(best.exact, best.stats, choices, (*best.steps, label))
+    return bench.better(best, found, label)
 
 
 def _equalized(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
