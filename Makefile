@@ -1,6 +1,8 @@
 # Each target calls `setup`, which makes .venv with everything the others use.
 PYTHON ?= python3
 VENV ?= .venv
+# processes that run tests; each file stays in one
+JOBS ?= 2
 BIN := $(VENV)/bin
 # our own tree first: a virtual environment may be shared between checkouts
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -23,7 +25,7 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup $(VENV)/.stamp-tracking
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile
 
 test-arm: setup
 	PYTHON=$(BIN)/python bash tools/arm/test.sh
