@@ -38,7 +38,7 @@ public:
         constexpr bool floats = sizeof(T) == 4;
         check(floats || channels % 4 == 0, "sparse channels");
         const int vectors = (outputs + lanes.width - 1) / lanes.width;
-        columns = vectors >= 3 ? 4 : vectors;
+        columns = std::min(vectors >= 3 ? 4 : vectors, lanes.columns);
         group = columns * lanes.width;
         groups = (vectors + columns - 1) / columns;
         stride = groups * group;
@@ -124,30 +124,21 @@ void convolve(const Weights<float>& w, const Rulebook& book, const Floats& featu
     }
     float* to = out.mutable_data();
     py::gil_scoped_release release;
+    Finish f{};
+    f.relu = relu;
+    f.add = add;
+    f.out = to;
     parallel_for(book.tiles(), 1, threads, [&](int64_t begin, int64_t) {
         const int64_t first = begin * Rulebook::kTile;
         const int n = int(std::min<int64_t>(Rulebook::kTile, book.outputs - first));
         float* sums = scratch<float>(size_t(Rulebook::kTile) * w.stride);
         for (int r = 0; r < n; r++) std::copy_n(w.bias(), w.stride, sums + size_t(r) * w.stride);
         multiply(w, book, begin, x, sums);
-        for (int r = 0; r < n; r++) {
-            float *from = sums + size_t(r) * w.stride, *row = to + (first + r) * w.outputs;
-            const float* more = add + (first + r) * w.outputs;
-            if (add)
-                for (int o = 0; o < w.outputs; o++) from[o] += more[o];
-            if (relu)
-                for (int o = 0; o < w.outputs; o++) from[o] = from[o] < 0.0f ? 0.0f : from[o];  // NaN stays
-            std::memcpy(row, from, sizeof(float) * size_t(w.outputs));
-        }
+        if (w.stride != w.outputs)
+            for (int r = 1; r < n; r++)
+                std::memmove(sums + size_t(r) * w.outputs, sums + size_t(r) * w.stride, sizeof(float) * size_t(w.outputs));
+        w.lanes.finish(f, sums, first * w.outputs, int64_t(n) * w.outputs);
     });
-}
-
-// To the nearest, halves to even; without a call per value.
-inline int8_t quantized(float v) {
-    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: no fraction fits beside it
-    v = v > -127.0f ? v : -127.0f;
-    v = v < 127.0f ? v : 127.0f;
-    return int8_t((v + kShift) - kShift);
 }
 
 // y = sum * scale + bias (+ residual * residual_scale), then ReLU; out: float32, or int8 = round(y / out_scale).
@@ -157,40 +148,32 @@ void convolve8(const Weights<int8_t>& w, const Rulebook& book, const Bytes& feat
     check_call(w, book, features);
     check(out.ndim() == 2 && out.shape(0) == book.outputs && out.shape(1) == w.outputs, "sparse out");
     check(scale.size() == w.outputs, "sparse scale");
-    const bool bytes = out.itemsize() == 1;
-    const int8_t *x = features.data(), *add8 = nullptr;
-    const float *add = nullptr, *factor = scale.data();
+    const int8_t* x = features.data();
+    Finish f{};
+    f.relu = relu;
+    f.scale = scale.data();
+    f.bias = w.bias();
+    f.add_scale = residual_scale;
+    f.out_scale = out_scale;
     py::array held;
     if (!residual.is_none()) {
         held = py::reinterpret_borrow<py::array>(residual);
         check(held.size() == out.size(), "sparse residual");
-        if (held.itemsize() == 1) add8 = static_cast<const int8_t*>(held.data());
-        else add = static_cast<const float*>(held.data());
+        if (held.itemsize() == 1) f.add8 = static_cast<const int8_t*>(held.data());
+        else f.add = static_cast<const float*>(held.data());
     }
-    void* to = out.mutable_data();
+    if (out.itemsize() == 1) f.out8 = static_cast<int8_t*>(out.mutable_data());
+    else f.out = static_cast<float*>(out.mutable_data());
     py::gil_scoped_release release;
     parallel_for(book.tiles(), 1, threads, [&](int64_t begin, int64_t) {
         const int64_t first = begin * Rulebook::kTile;
         const int n = int(std::min<int64_t>(Rulebook::kTile, book.outputs - first));
         int32_t* sums = scratch<int32_t>(size_t(Rulebook::kTile) * w.stride);
-        float* row = scratch<float>(size_t(w.stride));
         std::fill_n(sums, size_t(n) * w.stride, 0);
         multiply(w, book, begin, x, sums);
-        for (int r = 0; r < n; r++) {
-            const int32_t* from = sums + size_t(r) * w.stride;
-            const int64_t at = (first + r) * w.outputs;
-            for (int o = 0; o < w.outputs; o++) row[o] = float(from[o]) * factor[o] + w.bias()[o];
-            if (add8)
-                for (int o = 0; o < w.outputs; o++) row[o] += float(add8[at + o]) * residual_scale;
-            if (add)
-                for (int o = 0; o < w.outputs; o++) row[o] += add[at + o];
-            if (relu)
-                for (int o = 0; o < w.outputs; o++) row[o] = row[o] < 0.0f ? 0.0f : row[o];
-            if (bytes)
-                for (int o = 0; o < w.outputs; o++) static_cast<int8_t*>(to)[at + o] = quantized(row[o] / out_scale);
-            else
-                std::memcpy(static_cast<float*>(to) + at, row, sizeof(float) * size_t(w.outputs));
-        }
+        float* y = scratch<float>(size_t(n) * w.outputs);
+        for (int r = 0; r < n; r++) w.lanes.scaled(f, sums + size_t(r) * w.stride, y + size_t(r) * w.outputs, w.outputs);
+        w.lanes.finish(f, y, first * w.outputs, int64_t(n) * w.outputs);
     });
 }
 

@@ -1,9 +1,9 @@
 // The inner products of rows_isa.h for every instruction set of this CPU family, and the choice among them.
 #pragma once
 
-#include "common.h"
+#include "vectors.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -37,14 +37,28 @@ struct Operand<int8_t> {
     const int32_t* offset;  // [group]
 };
 
-// What an instruction set's products look like from outside. group: output channels at once at most.
+// What becomes of sums: float32 ones hold the bias already, those of int8 are scaled first.
+struct Finish {
+    bool relu;
+    const float *scale, *bias;         // int8 only
+    const float* add;                  // residual, or null: float32
+    const int8_t* add8;                // or int8 with its scale
+    float add_scale, out_scale;
+    float* out;                        // either of them
+    int8_t* out8;
+};
+
+// What an instruction set's products look like from outside.
 struct Lanes {
     const char* name;
     int width;        // channels of a vector
+    int columns;      // vectors of a group at most
     bool unsigned_x;  // int8 inputs are used as x + 128, and offset takes 128 * sum(weights) off again
     bool fused;       // a * b + c rounds once
     void (*floats)(int, const Operand<float>&, const int32_t*, const uint8_t*, int);
     void (*bytes)(int, const Operand<int8_t>&, const int32_t*, const uint8_t*, int);
+    void (*finish)(const Finish&, float*, int64_t, int64_t);
+    void (*scaled)(const Finish&, const int32_t*, float*, int);
 };
 
 inline int32_t four(const int8_t* p) {
@@ -58,18 +72,18 @@ inline int32_t four(const int8_t* p) {
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
 namespace lanes_avx512 {
 typedef __m512 F;
-typedef __m512i I;
+typedef int32_t I __attribute__((vector_size(64)));  // not __m512i, which GCC keeps in memory as it may alias
 constexpr int kWidth = 16, kVectors = 32;
 }  // namespace lanes_avx512
 #define LOAD_F(p) _mm512_loadu_ps(p)
 #define STORE_F(p, v) _mm512_storeu_ps(p, v)
 #define SET_F(x) _mm512_set1_ps(x)
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define LOAD_I(p) _mm512_loadu_si512(p)
-#define STORE_I(p, v) _mm512_storeu_si512(p, v)
-#define ADD_I(a, b) _mm512_add_epi32(a, b)
-#define SET_X(p) _mm512_xor_si512(_mm512_set1_epi32(four(p)), _mm512_set1_epi32(int32_t(0x80808080)))
-#define DOT(c, x, w) _mm512_dpbusd_epi32(c, x, w)
+#define LOAD_I(p) (I) _mm512_loadu_si512(p)
+#define STORE_I(p, v) _mm512_storeu_si512(p, (__m512i)(v))
+#define ADD_I(a, b) ((a) + (b))
+#define SET_X(p) (I)(_mm512_set1_epi32(four(p)) ^ _mm512_set1_epi32(int32_t(0x80808080)))
+#define DOT(c, x, w) (I) _mm512_dpbusd_epi32((__m512i)(c), (__m512i)(x), (__m512i)(w))
 #include "sparse_conv/rows_isa.h"
 #undef LANES
 #undef TARGET
@@ -87,22 +101,22 @@ constexpr int kWidth = 16, kVectors = 32;
 #define TARGET __attribute__((target("avx2,fma")))
 namespace lanes_avx2 {
 typedef __m256 F;
-typedef __m256i I;
+typedef int32_t I __attribute__((vector_size(32)));
 constexpr int kWidth = 8, kVectors = 16;
 // Pairs of products fit 16 bits: |x| <= 128, |w| <= 127.
 TARGET inline I dot(I c, I x, I w) {
-    const I products = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
-    return _mm256_add_epi32(c, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+    const __m256i a = (__m256i)x, products = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8((__m256i)w, a));
+    return c + (I)_mm256_madd_epi16(products, _mm256_set1_epi16(1));
 }
 }  // namespace lanes_avx2
 #define LOAD_F(p) _mm256_loadu_ps(p)
 #define STORE_F(p, v) _mm256_storeu_ps(p, v)
 #define SET_F(x) _mm256_set1_ps(x)
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define LOAD_I(p) _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-#define STORE_I(p, v) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v)
-#define ADD_I(a, b) _mm256_add_epi32(a, b)
-#define SET_X(p) _mm256_set1_epi32(four(p))
+#define LOAD_I(p) (I) _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+#define STORE_I(p, v) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)(v))
+#define ADD_I(a, b) ((a) + (b))
+#define SET_X(p) (I) _mm256_set1_epi32(four(p))
 #define DOT(c, x, w) dot(c, x, w)
 #include "sparse_conv/rows_isa.h"
 #undef LANES
@@ -170,43 +184,27 @@ TARGET inline I dot(I c, I x, I w) {
 #undef DOT
 #endif
 
-// Plain C++, for other CPUs and as a second opinion in the tests.
+// Vectors of the compiler, for other CPUs and as a second opinion in the tests.
 #define LANES lanes_portable
 #define TARGET
 namespace lanes_portable {
-struct F { float v[4]; };
-struct I { int32_t v[4]; };
+typedef V<16>::F F;
+typedef V<16>::I I;
 constexpr int kWidth = 4, kVectors = 16;
-template <class V>
-inline V get(const void* p) {
-    V v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline F multiply_add(F a, F b, F c) {
-    for (int i = 0; i < 4; i++) c.v[i] += a.v[i] * b.v[i];
-    return c;
-}
-inline I add(I a, I b) {
-    for (int i = 0; i < 4; i++) a.v[i] += b.v[i];
-    return a;
-}
 inline I dot(I c, I x, I w) {
-    int8_t a[16], b[16];
-    std::memcpy(a, &x, 16);
-    std::memcpy(b, &w, 16);
-    for (int i = 0; i < 16; i++) c.v[i / 4] += int32_t(a[i]) * b[i];
+    for (int shift = 24; shift >= 0; shift -= 8)  // each of the four bytes, sign extended
+        c += ((x << shift) >> 24) * ((w << shift) >> 24);
     return c;
 }
 }  // namespace lanes_portable
-#define LOAD_F(p) get<F>(p)
-#define STORE_F(p, x) std::memcpy(p, &(x), sizeof(F))
-#define SET_F(x) F{{x, x, x, x}}
-#define FMA(a, b, c) multiply_add(a, b, c)
-#define LOAD_I(p) get<I>(p)
-#define STORE_I(p, x) std::memcpy(p, &(x), sizeof(I))
-#define ADD_I(a, b) add(a, b)
-#define SET_X(p) I{{four(p), four(p), four(p), four(p)}}
+#define LOAD_F(p) load<F>(p)
+#define STORE_F(p, v) store(p, v)
+#define SET_F(x) F{x, x, x, x}
+#define FMA(a, b, c) ((c) + (a) * (b))
+#define LOAD_I(p) load<I>(p)
+#define STORE_I(p, v) store(p, v)
+#define ADD_I(a, b) ((a) + (b))
+#define SET_X(p) I{four(p), four(p), four(p), four(p)}
 #define DOT(c, x, w) dot(c, x, w)
 #include "sparse_conv/rows_isa.h"
 #undef LANES
@@ -227,15 +225,20 @@ inline std::vector<Lanes> all_lanes() {
 #if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512vnni"))
-        list.push_back({"avx512", 16, true, true, lanes_avx512::pairs<float>, lanes_avx512::pairs<int8_t>});
+        list.push_back({"avx512", 16, 4, true, true, lanes_avx512::pairs<float>, lanes_avx512::pairs<int8_t>,
+                        lanes_avx512::finish, lanes_avx512::scaled});
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        list.push_back({"avx2", 8, false, true, lanes_avx2::pairs<float>, lanes_avx2::pairs<int8_t>});
+        list.push_back({"avx2", 8, 2, false, true, lanes_avx2::pairs<float>, lanes_avx2::pairs<int8_t>,
+                        lanes_avx2::finish, lanes_avx2::scaled});
 #elif defined(__aarch64__)
     if (getauxval(AT_HWCAP) & (1ul << 20))  // HWCAP_ASIMDDP
-        list.push_back({"neon-dot", 4, false, true, lanes_neon_dot::pairs<float>, lanes_neon_dot::pairs<int8_t>});
-    list.push_back({"neon", 4, false, true, lanes_neon::pairs<float>, lanes_neon::pairs<int8_t>});
+        list.push_back({"neon-dot", 4, 4, false, true, lanes_neon_dot::pairs<float>, lanes_neon_dot::pairs<int8_t>,
+                        lanes_neon_dot::finish, lanes_neon_dot::scaled});
+    list.push_back({"neon", 4, 4, false, true, lanes_neon::pairs<float>, lanes_neon::pairs<int8_t>,
+                        lanes_neon::finish, lanes_neon::scaled});
 #endif
-    list.push_back({"portable", 4, false, false, lanes_portable::pairs<float>, lanes_portable::pairs<int8_t>});
+    list.push_back({"portable", 4, 2, false, false, lanes_portable::pairs<float>, lanes_portable::pairs<int8_t>,
+                        lanes_portable::finish, lanes_portable::scaled});
     return list;
 }
 

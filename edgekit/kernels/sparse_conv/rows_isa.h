@@ -8,11 +8,10 @@
 
 namespace LANES {
 
-constexpr int kMaxRows = 12;
 // Rows that N vectors of channels leave registers for.
 template <int N>
 constexpr int rows_of() {
-    return kVectors >= 32 ? (N == 1 ? 12 : N == 2 ? 12 : 6) : (N == 1 ? 10 : N == 2 ? 5 : 2);
+    return kVectors >= 32 ? (N == 1 ? 12 : N == 2 ? 12 : 6) : (N == 1 ? 10 : N == 2 ? 6 : 2);
 }
 
 template <int R, int N>
@@ -104,6 +103,44 @@ TARGET void pairs(int columns, const Operand<T>& a, const int32_t* from, const u
     if (columns == 4) pairs<4>(a, from, to, count);
     else if (columns == 2) pairs<2>(a, from, to, count);
     else pairs<1>(a, from, to, count);
+}
+
+// What becomes of sums, element by element; `at`: where they belong in the output. Every instruction set rounds alike.
+template <bool kRelu>
+TARGET void finish_some(float* __restrict y, const Finish& f, int64_t at, int64_t n) {
+    if (f.add8) {
+        const int8_t* __restrict more = f.add8 + at;
+        const float scale = f.add_scale;
+        for (int64_t o = 0; o < n; o++) y[o] += float(more[o]) * scale;
+    } else if (f.add) {
+        const float* __restrict more = f.add + at;
+        for (int64_t o = 0; o < n; o++) y[o] += more[o];
+    }
+    if (kRelu)
+        for (int64_t o = 0; o < n; o++) y[o] = y[o] < 0.0f ? 0.0f : y[o];  // NaN stays
+    if (f.out) {
+        std::memcpy(f.out + at, y, sizeof(float) * size_t(n));
+        return;
+    }
+    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: no fraction fits beside it, so the sum is rounded to even
+    int8_t* __restrict out = f.out8 + at;
+    const float scale = f.out_scale;
+    for (int64_t o = 0; o < n; o++) {
+        float v = y[o] / scale;
+        v = v > -127.0f ? v : -127.0f;
+        v = v < 127.0f ? v : 127.0f;
+        out[o] = int8_t(int32_t((v + kShift) - kShift));
+    }
+}
+
+TARGET inline void finish(const Finish& f, float* y, int64_t at, int64_t n) {
+    f.relu ? finish_some<true>(y, f, at, n) : finish_some<false>(y, f, at, n);
+}
+
+// y = sum * scale + bias, channel by channel.
+TARGET inline void scaled(const Finish& f, const int32_t* __restrict sums, float* __restrict y, int channels) {
+    const float *__restrict scale = f.scale, *__restrict bias = f.bias;
+    for (int o = 0; o < channels; o++) y[o] = float(sums[o]) * scale[o] + bias[o];
 }
 
 }  // namespace LANES
