@@ -125,12 +125,10 @@ TARGET void finish_some(float* __restrict y, const Finish& f, int64_t at, int64_
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: no fraction fits beside it, so the sum is rounded to even
     int8_t* __restrict out = f.out8 + at;
     const float scale = f.out_scale;
-    for (int64_t o = 0; o < n; o++) {
-        float v = y[o] / scale;
-        v = v > -127.0f ? v : -127.0f;
-        v = v < 127.0f ? v : 127.0f;
-        out[o] = int8_t(int32_t((v + kShift) - kShift));
-    }
+    // one comparison a loop: GCC makes branches of two
+    for (int64_t o = 0; o < n; o++) y[o] = y[o] / scale > -127.0f ? y[o] / scale : -127.0f;
+    for (int64_t o = 0; o < n; o++) y[o] = y[o] < 127.0f ? y[o] : 127.0f;
+    for (int64_t o = 0; o < n; o++) out[o] = int8_t(int32_t((y[o] + kShift) - kShift));
 }
 
 TARGET inline void finish(const Finish& f, float* y, int64_t at, int64_t n) {
