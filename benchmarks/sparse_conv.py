@@ -43,7 +43,9 @@ from edgekit.kernels.sparse_conv import encoder  # noqa: E402
 from edgekit.kernels.voxelize import NUSCENES, Voxels, voxelize  # noqa: E402
 
 PEERS = Path(
-    os.environ.get("EDGEKIT_PEERS", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgekit/peers")
+    os.environ.get(
+        "EDGEKIT_PEERS", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgekit/peers"
+    )
 )
 
 
@@ -81,7 +83,9 @@ class Spconv:
                     "residual": layer.residual,
                 }
             )  # fmt: skip
-        (folder / "layers.json").write_text(json.dumps({"layers": layers, "shape": spec.shape}), encoding="utf-8")
+        (folder / "layers.json").write_text(
+            json.dumps({"layers": layers, "shape": spec.shape}), encoding="utf-8"
+        )
         np.savez(folder / "weights.npz", **folded)
         words = [str(ROOT / "benchmarks/peers/spconv_encoder.py"), "layers.json", "weights.npz", str(threads)]
         self._process = subprocess.Popen(
@@ -116,7 +120,12 @@ def timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
 
 
 def compare(
-    voxels: Voxels, peer: Spconv | None, folder: Path, made: dict[str, encoder.Encoder], rounds: int, threads: int
+    voxels: Voxels,
+    peer: Spconv | None,
+    folder: Path,
+    made: dict[str, encoder.Encoder],
+    rounds: int,
+    threads: int,
 ) -> dict[str, Any]:
     np.savez(folder / "cloud.npz", coordinates=voxels.coordinates, features=voxels.features)
     if peer is not None:
@@ -178,12 +187,16 @@ def main() -> None:
     args = parser.parse_args()
     clouds = reference_clouds() if args.clouds is None else args.clouds
     if not clouds:
-        sys.exit("sparse_conv: no clouds. Put the reference data beside the checkout or name files with --clouds")
+        sys.exit(
+            "sparse_conv: no clouds. Put the reference data beside the checkout or name files with --clouds"
+        )
     weights = encoder.random_weights()
     made = {"float32": encoder.prepare(weights)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        peer = Spconv(args.spconv.absolute(), folder, weights, args.threads) if args.spconv.is_file() else None
+        peer = (
+            Spconv(args.spconv.absolute(), folder, weights, args.threads) if args.spconv.is_file() else None
+        )
         if peer is None:
             print(f"no spconv at {args.spconv}: bash benchmarks/peers/setup.sh spconv", file=sys.stderr)
         for path in clouds:

@@ -43,9 +43,7 @@ def same(a: Voxels, b: Voxels) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(clouds(), st.sampled_from((0, 1, 3)), st.sampled_from((0, 1, 7)), st.sampled_from((1, 2, 5)))
-def test_native_is_the_reference(
-    points: np.ndarray, max_points: int, max_voxels: int, threads: int
-) -> None:
+def test_native_is_the_reference(points: np.ndarray, max_points: int, max_voxels: int, threads: int) -> None:
     limits = {"max_points": max_points, "max_voxels": max_voxels, "batch": 3}
     with using("numpy"):
         expected = voxelize(points, GRID, **limits)
@@ -62,9 +60,7 @@ def test_against_plain_python(path: str, points: np.ndarray, max_points: int, ma
     with np.errstate(invalid="ignore", over="ignore"):
         found: dict[tuple[int, ...], list[int]] = {}
         for i, p in enumerate(points):
-            quotients = [
-                (p[a] - np.float32(GRID.low[a])) / np.float32(GRID.size[a]) for a in (2, 1, 0)
-            ]
+            quotients = [(p[a] - np.float32(GRID.low[a])) / np.float32(GRID.size[a]) for a in (2, 1, 0)]
             if not all(0 <= q < n for q, n in zip(quotients, GRID.shape, strict=True)):
                 continue
             cell = tuple(math.floor(q) for q in quotients)

@@ -23,7 +23,9 @@ import spconv.pytorch as sparse
 import torch
 
 
-def modules(layers: list[dict[str, Any]], weights: dict[str, np.ndarray]) -> list[tuple[dict[str, Any], Any, Any]]:
+def modules(
+    layers: list[dict[str, Any]], weights: dict[str, np.ndarray]
+) -> list[tuple[dict[str, Any], Any, Any]]:
     made, stage = [], 0
     for layer in layers:
         ins, outs = layer["inputs"], layer["outputs"]
@@ -75,9 +77,7 @@ def main() -> None:
                 wall, cpu = time.perf_counter(), time.process_time()
                 x = sparse.SparseConvTensor(features, coordinates, spec["shape"], 1)
                 result = encode(layers, x)
-                answer(
-                    wall_ms=(time.perf_counter() - wall) * 1e3, cpu_ms=(time.process_time() - cpu) * 1e3
-                )
+                answer(wall_ms=(time.perf_counter() - wall) * 1e3, cpu_ms=(time.process_time() - cpu) * 1e3)
             elif command == "save":
                 np.save(path, result.numpy())
                 answer(saved=path)

@@ -54,20 +54,14 @@ class Sites:
         z, y, x = (k // 2 for k in kernel)
         return self._book(kernel, (1, 1, 1), (z, y, x), True, threads)
 
-    def strided(
-        self, kernel: Triple, stride: Triple, padding: Triple, *, threads: int = 0
-    ) -> Rulebook:
+    def strided(self, kernel: Triple, stride: Triple, padding: Triple, *, threads: int = 0) -> Rulebook:
         """Outputs wherever a window holds a voxel. Raises: UsageError for sizes that leave no output."""
         return self._book(kernel, stride, padding, False, threads)
 
-    def _book(
-        self, kernel: Triple, stride: Triple, padding: Triple, same: bool, threads: int
-    ) -> Rulebook:
+    def _book(self, kernel: Triple, stride: Triple, padding: Triple, same: bool, threads: int) -> Rulebook:
         sides = (kernel, stride, padding)
         if any(len(s) != 3 for s in sides) or not all(1 <= k <= MAX_KERNEL for k in kernel):
-            raise UsageError(
-                f"sparse kernel: expected three sides of 1..{MAX_KERNEL}, got {list(kernel)}."
-            )
+            raise UsageError(f"sparse kernel: expected three sides of 1..{MAX_KERNEL}, got {list(kernel)}.")
         shape = reference.out_shape(self.shape, kernel, stride, padding) if min(stride) > 0 else (0, 0, 0)
         if min(shape) < 1 or min(padding) < 0:
             raise UsageError(
@@ -135,7 +129,13 @@ def sites(coordinates: np.ndarray, shape: Triple, batch: int = 1) -> Sites:
         raise UsageError(
             f"coordinates: expected int32 [n, 4], got {coordinates.dtype} {list(coordinates.shape)}."
         )
-    if len(shape) != 3 or min(shape) < 1 or batch < 1 or math.prod(shape) * batch >= 2**62 or max(shape) >= 2**30:
+    if (
+        len(shape) != 3
+        or min(shape) < 1
+        or batch < 1
+        or math.prod(shape) * batch >= 2**62
+        or max(shape) >= 2**30
+    ):
         raise UsageError(f"sparse grid: expected z, y, x and batch of at least 1, got {shape}, {batch}.")
     module = kernels.native()
     if module is not None:

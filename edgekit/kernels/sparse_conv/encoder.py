@@ -149,12 +149,12 @@ def prepare(
                 f"encoder weights {layer.name}.weight: expected {list(wanted)} (z, y, x, in, out), "
                 f"got {list(weight.shape)}."
             )
-        norm = [
+        gamma, beta, mean, variance = (
             _get(weights, f"{layer.norm}.{part}", (layer.outputs,))
             for part in ("weight", "bias", "running_mean", "running_var")
-        ]
+        )
         bias = weights.get(f"{layer.name}.bias")
-        folded = sparse.fold_batch_norm(weight, bias, *norm, spec.eps)
+        folded = sparse.fold_batch_norm(weight, bias, gamma, beta, mean, variance, spec.eps)
         if scales is not None and n + 1 < len(layers) and layer.name not in scales:
             raise UsageError(f"encoder scales: {layer.name} has none. Run calibrate with this encoder.")
         made.append(Weights(*folded) if scales is None or n == 0 else Weights8.quantize(*folded))
@@ -167,9 +167,7 @@ def _get(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...] | 
             f"encoder weights: {name} is missing, expected the names of mmdetection3d's SparseEncoder."
         )
     if shape is not None and weights[name].shape != shape:
-        raise UsageError(
-            f"encoder weights {name}: expected {list(shape)}, got {list(weights[name].shape)}."
-        )
+        raise UsageError(f"encoder weights {name}: expected {list(shape)}, got {list(weights[name].shape)}.")
     return weights[name]
 
 
@@ -221,7 +219,7 @@ def encode(
 ) -> np.ndarray:
     """Bird's-eye view float32 [batch, outputs * nz, ny, nx], channel c of height z at c * nz + z. As `run`."""
     x, at = run(encoder, coordinates, features, batch, threads=threads)
-    nz, ny, nx = at.shape
+    _, ny, nx = at.shape
     return sparse.to_dense(x, at, threads=threads).reshape(batch, -1, ny, nx)
 
 

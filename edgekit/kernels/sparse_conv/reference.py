@@ -37,9 +37,7 @@ def coordinates_at(places: np.ndarray, shape: Triple) -> np.ndarray:
 
 
 def out_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
-    z, y, x = (
-        (n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, kernel, stride, padding, strict=True)
-    )
+    z, y, x = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, kernel, stride, padding, strict=True))
     return z, y, x
 
 
@@ -105,7 +103,7 @@ def convolve(
     residual: np.ndarray | None,
     relu: bool,
 ) -> np.ndarray:
-    result = products(features, weight, book, outputs) + bias
+    result: np.ndarray = products(features, weight, book, outputs) + bias
     if residual is not None:
         result += residual
     return np.maximum(result, np.float32(0)) if relu else result
@@ -123,7 +121,7 @@ def convolve8(
     relu: bool,
     out_scale: float | None,
 ) -> np.ndarray:
-    y = products(features, weight, book, outputs).astype(np.float32) * scale + bias
+    y: np.ndarray = products(features, weight, book, outputs).astype(np.float32) * scale + bias
     if residual is not None:
         more = residual.astype(np.float32)
         y += more * np.float32(residual_scale) if residual.dtype == np.int8 else more

@@ -95,9 +95,7 @@ def voxelize(
     Raises: UsageError for arrays of another shape or dtype, or negative limits.
     """
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype != np.float32:
-        raise UsageError(
-            f"points: expected float32 [n, 3 or more], got {points.dtype} {list(points.shape)}."
-        )
+        raise UsageError(f"points: expected float32 [n, 3 or more], got {points.dtype} {list(points.shape)}.")
     if max_points < 0 or max_voxels < 0 or threads < 0 or batch < 0:
         raise UsageError(
             f"voxelize: expected max_points, max_voxels, batch and threads of at least 0, "
