@@ -1,4 +1,4 @@
-"""voxelize/kernel.cu and sparse_conv/kernel.cu without a GPU: compiled as C++ for this CPU, a loop over the threads in
+"""The sources of voxelize, sparse_conv and devoxelize (kernel.cu) without a GPU: compiled as C++ for this CPU, a loop over the threads in
 place of a launch (in a shuffled order, which must not matter), against the native kernels and the references. What that
 does not show is a launch on a GPU."""
 
@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit.kernels import devoxelize as devoxel
 from edgekit.kernels import sparse_conv as sparse
 from edgekit.kernels import voxelize as voxel
+from edgekit.kernels.devoxelize import cuda as devoxel_cuda
 from edgekit.kernels.sparse_conv import Weights, Weights8
 from edgekit.kernels.sparse_conv import cuda as conv_cuda
 from edgekit.kernels.voxelize import cuda as voxel_cuda
@@ -102,7 +104,9 @@ def voxelizer(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @settings(deadline=None, max_examples=100)
 @given(clouds(), st.sampled_from((0, 1, 3)), st.sampled_from((0, 1, 7)), STEPS)
-def test_voxelize(voxelizer: ctypes.CDLL, points: np.ndarray, max_points: int, max_voxels: int, step: int) -> None:
+def test_voxelize(
+    voxelizer: ctypes.CDLL, points: np.ndarray, max_points: int, max_voxels: int, step: int
+) -> None:
     with using("numpy"):
         expected = voxel.voxelize(points, GRID, max_points=max_points, max_voxels=max_voxels, batch=2)
     n, channels = points.shape
@@ -223,3 +227,38 @@ def test_convolution(convolver: ctypes.CDLL, case: Case, outputs: int, step: int
         function, grid, _ = conv_cuda.convolution_launch(q, True)
         launch(convolver, function, q, grid, step)
         assert np.array_equal(out8, exact8)
+
+
+@pytest.fixture(scope="module")
+def devoxelizer(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    functions = dict.fromkeys(("devoxelize_neighbours", "devoxelize"), ("Devoxelize", False))
+    library = compiled("devoxelize", tmp_path_factory.mktemp("cuda"), functions)
+    assert library.size_Devoxelize() == ctypes.sizeof(devoxel_cuda.Parameters)
+    return library
+
+
+@settings(deadline=None, max_examples=60)
+@given(points=clouds(), case=cases(), center=st.sampled_from((0.0, 0.5)), step=STEPS)
+def test_devoxelize(
+    convolver: ctypes.CDLL, devoxelizer: ctypes.CDLL, points: np.ndarray, case: Case, center: float, step: int
+) -> None:
+    rng, coordinates, shape, batch, _ = case
+    low, size, channels = (-1.0, -2.0, 0.0), (0.05, 0.5, 0.4), 5
+    with using("numpy"):
+        at = sparse.sites(coordinates, shape, batch)
+        features = rng.normal(size=(len(at), channels)).astype(np.float32)
+        around = devoxel.neighbours(points, at, low, size, center=center, batch=batch - 1)
+        expected = devoxel.devoxelize(features, around)
+    bits, before, _ = marked(convolver, coordinates, batch, shape, None, step)
+    n = len(points)
+    index, weight = np.full((n, 8), 7, np.int32), np.full((n, 8), 7, np.float32)
+    out = np.full((n, channels), 7, np.float32)
+    p = devoxel_cuda.Parameters(
+        *map(address, (points, bits, before, index, weight, features, out)),
+        (ctypes.c_float * 3)(*low), (ctypes.c_float * 3)(*size), center,
+        n, points.shape[1], batch - 1, *shape, conv_cuda.words_of(batch, *shape)[0], channels,
+    )  # fmt: skip
+    for function, grid in devoxel_cuda.launches(p):
+        launch(devoxelizer, function, p, grid, step)
+    assert np.array_equal(index, around.index) and weight.tobytes() == around.weight.tobytes()
+    assert out.tobytes() == expected.tobytes()
