@@ -3,7 +3,9 @@ instruction set and thread count."""
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -78,7 +80,9 @@ def test_native_is_the_reference(case: Case, channels: int, outputs: int) -> Non
             assert len(book) == len(book.pairs()[0])
             back = book.inverse()
             books[-1] += back.pairs()
-            dense = sparse.to_dense(mine, at)
+            dense = np.full((batch, channels, *shape), np.nan, np.float32)
+            assert sparse.to_dense(mine, at, out=dense) is dense
+            assert np.array_equal(sparse.to_dense(mine, at), dense)
             assert dense.shape == (batch, channels, *shape) and np.count_nonzero(dense) == np.count_nonzero(
                 mine
             )
@@ -219,10 +223,26 @@ def test_rulebooks_are_kept(path: str) -> None:
             t.start()
         for t in threads:
             t.join(30)
-        assert len(books) == 4 and len({id(b) for b in books}) == 1
-        assert at.submanifold((3, 3, 1)) is not books[0]
+        assert len(books) == 4 and len({id(b._built) for b in books}) == 1
+        assert at.submanifold((3, 3, 1))._built is not books[0]._built
         down = at.strided((3, 3, 3), (2, 2, 2), (1, 1, 1))
         assert at.strided((3, 3, 3), (2, 2, 2), (1, 1, 1)).outputs is down.outputs
+        assert down.inverse()._built is down.inverse()._built
+        assert down.inverse().outputs is at
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_goes_with_its_last_user(path: str) -> None:
+    gc.disable()  # megabytes per sweep must not wait for it
+    try:
+        with using(path):
+            at = sparse.sites(np.zeros((1, 4), np.int32), (9, 20, 64))
+            book, down = at.submanifold((3, 3, 3)), at.strided((3, 3, 3), (2, 2, 2), (1, 1, 1))
+            watched = weakref.ref(at), weakref.ref(down.outputs), weakref.ref(down.inverse()._built)
+            del at, book, down
+            assert [w() for w in watched] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def test_batch_norm_is_folded() -> None:
@@ -280,6 +300,8 @@ def test_wrong_arguments(path: str) -> None:
             lambda: sparse.convolve(x, at.submanifold((1, 3, 1)), weights),
             lambda: sparse.convolve(x, book, weights, residual=x),
             lambda: sparse.to_dense(x[:1], at),
+            lambda: sparse.to_dense(x, at, out=np.empty((1, 4, 2, 3, 4), np.float32)),
+            lambda: sparse.to_dense(x, at, out=np.empty((1, 4, 2, 3, 5))),
             lambda: Weights(np.zeros((3, 3, 3, 1, 1))),
             lambda: Weights(np.zeros((3, 3, 3, 1, 1), np.float32), np.zeros(2, np.float32)),
             lambda: Weights8(np.full((1, 1, 3, 4, 6), -128, np.int8), np.ones(6, np.float32)),

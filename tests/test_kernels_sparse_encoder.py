@@ -106,8 +106,9 @@ def test_on_a_crop_of_a_real_sweep(cloud: str) -> None:
     network = encoder.prepare(weights, spec)
     got = encoder.encode(network, voxels.coordinates, voxels.features)
     agree(got, dense_encoder(spec, weights, voxels.coordinates, voxels.features, 1))
+    again = np.full_like(got, np.nan)
     for threads in (1, 2, 3):
-        again = encoder.encode(network, voxels.coordinates, voxels.features, threads=threads)
+        encoder.encode(network, voxels.coordinates, voxels.features, out=again, threads=threads)
         assert again.tobytes() == got.tobytes()
 
 
@@ -156,5 +157,12 @@ def test_wrong_weights() -> None:
     with pytest.raises(UsageError, match="is missing"):
         encoder.prepare(weights, SMALL)
     network = encoder.prepare(encoder.random_weights(SMALL), SMALL)
+    with pytest.raises(UsageError, match="argument out"):
+        encoder.encode(
+            network,
+            np.zeros((0, 4), np.int32),
+            np.zeros((0, 4), np.float32),
+            out=np.zeros((1, 2), np.float32),
+        )
     with pytest.raises(UsageError, match="one row per voxel"):
         encoder.encode(network, np.zeros((1, 4), np.int32), np.zeros((2, 4), np.float32))

@@ -41,7 +41,7 @@ class Sites:
         self.coordinates, self.shape, self.batch, self.order = coordinates, shape, batch, order
         self.coordinates.flags.writeable = False
         self._made = made
-        self._books: dict[tuple[Triple, Triple, Triple, bool], Rulebook] = {}
+        self._books: dict[tuple[Triple, Triple, Triple, bool], _Built] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -70,54 +70,74 @@ class Sites:
             )
         key = (kernel, stride, padding, same)
         with self._lock:
-            book = self._books.get(key)
-            if book is None:
-                book = self._books[key] = self._build(*sides, same, shape, threads)
-        return book
+            built = self._books.get(key)
+            if built is None:
+                built = self._books[key] = self._build(*sides, same, shape, threads)
+        return Rulebook(self, self if built.outputs is None else built.outputs, kernel, built)
 
     def _build(
         self, kernel: Triple, stride: Triple, padding: Triple, same: bool, shape: Triple, threads: int
-    ) -> Rulebook:
+    ) -> _Built:
         window = (kernel, stride, padding)
         module = kernels.native()
-        if module is None or self._made is None:
-            outputs = self
-            if not same:
-                found = reference.strided_sites(self.coordinates, self.shape, shape, *window)
-                outputs = Sites(found, shape, self.batch, np.arange(len(found), dtype=np.int32), None)
-            pairs = reference.pairs(self.coordinates, self.shape, outputs.coordinates, *window)
-            return Rulebook(self, outputs, kernel, None, pairs)
-        outputs = self
+        outputs = None
         if not same:
-            made = module.sparse_strided(self._made, shape, *window)
-            found = made.coordinates
+            if module is not None and self._made is not None:
+                made = module.sparse_strided(self._made, shape, *window)
+                found = made.coordinates
+            else:
+                made = None
+                found = reference.strided_sites(self.coordinates, self.shape, shape, *window)
             outputs = Sites(found, shape, self.batch, np.arange(len(found), dtype=np.int32), made)
-        book = module.sparse_rulebook(self._made, outputs._made, *window, threads)
-        return Rulebook(self, outputs, kernel, book, None)
+        to = self if outputs is None else outputs
+        if module is not None and self._made is not None:
+            return _Built(outputs, module.sparse_rulebook(self._made, to._made, *window, threads), None)
+        return _Built(outputs, None, reference.pairs(self.coordinates, self.shape, to.coordinates, *window))
+
+
+class _Built:
+    """What `Sites` keep of a rulebook. It does not refer to them, so that they go with their last user: a stream
+    makes megabytes of this per sweep, which must not wait for the garbage collector.
+
+    outputs: None for those of the sites themselves.
+    """
+
+    def __init__(self, outputs: Sites | None, made: Any, pairs: reference.Pairs | None) -> None:
+        self.outputs, self.made, self.pairs = outputs, made, pairs
+        self._inverse: _Built | None = None
+        self._lock = threading.Lock()
+
+    def inverse(self) -> _Built:
+        with self._lock:
+            if self._inverse is None:
+                if self.made is not None:
+                    self._inverse = _Built(None, self.made.inverse(), None)
+                else:
+                    assert self.pairs is not None, "one of the two is there"
+                    self._inverse = _Built(None, None, reference.inverse(self.pairs))
+            return self._inverse
 
 
 class Rulebook:
     """Which input voxel meets which output voxel at which kernel position. inputs, outputs: Sites."""
 
-    def __init__(
-        self, inputs: Sites, outputs: Sites, kernel: Triple, made: Any, pairs: reference.Pairs | None
-    ) -> None:
+    def __init__(self, inputs: Sites, outputs: Sites, kernel: Triple, built: _Built) -> None:
         self.inputs, self.outputs, self.kernel = inputs, outputs, kernel
-        self._made, self._pairs = made, pairs
+        self._built, self._made, self._pairs = built, built.made, built.pairs
 
     def __len__(self) -> int:
         """Number of pairs: a convolution multiplies this many rows."""
-        return self._made.count if self._pairs is None else len(self._pairs[0])
+        count: int = self._made.count if self._pairs is None else len(self._pairs[0])
+        return count
 
     def pairs(self) -> reference.Pairs:
         """(position, input, output), int32 [n] each, sorted by position, then output."""
-        return self._made.pairs() if self._pairs is None else self._pairs
+        pairs: reference.Pairs = self._made.pairs() if self._pairs is None else self._pairs
+        return pairs
 
     def inverse(self) -> Rulebook:
         """From the outputs back to the inputs (spconv's SparseInverseConv3d), position for position."""
-        if self._made is not None:
-            return Rulebook(self.outputs, self.inputs, self.kernel, self._made.inverse(), None)
-        return Rulebook(self.outputs, self.inputs, self.kernel, None, reference.inverse(self.pairs()))
+        return Rulebook(self.outputs, self.inputs, self.kernel, self._built.inverse())
 
 
 def sites(coordinates: np.ndarray, shape: Triple, batch: int = 1) -> Sites:
@@ -350,19 +370,29 @@ def convolve8(
     return out
 
 
-def to_dense(features: np.ndarray, at: Sites, *, threads: int = 0) -> np.ndarray:
+def to_dense(
+    features: np.ndarray, at: Sites, *, out: np.ndarray | None = None, threads: int = 0
+) -> np.ndarray:
     """float32 [batch, channels, z, y, x], zeros where there is no voxel. features: float32 [n, channels].
 
     `.reshape(batch, channels * z, y, x)` of it is BEVFusion's bird's-eye view (channel c, height z at c * nz + z).
-    Raises: UsageError for features of other sites.
+    out: an array of that shape to write into, C-contiguous.
+    Raises: UsageError for features of other sites, or another `out`.
     """
     if features.ndim != 2 or len(features) != len(at) or features.dtype != np.float32:
         raise UsageError(
             f"features: expected float32 [{len(at)}, channels], got {features.dtype} {list(features.shape)}."
         )
+    shape = (at.batch, features.shape[1], *at.shape)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise UsageError(
+            f"argument out: expected C-contiguous float32 {list(shape)}, got {out.dtype} {list(out.shape)}."
+        )
     module = kernels.native()
     if module is None or at._made is None:
-        return reference.to_dense(at.coordinates, features, at.shape, at.batch)
-    out = np.empty((at.batch, features.shape[1], *at.shape), np.float32)
-    module.sparse_to_dense(at._made, np.ascontiguousarray(features), out, threads)
+        out[:] = reference.to_dense(at.coordinates, features, at.shape, at.batch)
+    else:
+        module.sparse_to_dense(at._made, np.ascontiguousarray(features), out, threads)
     return out

@@ -215,12 +215,26 @@ def run(
 
 
 def encode(
-    encoder: Encoder, coordinates: np.ndarray, features: np.ndarray, batch: int = 1, *, threads: int = 0
+    encoder: Encoder,
+    coordinates: np.ndarray,
+    features: np.ndarray,
+    batch: int = 1,
+    *,
+    out: np.ndarray | None = None,
+    threads: int = 0,
 ) -> np.ndarray:
-    """Bird's-eye view float32 [batch, outputs * nz, ny, nx], channel c of height z at c * nz + z. As `run`."""
+    """Bird's-eye view float32 [batch, outputs * nz, ny, nx], channel c of height z at c * nz + z. As `run`.
+
+    out: an array of that shape to write into, C-contiguous.
+    """
     x, at = run(encoder, coordinates, features, batch, threads=threads)
-    _, ny, nx = at.shape
-    return sparse.to_dense(x, at, threads=threads).reshape(batch, -1, ny, nx)
+    nz, ny, nx = at.shape
+    shape = (batch, encoder.spec.outputs * nz, ny, nx)
+    if out is not None and out.shape != shape:
+        raise UsageError(f"argument out: expected {list(shape)}, got {list(out.shape)}.")
+    into = None if out is None else out.reshape(batch, encoder.spec.outputs, nz, ny, nx)
+    dense = sparse.to_dense(x, at, out=into, threads=threads)
+    return dense.reshape(shape) if out is None else out
 
 
 def calibrate(
