@@ -1,6 +1,6 @@
 """The sparse LiDAR encoder of BEVFusion beside spconv's CPU wheel, on real sweeps.
 
-    python benchmarks/sparse_conv.py [--rounds 12] [--threads 1] [--clouds PATH...] [--spconv PYTHON]
+    python benchmarks/sparse_conv.py [--rounds 12] [--threads 1] [--clouds PATH...] [--spconv PYTHON] [--spconv-threads 1]
 
 Full nuScenes geometry (voxels of 0.075 m, 41 x 1440 x 1440, 21 convolutions), random weights, batch norm folded.
 Clouds: the nuScenes sweep and KITTI scans in the reference data beside the checkout (or $EDGEKIT_SHARED); `.bin`
@@ -10,8 +10,10 @@ Timed from coordinates and features to the dense bird's-eye view, sites and rule
 spconv runs in a process of its own (`bash benchmarks/peers/setup.sh spconv`, or `--spconv`), one waiting while the
 other works, in turn within one loop. Prints one JSON line per cloud. `speedup`: spconv's time / ours, median over
 rounds of each round's quotient; `cpu_speedup` by CPU time, which other work on the machine disturbs less;
-`difference`: largest between the two results / largest value; `same_bits`: our result had the same bits in all
-rounds and for 1, 2 and 3 threads.
+`difference`: largest between the two results / largest value; `same_bits`: our float32 result had the same bits in
+all rounds and for 1, 2 and 3 threads; `spconv_same_bits`: theirs in all rounds. With more than one thread that is
+false (the sums of spconv 2.3.8 differ from run to run, in a single layer already), so it gets one unless
+`--spconv-threads` says more: compare with `--threads 1`.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def compare(
         peer.ask("run")
     wall: dict[str, list[float]] = {name: [] for name in (*made, "spconv")}
     cpu: dict[str, list[float]] = {name: [] for name in wall}
-    seen = set()
+    seen, theirs_seen = set(), set()
     outputs = {}
     for number in range(rounds + 1):
         for name, network in made.items():
@@ -148,6 +150,7 @@ def compare(
         seen.add(hashlib.sha256(outputs["float32"].tobytes()).hexdigest())
         if peer is not None:
             facts = peer.ask("run")
+            theirs_seen.add(facts["sha256"])
             if number:
                 wall["spconv"].append(facts["wall_ms"])
                 cpu["spconv"].append(facts["cpu_ms"])
@@ -166,6 +169,7 @@ def compare(
         for name in made:
             line[f"{name}_speedup"] = quotient(wall["spconv"], wall[name])
             line[f"{name}_cpu_speedup"] = quotient(cpu["spconv"], cpu[name])
+        line["spconv_same_bits"] = len(theirs_seen) == 1
         peer.ask("save out.npy")
         theirs = np.load(folder / "out.npy").reshape(exact.shape)
         line["difference"] = float(f"{np.abs(theirs - exact).max() / np.abs(exact).max():.2g}")
@@ -183,6 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clouds", type=Path, nargs="*", default=None)
+    parser.add_argument("--spconv-threads", type=int, default=1)
     parser.add_argument("--spconv", type=Path, default=PEERS / "venv-spconv" / "bin" / "python")
     args = parser.parse_args()
     clouds = reference_clouds() if args.clouds is None else args.clouds
@@ -195,7 +200,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         peer = (
-            Spconv(args.spconv.absolute(), folder, weights, args.threads) if args.spconv.is_file() else None
+            Spconv(args.spconv.absolute(), folder, weights, args.spconv_threads)
+            if args.spconv.is_file()
+            else None
         )
         if peer is None:
             print(f"no spconv at {args.spconv}: bash benchmarks/peers/setup.sh spconv", file=sys.stderr)
@@ -211,7 +218,7 @@ def main() -> None:
                 "voxels": len(voxels.counts), "threads": args.threads, "rounds": args.rounds,
                 "voxelize_ms": round(took, 2),
                 **compare(voxels, peer, folder, made, args.rounds, args.threads),
-                "spconv": peer.facts["version"] if peer else None,
+                "spconv": peer.facts["version"] if peer else None, "spconv_threads": args.spconv_threads,
                 "isa": sparse.isas()[0] if sparse.isas() else "numpy",
                 "machine": machine(), "commit": commit(),
             }  # fmt: skip

@@ -199,6 +199,21 @@ def test_int8_is_the_reference(
         assert np.array_equal(result, results[0])
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_windows_far_outside(path: str) -> None:
+    """Padding wider than a word of 64 cells, on both sides of rows that follow each other."""
+    shape = (2, 3, 64)
+    with using(path):
+        at = sparse.sites(np.argwhere(np.ones((1, *shape))).astype(np.int32), shape)
+        book = at.strided((1, 1, 2), (1, 1, 1), (0, 0, 150))
+        assert book.outputs.shape == (2, 3, 363) and len(book.outputs) == 6 * 65
+        position, source, target = book.pairs()
+    assert len(position) == 2 * len(at)
+    x_in, x_out = at.coordinates[source, 3], book.outputs.coordinates[target, 3]
+    assert np.array_equal(x_out - 150 + position, x_in)
+    assert np.array_equal(at.coordinates[source, :3], book.outputs.coordinates[target, :3])
+
+
 def test_int8_is_near_float() -> None:
     rng = np.random.default_rng(3)
     coordinates = random_sites(rng, (9, 20, 64), 1, 0.2)

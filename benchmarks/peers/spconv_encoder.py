@@ -4,13 +4,14 @@ environment that `benchmarks/peers/setup.sh spconv` makes.
     python benchmarks/peers/spconv_encoder.py LAYERS.json WEIGHTS.npz THREADS
 
 Reads one command a line and answers each with one JSON line: `load CLOUD.npz` (coordinates, features),
-`run`: {"wall_ms", "cpu_ms"} of one pass from coordinates to the dense result, `save OUT.npy`.
+`run`: {"wall_ms", "cpu_ms", "sha256"} of one pass from coordinates to the dense result, `save OUT.npy`.
 Batch norm is folded as for edgekit; bias, residual and ReLU are done in place on the features by torch, because the
 CPU kernels of spconv do not take them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -77,7 +78,11 @@ def main() -> None:
                 wall, cpu = time.perf_counter(), time.process_time()
                 x = sparse.SparseConvTensor(features, coordinates, spec["shape"], 1)
                 result = encode(layers, x)
-                answer(wall_ms=(time.perf_counter() - wall) * 1e3, cpu_ms=(time.process_time() - cpu) * 1e3)
+                spent = {
+                    "wall_ms": (time.perf_counter() - wall) * 1e3,
+                    "cpu_ms": (time.process_time() - cpu) * 1e3,
+                }
+                answer(**spent, sha256=hashlib.sha256(result.numpy().tobytes()).hexdigest())
             elif command == "save":
                 np.save(path, result.numpy())
                 answer(saved=path)

@@ -11,7 +11,9 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#if defined(__linux__)
 #include <sys/auxv.h>
+#endif
 #endif
 
 namespace edgekit {
@@ -219,6 +221,16 @@ inline I dot(I c, I x, I w) {
 #undef SET_X
 #undef DOT
 
+#if defined(__aarch64__)
+inline bool has_dot_products() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & (1ul << 20);  // HWCAP_ASIMDDP
+#else
+    return false;
+#endif
+}
+#endif
+
 // Those that this machine can run, best first.
 inline std::vector<Lanes> all_lanes() {
     std::vector<Lanes> list;
@@ -231,7 +243,7 @@ inline std::vector<Lanes> all_lanes() {
         list.push_back({"avx2", 8, 2, false, true, lanes_avx2::pairs<float>, lanes_avx2::pairs<int8_t>,
                         lanes_avx2::finish, lanes_avx2::scaled});
 #elif defined(__aarch64__)
-    if (getauxval(AT_HWCAP) & (1ul << 20))  // HWCAP_ASIMDDP
+    if (has_dot_products())
         list.push_back({"neon-dot", 4, 4, false, true, lanes_neon_dot::pairs<float>, lanes_neon_dot::pairs<int8_t>,
                         lanes_neon_dot::finish, lanes_neon_dot::scaled});
     list.push_back({"neon", 4, 4, false, true, lanes_neon::pairs<float>, lanes_neon::pairs<int8_t>,
