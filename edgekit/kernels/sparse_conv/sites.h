@@ -259,7 +259,7 @@ inline void Rulebook::build(const Sites& in, const Sites& out, const Window& w, 
                             walk.low = walk.high = 0;
                             const int64_t z = int64_t(c[1]) * w.stride.z - w.padding.z + dz;
                             const int64_t y = int64_t(c[2]) * w.stride.y - w.padding.y + dy;
-                            if (z < 0 || z >= in.shape.z || y < 0 || y >= in.shape.y || block >= in.row_blocks) continue;
+                            if (z < 0 || z >= in.shape.z || y < 0 || y >= in.shape.y) continue;
                             const int64_t base = int64_t(in.row(c[0], z, y)) * in.row_blocks, key = base + block;
                             const uint64_t wanted = uint64_t(block < 0 ? base : key);  // the first of this row on
                             const auto before = [](const Block& b, uint64_t k) { return b.key < k; };
@@ -270,8 +270,8 @@ inline void Rulebook::build(const Sites& in, const Sites& out, const Window& w, 
                             const Block* const stop = in.blocks.data() + blocks;
                             if (b == stop) continue;
                             walk.before = b->before;
-                            // a block number outside of the row would be one of the next row
-                            if (block >= 0 && block < in.row_blocks && int64_t(b->key) == key) walk.low = b->bits, b++;
+                            // an output is there because its window reaches into the row: -1 <= block < row_blocks
+                            if (block >= 0 && int64_t(b->key) == key) walk.low = b->bits, b++;
                             if (block + 1 < in.row_blocks && b != stop && int64_t(b->key) == key + 1) walk.high = b->bits;
                         }
                 }
