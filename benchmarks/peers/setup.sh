@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds one virtual environment per peer whose pins cannot share ours; prints what could not be installed.
 #
-#   bash benchmarks/peers/setup.sh [litert] [nncf] [modelopt]      (all of them without arguments)
+#   bash benchmarks/peers/setup.sh [litert] [nncf] [modelopt] [spconv]      (all of them without arguments)
 #
 # They lie in $EDGEKIT_PEERS (default ~/.cache/edgekit/peers)/venv-<name>, with a file `ready` in each that works.
-# $PYTHON is the interpreter of the environment that runs run.py: modelopt borrows its torch from there.
+# $PYTHON is the interpreter of the environment that runs run.py: modelopt and spconv borrow their torch from there.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -48,8 +48,18 @@ setup_modelopt() {
         "$venv/bin/python" -c "import modelopt.onnx.quantization" && touch "$venv/ready"
 }
 
+setup_spconv() {
+    local venv torch_home
+    venv=$(make_venv spconv) || return
+    torch_home=$("$PYTHON" -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])") || return
+    echo "$torch_home" >"$("$venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_host.pth"
+    "$venv/bin/pip" install -q --no-deps spconv==2.3.8 cumm==0.7.11 pccm==0.4.16 ccimport==0.4.4 fire termcolor \
+        portalocker lark ninja requests pybind11 &&
+        "$venv/bin/python" -c "import spconv.pytorch" 2>/dev/null && touch "$venv/ready"
+}
+
 failed=0
-for name in "${@:-litert nncf modelopt}"; do
+for name in "${@:-litert nncf modelopt spconv}"; do
     for peer in $name; do
         echo "== $peer"
         if "setup_$peer"; then

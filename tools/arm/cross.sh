@@ -13,7 +13,7 @@ COMPILER="g++-12-aarch64-linux-gnu gcc-12-aarch64-linux-gnu cpp-12-aarch64-linux
   libc6-arm64-cross libstdc++6-arm64-cross libgcc-s1-arm64-cross"
 COMPILER_LIBRARIES="libisl23 libmpc3 libmpfr6 libgmp10 libzstd1 zlib1g"
 # the flags of setup.py; the architecture is the oldest board's (tests/test_arm_tools.py compares)
-FLAGS="-std=c++17 -O3 -fvisibility=hidden -ffp-contract=off"
+FLAGS="-std=c++17 -O3 -fvisibility=hidden -ffp-contract=off -pthread"
 
 require_debian12
 [ -x "$ARM_DIR/armpython" ] || { say "no armpython in $ARM_DIR: run tools/arm/setup.sh first"; exit 1; }
