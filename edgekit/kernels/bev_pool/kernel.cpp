@@ -1,4 +1,5 @@
 // BEV pooling: the association table from geometry, and the sums of depth x feature over it.
+#include "bev_pool/blocks.h"
 #include "bev_pool/pool.h"
 #include "threads.h"
 
@@ -93,29 +94,19 @@ py::tuple build(const Array<double>& rays, const Array<double>& origins, const A
     return py::make_tuple(starts, runs);
 }
 
-enum class Lanes { scalar, narrow, wide, widest };
-
 class BevPool {
 public:
-    // starts [cells + 1], runs [n, 3]: kept, not copied; they may be a file that is mapped. shape: cam, D, h, w.
-    BevPool(Array<int32_t> starts, Array<uint32_t> runs, std::array<int, 4> shape, int channels, bool last,
-            const std::string& isa)
-        : starts_(std::move(starts)), runs_(std::move(runs)), shape_(shape), channels_(channels), last_(last) {
-        check(starts_.size() >= 2 && runs_.ndim() == 2 && runs_.shape(1) == 3, "bev_pool table");
-        cells_ = starts_.size() - 1;
-        check(consistent(), "bev_pool table");
-        const int lanes[3] = {16, 8, 4};
-        int best = detect_isa() == Isa::avx2 ? 1 : 2;
-#if defined(__x86_64__) && defined(__GNUC__)
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            best = 0;
-#endif
-        if (isa == "avx2") best = std::max(best, 1);
-        else if (isa == "portable") best = 2;
-        else check(isa == "auto", "bev_pool isa");
-        while (best < 3 && channels < lanes[best]) best++;
-        lanes_ = best == 0 ? Lanes::widest : best == 1 ? Lanes::wide : best == 2 ? Lanes::narrow : Lanes::scalar;
+    // starts [cells + 1], runs [n, 3].  shape: cam, D, h, w.  columns: of the grid.
+    BevPool(const Array<int32_t>& starts, const Array<uint32_t>& runs, std::array<int, 4> shape, int columns, int channels,
+            bool last, const std::string& isa)
+        : shape_(shape), cells_(starts.size() - 1), channels_(channels), last_(last) {
+        check(starts.size() >= 2 && runs.ndim() == 2 && runs.shape(1) == 3 && cells_ % columns == 0, "bev_pool table");
+        const int32_t* start = starts.data();
+        const Run* run = reinterpret_cast<const Run*>(runs.data());
+        check(consistent(start, run, runs.shape(0)), "bev_pool table");
+        block_ = pick(isa);
+        py::gil_scoped_release release;
+        blocks_ = cut(start, run, cells_, columns, shape_[2], shape_[3]);
     }
 
     void run(const Array<float>& depth, const Array<float>& features, Array<float> out, const Array<uint8_t>& used,
@@ -124,65 +115,62 @@ public:
         check(depth.size() == pixels * shape_[1] && features.size() == pixels * channels_ &&
                   out.size() == cells_ * channels_ && used.size() == shape_[0],
               "bev_pool tensors");
-        PoolJob j{starts_.data(), reinterpret_cast<const Run*>(runs_.data()), depth.data(), features.data(), used.data(),
+        PoolJob j{blocks_.runs.data(), blocks_.segments.data(), depth.data(), features.data(), used.data(),
                   out.mutable_data(), cells_, shape_[3], channels_, last_, false};
         py::gil_scoped_release release;
-        // all planes lie alike on cache lines: tiles are cut where lines begin
-        const int64_t into = int64_t(reinterpret_cast<uintptr_t>(j.out) / 4 % 16);
-        const bool lined = cells_ % 16 == 0 && reinterpret_cast<uintptr_t>(j.out) % 4 == 0;
-        j.stream = stream && lined && !last_;
-        const int64_t head = lined && !last_ ? std::min<int64_t>(cells_, (16 - into) % 16) : 0;
-        const auto tile = lanes_ == Lanes::widest ? widest() : lanes_ == Lanes::scalar ? pool_tile_scalar
-                          : EDGEKIT_PICK(pool_tile, lanes_ == Lanes::wide ? Isa::avx2 : Isa::portable);
-        const int64_t tiles = (cells_ - head + kTile - 1) / kTile + (head > 0);
-        parallel_for(tiles, 8, threads, [&](int64_t begin, int64_t end) {
+        // segments begin where lines do, if the first one and the planes do
+        j.stream = stream && !last_ && cells_ % kLine == 0 && reinterpret_cast<uintptr_t>(j.out) % (4 * kLine) == 0;
+        parallel_for(int64_t(blocks_.blocks.size()), 1, threads, [&](int64_t begin, int64_t end) {
             static thread_local std::vector<float> work;
-            if (work.size() < size_t(kTile) * channels_) work.resize(size_t(kTile) * channels_);
             for (int64_t i = begin; i < end; i++) {
-                const int64_t t = i - (head > 0), first = t < 0 ? 0 : head + t * kTile;
-                tile(j, first, int(t < 0 ? head : std::min<int64_t>(kTile, cells_ - first)), work.data());
+                const size_t size = size_t(blocks_.blocks[i].cells) * channels_ + kLine;
+                if (work.size() < size) work.resize(size);
+                const uintptr_t at = (reinterpret_cast<uintptr_t>(work.data()) + 63) / 64 * 64;
+                block_(j, blocks_.blocks[i], reinterpret_cast<float*>(at));
             }
-            if (j.stream) store_fence();
         });
     }
 
-    const char* isa() const {
-        return lanes_ == Lanes::widest ? "avx512" : lanes_ == Lanes::scalar ? "scalar"
-               : isa_name(lanes_ == Lanes::wide ? Isa::avx2 : detect_isa() == Isa::neon ? Isa::neon : Isa::portable);
-    }
+    const char* isa() const { return isa_; }
 
 private:
-    static decltype(&pool_tile_scalar) widest() {
-#if defined(__x86_64__)
-        return pool_tile_widest;
-#else
-        return pool_tile_narrow;
+    using PoolBlock = void (*)(const PoolJob&, const Block&, float*);
+
+    PoolBlock pick(const std::string& isa) {
+        check(isa == "auto" || isa == "avx2" || isa == "portable", "bev_pool isa");
+        const Isa best = isa == "portable" ? Isa::portable : detect_isa();
+        isa_ = isa_name(best);
+#if defined(__x86_64__) && defined(__GNUC__)
+        if (isa == "auto" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+            isa_ = "avx512";
+            return pool_block_widest;
+        }
 #endif
+        return EDGEKIT_PICK(pool_block, best);
     }
 
     // Whether no run leaves the tensors: a table may come from a file.
-    bool consistent() const {
-        const int32_t* start = starts_.data();
-        const Run* run = reinterpret_cast<const Run*>(runs_.data());
-        const int64_t n = runs_.shape(0), h = shape_[2], w = shape_[3];
+    bool consistent(const int32_t* start, const Run* run, int64_t n) const {
+        const int64_t bins = shape_[1], h = shape_[2], w = shape_[3];
         bool good = start[0] == 0 && start[cells_] == n;
         for (int64_t i = 0; i < cells_; i++) good &= start[i] <= start[i + 1];
         for (int64_t i = 0; i < n; i++) {
             const int64_t camera = run[i].rows >> kCountBits, reach = int64_t(run[i].rows & ((1u << kCountBits) - 1)) - 1;
             const int64_t pixel = run[i].pixel, depth = run[i].depth;
             good &= camera < shape_[0] && reach >= 0 && pixel >= camera * h * w && pixel + reach * w < (camera + 1) * h * w;
-            good &= depth + reach * w < int64_t(shape_[0]) * shape_[1] * h * w;
+            good &= depth >= camera * bins * h * w && depth + reach * w < (camera + 1) * bins * h * w;
         }
         return good;
     }
 
-    Array<int32_t> starts_;
-    Array<uint32_t> runs_;
     std::array<int, 4> shape_;
-    int64_t cells_ = 0;
+    int64_t cells_;
     int channels_;
     bool last_;
-    Lanes lanes_;
+    PoolBlock block_ = nullptr;
+    const char* isa_ = nullptr;
+    Blocks blocks_;
 };
 
 }  // namespace
@@ -193,9 +181,9 @@ EDGEKIT_KERNEL(bev_pool, m) {
     m.def("bev_table", &edgekit::build, py::arg("rays").noconvert(), py::arg("origins").noconvert(),
           py::arg("depths").noconvert(), py::arg("axes"), py::arg("trunc"), py::arg("yx"), py::arg("threads"));
     py::class_<BevPool>(m, "BevPool")
-        .def(py::init<edgekit::Array<int32_t>, edgekit::Array<uint32_t>, std::array<int, 4>, int, bool,
-                      const std::string&>(),
-             py::arg("starts").noconvert(), py::arg("runs").noconvert(), py::arg("shape"), py::arg("channels"),
+        .def(py::init<const edgekit::Array<int32_t>&, const edgekit::Array<uint32_t>&, std::array<int, 4>, int,
+                      int, bool, const std::string&>(),
+             py::arg("starts").noconvert(), py::arg("runs").noconvert(), py::arg("shape"), py::arg("columns"), py::arg("channels"),
              py::arg("last"), py::arg("isa"))
         .def("run", &BevPool::run, py::arg("depth").noconvert(), py::arg("features").noconvert(),
              py::arg("out").noconvert(), py::arg("used").noconvert(), py::arg("stream"), py::arg("threads"))

@@ -1,9 +1,8 @@
 // The loops of BEV pooling for vectors of B bytes; reference.py defines what they give.
 #pragma once
 
+#include "bev_pool/blocks.h"
 #include "vectors.h"
-
-#include <algorithm>
 
 #if defined(__x86_64__)
 #define EDGEKIT_AVX512 __attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl")))
@@ -11,17 +10,12 @@
 
 namespace edgekit {
 
-constexpr int kCountBits = 16;
-constexpr int kTile = 64;       // cells that are summed before they are stored
-constexpr int kMostLanes = 10;  // vectors of channels that are kept in registers
-
-struct Run {
-    uint32_t depth, pixel, rows;  // rows: camera << 16 | number of them
-};
+constexpr int kAhead = 3;         // runs from the fetch of a weight to its use
+constexpr int kMostVectors = 10;  // of channels, in registers
 
 struct PoolJob {
-    const int32_t* starts;  // [cells + 1]
-    const Run* runs;
+    const BlockRun* runs;
+    const Segment* segments;
     const float* depth;     // [cam, D, h, w]
     const float* features;  // [cam, h, w, channels]
     const uint8_t* used;    // [cam]
@@ -84,105 +78,110 @@ EDGEKIT_INLINE void transpose(typename V<B>::F* v) {
     }
 }
 
-// Channels at[0..K) (each a vector of them) of one cell's sum, to `sum`. The order of additions is that of the runs.
+// Adds a block's runs to its cells' sums [cells, channels]: K vectors of channels, from channel `c` on.
 template <int B, int K>
-EDGEKIT_INLINE void sum_cell(const PoolJob& j, const Run* run, const Run* end, const int* at, float* sum) {
+EDGEKIT_INLINE void add_runs(const PoolJob& j, const Block& block, int c, float* sums) {
     using F = typename V<B>::F;
-    F total[K];
-    for (int k = 0; k < K; k++) total[k] = F{};
-    for (; run != end; run++) {
-        if (!j.used[run->rows >> kCountBits]) continue;
-        const float* weight = j.depth + run->depth;
-        const float* feature = j.features + int64_t(run->pixel) * j.channels;
-        const ptrdiff_t step = ptrdiff_t(j.width) * j.channels;
-        for (int n = int(run->rows & ((1u << kCountBits) - 1)); n > 0; n--, weight += j.width, feature += step) {
+    constexpr int N = V<B>::kFloats;
+    const ptrdiff_t channels = j.channels, width = j.width,  step = width * channels;
+    const float *depth = j.depth, *features = j.features + c;
+    const uint8_t* used = j.used;
+    const BlockRun *at = j.runs + block.runs, *end = j.runs + block.runs_end;
+    sums += c;
+    for (; at != end; at++) {
+        const Run run = at->run;
+        if (!used[run.rows >> kCountBits]) continue;
+        const float* weight = depth + run.depth;
+        const float* feature = features + ptrdiff_t(run.pixel) * channels;
+        float* sum = sums + ptrdiff_t(at->cell) * channels;
+        F total[K];
+        for (int k = 0; k < K; k++) total[k] = load<F>(sum + k * N);
+        const float* ahead = depth + (at + kAhead < end ? at[kAhead] : *at).run.depth;
+        for (int n = int(run.rows & ((1u << kCountBits) - 1)); n > 0; n--, weight += width, feature += step, ahead += width) {
             const F w = F{} + *weight;
-            for (int k = 0; k < K; k++) total[k] = total[k] + w * load<F>(feature + at[k]);
+            __builtin_prefetch(ahead);
+            for (int k = 0; k < K; k++) total[k] = total[k] + w * load<F>(feature + k * N);
         }
-    }
-    for (int k = 0; k < K; k++) store(sum + at[k], total[k]);
-}
-
-template <int B>
-EDGEKIT_INLINE void sum_channels(const PoolJob& j, const Run* run, const Run* end, const int* at, int lanes, float* sum) {
-    switch (lanes) {
-#define EDGEKIT_LANE_COUNT(K) case K: return sum_cell<B, K>(j, run, end, at, sum);
-        EDGEKIT_LANE_COUNT(1) EDGEKIT_LANE_COUNT(2) EDGEKIT_LANE_COUNT(3) EDGEKIT_LANE_COUNT(4) EDGEKIT_LANE_COUNT(5)
-        EDGEKIT_LANE_COUNT(6) EDGEKIT_LANE_COUNT(7) EDGEKIT_LANE_COUNT(8) EDGEKIT_LANE_COUNT(9) EDGEKIT_LANE_COUNT(10)
-#undef EDGEKIT_LANE_COUNT
+        for (int k = 0; k < K; k++) store(sum + k * N, total[k]);
     }
 }
 
-// The sums of the `count` cells from `cell` on, which lie in `tile` [count, channels], to channels-first memory.
 template <int B>
-EDGEKIT_INLINE void store_planes(const PoolJob& j, int64_t cell, int count, const float* tile) {
+EDGEKIT_INLINE void add_channels(const PoolJob& j, const Block& block, int c, int vectors, float* sums) {
+    switch (vectors) {
+#define EDGEKIT_VECTORS(K) case K: return add_runs<B, K>(j, block, c, sums);
+        EDGEKIT_VECTORS(1) EDGEKIT_VECTORS(2) EDGEKIT_VECTORS(3) EDGEKIT_VECTORS(4) EDGEKIT_VECTORS(5)
+        EDGEKIT_VECTORS(6) EDGEKIT_VECTORS(7) EDGEKIT_VECTORS(8) EDGEKIT_VECTORS(9) EDGEKIT_VECTORS(10)
+#undef EDGEKIT_VECTORS
+    }
+}
+
+// The sums [count, channels] of the cells from `cell` on to channels-first memory.
+template <int B>
+EDGEKIT_INLINE void store_planes(const PoolJob& j, int64_t cell, int count, const float* sums) {
     using F = typename V<B>::F;
     constexpr int N = V<B>::kFloats;
-    alignas(64) float block[N * kTile];
-    int c = 0;
-    if (count == kTile) {
-        for (; c + N <= j.channels; c += N) {
-            for (int i = 0; i < kTile; i += N) {
-                F v[N];
-                for (int k = 0; k < N; k++) v[k] = load<F>(tile + (i + k) * j.channels + c);
-                transpose<B>(v);
-                for (int k = 0; k < N; k++) store(block + k * kTile + i, v[k]);
-            }
-            for (int k = 0; k < N; k++) {
-                float* out = j.out + (c + k) * j.cells + cell;
-                if (j.stream)
-                    for (int i = 0; i < kTile; i += N) store_through<B>(out + i, load<F>(block + k * kTile + i));
-                else
-                    for (int i = 0; i < kTile; i += N) store(out + i, load<F>(block + k * kTile + i));
-            }
-        }
-    }
-    for (; c < j.channels; c++)
-        for (int i = 0; i < count; i++) j.out[c * j.cells + cell + i] = tile[i * j.channels + c];
-}
-
-// Cells [first, first + count), count <= kTile. `tile`: [kTile, channels] to work in.
-template <int B>
-EDGEKIT_INLINE void pool_tile(const PoolJob& j, int64_t first, int count, float* tile) {
-    constexpr int N = V<B>::kFloats;
-    float* sums = j.last ? j.out + first * j.channels : tile;
-    for (int i = 0; i < count; i++, sums += j.channels) {
-        const Run *run = j.runs + j.starts[first + i], *end = j.runs + j.starts[first + i + 1];
-        if (run == end) {
-            std::memset(sums, 0, sizeof(float) * j.channels);
-            continue;
-        }
+    const ptrdiff_t channels = j.channels, cells = j.cells;
+    const bool stream = j.stream;
+    float* out = j.out + cell;
+    int i = 0;
+    for (; i + kLine <= count; i += kLine) {
         int c = 0;
-        while (c < j.channels) {  // the last vector reaches back over channels that are done: the same sums again
-            int at[kMostLanes], lanes = 0;
-            for (; lanes < kMostLanes && c < j.channels; lanes++, c += N) at[lanes] = std::min(c, j.channels - N);
-            sum_channels<B>(j, run, end, at, lanes, sums);
+        for (; c + N <= channels; c += N) {
+            F v[kLine];
+            for (int k = 0; k < kLine; k++) v[k] = load<F>(sums + (i + k) * channels + c);
+            for (int k = 0; k < kLine; k += N) transpose<B>(v + k);
+            float* to = out + c * cells + i;
+            for (int k = 0; k < N; k++, to += cells)
+                for (int part = 0; part < kLine / N; part++)  // a whole line at once
+                    if (stream) store_through<B>(to + part * N, v[part * N + k]);
+                    else store(to + part * N, v[part * N + k]);
         }
+        for (; c < channels; c++)
+            for (int k = 0; k < kLine; k++) out[c * cells + i + k] = sums[(i + k) * channels + c];
     }
-    if (!j.last) store_planes<B>(j, first, count, tile);
+    for (; i < count; i++)
+        for (ptrdiff_t c = 0; c < channels; c++) out[c * cells + i] = sums[i * channels + c];
 }
 
-EDGEKIT_LANES(void, pool_tile, (const PoolJob& j, int64_t first, int count, float* tile), (j, first, count, tile))
+// Channels from `c` on, in vectors of B bytes and what is left in shorter ones.
+template <int B>
+EDGEKIT_INLINE void add_block(const PoolJob& j, const Block& block, int c, float* sums) {
+    constexpr int N = V<B>::kFloats;
+    for (int vectors; (vectors = std::min(kMostVectors, (j.channels - c) / N)) > 0; c += vectors * N)
+        add_channels<B>(j, block, c, vectors, sums);
+    if (c == j.channels) return;
+    if constexpr (B > 16) return add_block<B / 2>(j, block, c, sums);
+    for (int64_t r = block.runs; r < block.runs_end; r++) {
+        const Run& run = j.runs[r].run;
+        if (!j.used[run.rows >> kCountBits]) continue;
+        for (int k = 0; k < int(run.rows & ((1u << kCountBits) - 1)); k++)
+            for (int i = c; i < j.channels; i++)
+                sums[int64_t(j.runs[r].cell) * j.channels + i] +=
+                    j.depth[run.depth + int64_t(k) * j.width] *
+                    j.features[(run.pixel + int64_t(k) * j.width) * j.channels + i];
+    }
+}
+
+// One block of cells. `sums`: [cells of it, channels] to work in.
+template <int B>
+EDGEKIT_INLINE void pool_block(const PoolJob& j, const Block& block, float* sums) {
+    std::memset(sums, 0, sizeof(float) * block.cells * j.channels);
+    add_block<B>(j, block, 0, sums);
+    for (int s = block.segments; s < block.segments_end; s++) {
+        const Segment& g = j.segments[s];
+        const float* from = sums + int64_t(g.local) * j.channels;
+        if (j.last) std::memcpy(j.out + g.first * j.channels, from, sizeof(float) * g.count * j.channels);
+        else store_planes<B>(j, g.first, g.count, from);
+    }
+    if (j.stream) store_fence();
+}
+
+EDGEKIT_LANES(void, pool_block, (const PoolJob& j, const Block& block, float* sums), (j, block, sums))
 #if defined(__x86_64__)
-EDGEKIT_AVX512 inline void pool_tile_widest(const PoolJob& j, int64_t first, int count, float* tile) {
-    pool_tile<64>(j, first, count, tile);
+EDGEKIT_AVX512 inline void pool_block_widest(const PoolJob& j, const Block& block, float* sums) {
+    pool_block<64>(j, block, sums);
 }
 #endif
-
-// For fewer channels than a vector of 16 bytes has.
-inline void pool_tile_scalar(const PoolJob& j, int64_t first, int count, float*) {
-    for (int i = 0; i < count; i++)
-        for (int c = 0; c < j.channels; c++) {
-            float total = 0;
-            for (int32_t r = j.starts[first + i]; r < j.starts[first + i + 1]; r++) {
-                const Run& run = j.runs[r];
-                if (!j.used[run.rows >> kCountBits]) continue;
-                for (int k = 0; k < int(run.rows & ((1u << kCountBits) - 1)); k++)
-                    total += j.depth[run.depth + int64_t(k) * j.width] *
-                             j.features[(run.pixel + int64_t(k) * j.width) * j.channels + c];
-            }
-            j.out[j.last ? (first + i) * j.channels + c : c * j.cells + first + i] = total;
-        }
-}
 
 }  // namespace edgekit
