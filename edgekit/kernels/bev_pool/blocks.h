@@ -57,13 +57,15 @@ inline void sort_runs(std::vector<BlockRun>& list, int height, int width) {
     list.swap(sorted);
 }
 
-// The table's runs again. start: [cells + 1], columns: of the grid, height and width: of the features.
-inline Blocks cut(const int32_t* start, const Run* run, int64_t cells, int columns, int height, int width) {
+// The table's runs again. start: [cells + 1], columns: of the grid, height and width: of the features, into: floats from
+// the beginning of a cache line to cell 0 in memory. Segments begin where lines do, where planes lie alike on them.
+inline Blocks cut(const int32_t* start, const Run* run, int64_t cells, int columns, int height, int width, int into) {
     Blocks made;
     const int64_t rows = cells / columns, across = (columns + kBlockColumns - 1) / kBlockColumns;
     const int64_t line = cells % kLine == 0 ? kLine : 1;
-    const auto border = [&](int64_t row, int64_t k) {  // of the k-th block in `row`, where a line begins
-        return (row * columns + std::min<int64_t>(k * kBlockColumns, columns)) / line * line;
+    const auto border = [&](int64_t row, int64_t k) {  // of the k-th block in `row`
+        const int64_t cell = row * columns + std::min<int64_t>(k * kBlockColumns, columns);
+        return std::max<int64_t>(0, (cell + into) / line * line - into);
     };
     std::vector<BlockRun> list;
     for (int64_t top = 0; top < rows; top += kBlockRows)

@@ -7,6 +7,8 @@
 
 #include <array>
 #include <cmath>
+#include <memory>
+#include <mutex>
 #include <string>
 
 namespace edgekit {
@@ -96,17 +98,15 @@ py::tuple build(const Array<double>& rays, const Array<double>& origins, const A
 
 class BevPool {
 public:
-    // starts [cells + 1], runs [n, 3].  shape: cam, D, h, w.  columns: of the grid.
-    BevPool(const Array<int32_t>& starts, const Array<uint32_t>& runs, std::array<int, 4> shape, int columns, int channels,
-            bool last, const std::string& isa)
-        : shape_(shape), cells_(starts.size() - 1), channels_(channels), last_(last) {
-        check(starts.size() >= 2 && runs.ndim() == 2 && runs.shape(1) == 3 && cells_ % columns == 0, "bev_pool table");
-        const int32_t* start = starts.data();
-        const Run* run = reinterpret_cast<const Run*>(runs.data());
-        check(consistent(start, run, runs.shape(0)), "bev_pool table");
+    // starts [cells + 1], runs [n, 3]: kept, not copied; they may be a file that is mapped.  shape: cam, D, h, w.
+    // columns: of the grid.
+    BevPool(Array<int32_t> starts, Array<uint32_t> runs, std::array<int, 4> shape, int columns, int channels, bool last,
+            const std::string& isa)
+        : starts_(std::move(starts)), runs_(std::move(runs)), shape_(shape), cells_(starts_.size() - 1),
+          columns_(columns), channels_(channels), last_(last) {
+        check(cells_ > 0 && runs_.ndim() == 2 && runs_.shape(1) == 3 && cells_ % columns == 0, "bev_pool table");
+        check(consistent(starts_.data(), this->runs(), runs_.shape(0)), "bev_pool table");
         block_ = pick(isa);
-        py::gil_scoped_release release;
-        blocks_ = cut(start, run, cells_, columns, shape_[2], shape_[3]);
     }
 
     void run(const Array<float>& depth, const Array<float>& features, Array<float> out, const Array<uint8_t>& used,
@@ -115,18 +115,23 @@ public:
         check(depth.size() == pixels * shape_[1] && features.size() == pixels * channels_ &&
                   out.size() == cells_ * channels_ && used.size() == shape_[0],
               "bev_pool tensors");
-        PoolJob j{blocks_.runs.data(), blocks_.segments.data(), depth.data(), features.data(), used.data(),
-                  out.mutable_data(), cells_, shape_[3], channels_, last_, false};
+        float* to = out.mutable_data();
+        const bool lined = !last_ && cells_ % kLine == 0;  // else planes lie on lines each in its own way
+        const int into = lined ? int(reinterpret_cast<uintptr_t>(to) / sizeof(float) % kLine) : 0;
+        PoolJob j{};
+        j.depth = depth.data(), j.features = features.data(), j.used = used.data(), j.out = to;
+        j.cells = cells_, j.width = shape_[3], j.channels = channels_, j.into = into;
+        j.last = last_, j.stream = stream && lined;
         py::gil_scoped_release release;
-        // segments begin where lines do, if the first one and the planes do
-        j.stream = stream && !last_ && cells_ % kLine == 0 && reinterpret_cast<uintptr_t>(j.out) % (4 * kLine) == 0;
-        parallel_for(int64_t(blocks_.blocks.size()), 1, threads, [&](int64_t begin, int64_t end) {
+        const Blocks& plan = blocks(into);
+        j.runs = plan.runs.data(), j.segments = plan.segments.data();
+        parallel_for(int64_t(plan.blocks.size()), 1, threads, [&](int64_t begin, int64_t end) {
             static thread_local std::vector<float> work;
             for (int64_t i = begin; i < end; i++) {
-                const size_t size = size_t(blocks_.blocks[i].cells) * channels_ + kLine;
+                const size_t size = size_t(plan.blocks[i].cells) * channels_ + kLine;
                 if (work.size() < size) work.resize(size);
                 const uintptr_t at = (reinterpret_cast<uintptr_t>(work.data()) + 63) / 64 * 64;
-                block_(j, blocks_.blocks[i], reinterpret_cast<float*>(at));
+                block_(j, plan.blocks[i], reinterpret_cast<float*>(at));
             }
         });
     }
@@ -134,6 +139,17 @@ public:
     const char* isa() const { return isa_; }
 
 private:
+    const Run* runs() const { return reinterpret_cast<const Run*>(runs_.data()); }
+
+    // Made once for each way that results lie on cache lines, which is mostly one.
+    const Blocks& blocks(int into) const {
+        std::lock_guard<std::mutex> lock(making_);
+        if (!blocks_[into])
+            blocks_[into] = std::make_unique<Blocks>(
+                cut(starts_.data(), runs(), cells_, columns_, shape_[2], shape_[3], into));
+        return *blocks_[into];
+    }
+
     using PoolBlock = void (*)(const PoolJob&, const Block&, float*);
 
     PoolBlock pick(const std::string& isa) {
@@ -164,13 +180,16 @@ private:
         return good;
     }
 
+    Array<int32_t> starts_;
+    Array<uint32_t> runs_;
     std::array<int, 4> shape_;
     int64_t cells_;
-    int channels_;
+    int columns_, channels_;
     bool last_;
     PoolBlock block_ = nullptr;
     const char* isa_ = nullptr;
-    Blocks blocks_;
+    mutable std::mutex making_;
+    mutable std::unique_ptr<Blocks> blocks_[kLine];
 };
 
 }  // namespace
@@ -181,7 +200,7 @@ EDGEKIT_KERNEL(bev_pool, m) {
     m.def("bev_table", &edgekit::build, py::arg("rays").noconvert(), py::arg("origins").noconvert(),
           py::arg("depths").noconvert(), py::arg("axes"), py::arg("trunc"), py::arg("yx"), py::arg("threads"));
     py::class_<BevPool>(m, "BevPool")
-        .def(py::init<const edgekit::Array<int32_t>&, const edgekit::Array<uint32_t>&, std::array<int, 4>, int,
+        .def(py::init<edgekit::Array<int32_t>, edgekit::Array<uint32_t>, std::array<int, 4>, int,
                       int, bool, const std::string&>(),
              py::arg("starts").noconvert(), py::arg("runs").noconvert(), py::arg("shape"), py::arg("columns"), py::arg("channels"),
              py::arg("last"), py::arg("isa"))

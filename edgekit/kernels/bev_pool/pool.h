@@ -21,7 +21,7 @@ struct PoolJob {
     const uint8_t* used;    // [cam]
     float* out;             // [channels, cells], or [cells, channels] where `last`
     int64_t cells;
-    int width, channels;
+    int width, channels, into;  // into: as `cut` takes it
     bool last, stream;
 };
 
@@ -124,7 +124,12 @@ EDGEKIT_INLINE void store_planes(const PoolJob& j, int64_t cell, int count, cons
     const ptrdiff_t channels = j.channels, cells = j.cells;
     const bool stream = j.stream;
     float* out = j.out + cell;
+    const auto one = [&](int i) {
+        for (ptrdiff_t c = 0; c < channels; c++) out[c * cells + i] = sums[i * channels + c];
+    };
+    const int before = int(kLine - (cell + j.into) % kLine) % kLine;  // cells before a line begins
     int i = 0;
+    for (; i < std::min(before, count); i++) one(i);
     for (; i + kLine <= count; i += kLine) {
         int c = 0;
         for (; c + N <= channels; c += N) {
@@ -140,8 +145,7 @@ EDGEKIT_INLINE void store_planes(const PoolJob& j, int64_t cell, int count, cons
         for (; c < channels; c++)
             for (int k = 0; k < kLine; k++) out[c * cells + i + k] = sums[(i + k) * channels + c];
     }
-    for (; i < count; i++)
-        for (ptrdiff_t c = 0; c < channels; c++) out[c * cells + i] = sums[i * channels + c];
+    for (; i < count; i++) one(i);
 }
 
 // Channels from `c` on, in vectors of B bytes and what is left in shorter ones.
