@@ -23,6 +23,7 @@ from tests import cuda_cpu
 from tests.cuda_cpu import address, compiled
 from tests.test_kernels import using
 
+
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA source as a CPU library."""

@@ -53,7 +53,9 @@ class BevPool:
         self._kernel: Any = (
             None
             if module is None
-            else module.BevPool(table.starts, table.runs, table.shape, columns, channels, layout == "NHWC", isa)
+            else module.BevPool(
+                table.starts, table.runs, table.shape, columns, channels, layout == "NHWC", isa
+            )
         )
 
     def run(

@@ -66,7 +66,13 @@ class BevPoolCall:
         self.grid = (-(-cells // BLOCK[0]), -(-channels // (CHANNELS * BLOCK[1])))
 
     def parameters(
-        self, starts: int, runs: int, depth: int, features: int, out: int, cameras: Sequence[bool] | None = None
+        self,
+        starts: int,
+        runs: int,
+        depth: int,
+        features: int,
+        out: int,
+        cameras: Sequence[bool] | None = None,
     ) -> Parameters:
         """The kernel's argument; addresses as the kernel sees them. Raises: UsageError for another number of cameras."""
         count = self.table.shape[0]
@@ -96,7 +102,9 @@ class CudaBevPool:
         self.call = BevPoolCall(table, channels, layout, in_dtype, out_dtype)
         self._program = Program("bev_pool")
         try:
-            self._starts, self._runs = (self._program.upload(np.asarray(a)) for a in (table.starts, table.runs))
+            self._starts, self._runs = (
+                self._program.upload(np.asarray(a)) for a in (table.starts, table.runs)
+            )
         except BaseException:
             self.close()
             raise

@@ -96,38 +96,39 @@ def cached(geometry: Geometry, folder: Path | None, threads: int = 0) -> Table:
 
 def save(table: Table, path: Path, key: str) -> None:
     """Write `table` to `path` in one step. Raises: OutputError."""
-    body = [memoryview(table.starts).cast("B"), memoryview(_padding(table.starts.nbytes))]
+    body = [table.starts.data.cast("B"), memoryview(_padding(table.starts.nbytes))]
     if len(table.runs):
-        body.append(memoryview(table.runs).cast("B"))
+        body.append(table.runs.data.cast("B"))
     head = _header(key, _digest(body), (*table.shape, *table.grid), len(table.runs))
-    write_atomic(path, [head.ljust(_START, b"\0"), *body], "BEV table")
+    write_atomic(path, [head, *body], "BEV table")
 
 
 def load(path: Path, key: str, shape: tuple[int, int, int, int], grid: tuple[int, int]) -> Table | None:
-    """The table in `path`, mapped, if it is whole and that of `key`; None if there is none such."""
+    """The table in `path`, mapped, if it is whole and that of `key`; None, with a warning, if it is not."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size < _START:
-                return None
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        os.utime(path)  # the age decides what is dropped first
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError) and not path.exists():
-            warnings.warn(f"BEV table {path}: cannot be read ({error.strerror})", RuntimeWarning, stacklevel=3)
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    runs = _HEADER.unpack_from(data)[-1]
+    except OSError as error:
+        warnings.warn(f"BEV table {path}: cannot be read ({error.strerror})", RuntimeWarning, stacklevel=3)
+        return None
     cells = grid[0] * grid[1]
     first = _START + 4 * (cells + 1) + len(_padding(4 * (cells + 1)))
-    if size != first + 12 * runs or data[: _HEADER.size] != _header(key, _digest([data[_START:]]), (*shape, *grid), runs):
+    runs = (size - first) // 12
+    header = _header(key, _digest([data[_START:]]), (*shape, *grid), max(0, runs))
+    if size != first + 12 * runs or data[:_START] != header:
         warnings.warn(f"BEV table {path}: is damaged; building it again", RuntimeWarning, stacklevel=3)
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # the age decides what is dropped first
     starts = np.frombuffer(data, np.int32, cells + 1, _START)
     return Table(shape, grid, starts, np.frombuffer(data, np.uint32, 3 * runs, first).reshape(runs, 3))
 
 
 def _header(key: str, digest: bytes, sizes: Sequence[int], runs: int) -> bytes:
-    return _HEADER.pack(_MAGIC, bytes.fromhex(key), digest, *sizes, runs)
+    return _HEADER.pack(_MAGIC, bytes.fromhex(key), digest, *sizes, runs).ljust(_START, b"\0")
 
 
 def _padding(nbytes: int) -> bytes:

@@ -37,6 +37,8 @@ def launches(p: Parameters) -> tuple[tuple[str, tuple[int, int]], ...]:
     """The functions to launch in turn, each with its grid of blocks of `BLOCK` threads."""
     pixels = (-(-p.cameras * p.height * p.width // BLOCK), 1)
     points = (-(-p.n // BLOCK), p.cameras)
+    if p.cameras == 0:
+        return ()
     drawn = (("depth_raster", points),) if p.n > 0 else ()
     return (("depth_raster_clear", pixels), *drawn, ("depth_raster_finish", pixels))
 

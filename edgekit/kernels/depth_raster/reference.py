@@ -21,7 +21,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def raster(points: np.ndarray, matrices: np.ndarray, out: np.ndarray, near: np.float32, far: np.float32) -> None:
+def raster(
+    points: np.ndarray, matrices: np.ndarray, out: np.ndarray, near: np.float32, far: np.float32
+) -> None:
     """points float32 [n, >= 3], matrices float32 [cam, 3, 4] -> out float32 [cam, height, width]."""
     height, width = out.shape[1:]
     x, y, z = (points[:, k] for k in range(3))
