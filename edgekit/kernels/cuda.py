@@ -39,7 +39,9 @@ def compile_kernel(kernel: str, arch: str) -> bytes:
     Raises: MissingExtraError without cuda-bindings or NVRTC; StreamError with NVRTC's log when it refuses.
     """
     _, nvrtc = _bindings()
-    program = _call(nvrtc, "nvrtcCreateProgram", source(kernel).read_bytes(), f"{kernel}.cu".encode(), 0, [], [])
+    program = _call(
+        nvrtc, "nvrtcCreateProgram", source(kernel).read_bytes(), f"{kernel}.cu".encode(), 0, [], []
+    )
     # contraction off as everywhere: a * b + c must round as the reference does
     options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17", b"--fmad=false"]
     error = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
@@ -98,7 +100,12 @@ class Program:
         return address
 
     def launch(
-        self, function: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any], stream: int = 0
+        self,
+        function: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[Any],
+        stream: int = 0,
     ) -> None:
         """Enqueue `function` on `stream`; returns at once.
 
@@ -114,7 +121,14 @@ class Program:
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         sizes = [*grid, 1, 1][:3] + [*block, 1, 1][:3]
         _call(
-            self._cuda, "cuLaunchKernel", self._functions[function], *sizes, 0, stream, ctypes.addressof(pointers), 0
+            self._cuda,
+            "cuLaunchKernel",
+            self._functions[function],
+            *sizes,
+            0,
+            stream,
+            ctypes.addressof(pointers),
+            0,
         )
 
     def close(self) -> None:
