@@ -98,7 +98,7 @@ EDGEKIT_INLINE void add_runs(const PoolJob& j, const Block& block, int c, float*
         for (int k = 0; k < K; k++) total[k] = load<F>(sum + k * N);
         const float* ahead = depth + (at + kAhead < end ? at[kAhead] : *at).run.depth;
         for (int n = int(run.rows & ((1u << kCountBits) - 1)); n > 0; n--, weight += width, feature += step, ahead += width) {
-            const F w = F{} + *weight;
+            const F w = *weight - F{};
             __builtin_prefetch(ahead);
             for (int k = 0; k < K; k++) total[k] = total[k] + w * load<F>(feature + k * N);
         }
