@@ -74,11 +74,12 @@ def test_native_table_is_the_reference(geometry: Geometry, threads: int) -> None
 @settings(deadline=None, max_examples=150)
 @given(
     geometry=geometries(),
-    channels=st.one_of(st.integers(1, 40), st.sampled_from((80, 96, 170, 181))),
+    channels=st.one_of(st.integers(1, 40), st.sampled_from((16, 80, 96, 170, 181))),
     layout=st.sampled_from(("NCHW", "NHWC")),
     isa=st.sampled_from(("auto", "avx2", "portable")),
     threads=st.sampled_from((0, 1, 3)),
     offset=st.sampled_from((0, 4, 5)),
+    features_offset=st.sampled_from((0, 4)),
     stream=st.booleans(),
     data=st.data(),
 )
@@ -89,6 +90,7 @@ def test_native_sums_are_the_reference(
     isa: str,
     threads: int,
     offset: int,
+    features_offset: int,
     stream: bool,
     data: st.DataObject,
 ) -> None:
@@ -102,8 +104,9 @@ def test_native_sums_are_the_reference(
     with using("native"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(bev_pool, "STREAM_BYTES", 0 if stream else 1 << 60)
         pool = BevPool(table, channels, layout, isa)
-        out = placed(pool.out_shape, offset)
-        assert pool.run(depth, features, out, cameras=cameras, threads=threads) is out
+        out, where = placed(pool.out_shape, offset), placed(features.shape, features_offset)
+        where[...] = features
+        assert pool.run(depth, where, out, cameras=cameras, threads=threads) is out
     assert out.tobytes() == expected.tobytes()
 
 

@@ -70,7 +70,8 @@ class BevPool:
         """Sum into `out`, all of it; returns it.
 
         depth: float32 or float16 [cam, D, h, w], the weight of each depth bin.
-        features: float32 or float16 [cam, h, w, C]; float16 is converted first, sums are float32.
+        features: float32 or float16 [cam, h, w, C]; float16 is converted first, sums are float32. Best where a cache
+            line begins, as engines put theirs: they are copied there otherwise.
         out: float32 `out_shape`, C-contiguous, or None for a new one.
         cameras: which ones count, all by default; a missing one's tensors are not read (result as if it were not there).
         threads: 0 = as many as the process has CPUs; the bits do not depend on it.

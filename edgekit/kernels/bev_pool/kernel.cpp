@@ -123,6 +123,7 @@ public:
         j.cells = cells_, j.width = shape_[3], j.channels = channels_, j.into = into;
         j.last = last_, j.stream = stream && lined;
         py::gil_scoped_release release;
+        j.features = aligned(j.features, pixels, threads);
         const Blocks& plan = blocks(into);
         j.runs = plan.runs.data(), j.segments = plan.segments.data();
         parallel_for(int64_t(plan.blocks.size()), 1, threads, [&](int64_t begin, int64_t end) {
@@ -140,6 +141,19 @@ public:
 
 private:
     const Run* runs() const { return reinterpret_cast<const Run*>(runs_.data()); }
+
+    // Features on cache lines, copied there if they are not: vectors that cross lines would cost more than the copy.
+    const float* aligned(const float* features, int64_t pixels, int threads) const {
+        if (reinterpret_cast<uintptr_t>(features) % 64 == 0 || channels_ % kLine != 0) return features;
+        static thread_local std::vector<float> memory;
+        const int64_t count = pixels * channels_;
+        if (int64_t(memory.size()) < count + kLine) memory.resize(size_t(count + kLine));
+        float* to = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+        parallel_for(count, 1 << 16, threads, [&](int64_t begin, int64_t end) {
+            std::memcpy(to + begin, features + begin, sizeof(float) * size_t(end - begin));
+        });
+        return to;
+    }
 
     // Made once for each way that results lie on cache lines, which is mostly one.
     const Blocks& blocks(int into) const {
