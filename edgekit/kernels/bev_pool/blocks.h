@@ -7,6 +7,10 @@
 
 #include <algorithm>
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 namespace edgekit {
 
 constexpr int kCountBits = 16;
@@ -39,8 +43,17 @@ struct Blocks {
     std::vector<Segment> segments;
 };
 
-// A block's rows and columns of cells: sums of 80 channels take 160 KiB.
-constexpr int kBlockRows = 16, kBlockColumns = 32;
+constexpr int kBlockColumns = 32;
+
+// Rows of a block's cells, whose sums are to fill a third of the second cache. Bits do not depend on it.
+inline int block_rows(int channels) {
+    long cache = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    if (cache <= 0) cache = 512 << 10;  // ARM's systems do not say
+    return int(std::clamp<long>(cache / 3 / (kBlockColumns * long(sizeof(float)) * channels), 4, 32));
+}
 
 // By (camera, column, depth bin, row), the order of sums.
 inline void sort_runs(std::vector<BlockRun>& list, int height, int width) {
@@ -59,7 +72,8 @@ inline void sort_runs(std::vector<BlockRun>& list, int height, int width) {
 
 // The table's runs again. start: [cells + 1], columns: of the grid, height and width: of the features, into: floats from
 // the beginning of a cache line to cell 0 in memory. Segments begin where lines do, where planes lie alike on them.
-inline Blocks cut(const int32_t* start, const Run* run, int64_t cells, int columns, int height, int width, int into) {
+inline Blocks cut(const int32_t* start, const Run* run, int64_t cells, int columns, int height, int width, int into,
+                  int block_rows) {
     Blocks made;
     const int64_t rows = cells / columns, across = (columns + kBlockColumns - 1) / kBlockColumns;
     const int64_t line = cells % kLine == 0 ? kLine : 1;
@@ -68,12 +82,12 @@ inline Blocks cut(const int32_t* start, const Run* run, int64_t cells, int colum
         return std::max<int64_t>(0, (cell + into) / line * line - into);
     };
     std::vector<BlockRun> list;
-    for (int64_t top = 0; top < rows; top += kBlockRows)
+    for (int64_t top = 0; top < rows; top += block_rows)
         for (int64_t k = 0; k < across; k++) {
             Block block{};
             block.segments = int32_t(made.segments.size());
             list.clear();
-            for (int64_t row = top; row < std::min<int64_t>(rows, top + kBlockRows); row++) {
+            for (int64_t row = top; row < std::min<int64_t>(rows, top + block_rows); row++) {
                 // the last border of a row is the first of the next one
                 const bool last = row + 1 == rows && k + 1 == across;
                 const int64_t first = border(row, k), end = last ? cells : border(row, k + 1);

@@ -160,7 +160,7 @@ private:
         std::lock_guard<std::mutex> lock(making_);
         if (!blocks_[into])
             blocks_[into] = std::make_unique<Blocks>(
-                cut(starts_.data(), runs(), cells_, columns_, shape_[2], shape_[3], into));
+                cut(starts_.data(), runs(), cells_, columns_, shape_[2], shape_[3], into, block_rows(channels_)));
         return *blocks_[into];
     }
 
