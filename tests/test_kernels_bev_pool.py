@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,18 @@ def nuscenes_like() -> Geometry:
     return random_geometry(
         np.random.default_rng(8), Frustum((64, 176), (8, 22), (1.0, 30.0, 0.5)), BevGrid(), 6, 0.02
     )
+
+
+def test_threads_share_a_pool() -> None:
+    geometry = nuscenes_like()
+    depth, features = tensors(geometry, 16, 7)
+    with using("native"):
+        table = build(geometry)
+        expected = [BevPool(table, 16).run(depth, k * features).tobytes() for k in range(4)]
+        pool = BevPool(table, 16)  # what it makes at its first run is made once, whoever comes first
+        with ThreadPoolExecutor(4) as threads:
+            got = list(threads.map(lambda k: pool.run(depth, k % 4 * features).tobytes(), range(40)))
+    assert got == expected * 10
 
 
 @pytest.mark.shared
