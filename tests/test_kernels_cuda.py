@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,54 +14,29 @@ from hypothesis import strategies as st
 
 from edgekit.errors import EdgekitError, MissingExtraError, StreamError, UsageError
 from edgekit.kernels import cuda
-from edgekit.kernels.cuda import BLOCK, LetterboxTables, Parameters
 from edgekit.kernels.letterbox import LetterboxPlan
+from edgekit.kernels.letterbox.cuda import BLOCK, CudaLetterbox, LetterboxTables, Parameters
 from edgekit.pixels import FORMATS, PixelLayout, Pixels
 from edgekit.spec import DType, QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess
+from tests import cuda_cpu
+from tests.cuda_cpu import address, compiled
 from tests.test_kernels import using
-
-# CUDA's keywords and indices, and a loop over the threads in place of a launch
-SHIM = """
-#define __device__
-#define __global__
-struct Index { unsigned x, y, z; };
-static thread_local Index blockIdx, blockDim, threadIdx;
-#include "kernel.cu"
-extern "C" int size() { return int(sizeof(Letterbox)); }
-extern "C" void run(const Letterbox* p, int padded, unsigned gx, unsigned gy, unsigned bx, unsigned by) {
-    blockDim = {bx, by, 1};
-    for (unsigned i = 0; i < gx * gy * bx * by; i++) {
-        blockIdx = {i / (bx * by) % gx, i / (bx * by) / gx, 0};
-        threadIdx = {i % (bx * by) % bx, i % (bx * by) / bx, 0};
-        letterbox(*p, padded);
-    }
-}
-"""
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The CUDA source as a CPU library; undefined behaviour (overflow, shifts) ends the process."""
-    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("cuda")
-    (folder / "shim.cpp").write_text(SHIM)
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror"]
-    flags += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-    include, out = f"-I{cuda.SOURCE.parent}", folder / "shim.so"
-    subprocess.run([compiler, *flags, include, str(folder / "shim.cpp"), "-o", str(out)], check=True)
-    return ctypes.CDLL(str(out))
+    """The CUDA source as a CPU library."""
+    run = (
+        "void run_letterbox(const Letterbox* p, const unsigned* grid, const unsigned* block, int padded) "
+        "{ each_thread(grid, block, [&] { letterbox(*p, padded); }); }"
+    )
+    return compiled("letterbox", tmp_path_factory.mktemp("cuda"), "Letterbox", (), run)
 
 
 def launch(library: ctypes.CDLL, p: Parameters, padded: bool = False) -> None:
     grid = (-(-p.width // BLOCK[0]), -(-p.height // BLOCK[1]))
-    library.run(ctypes.byref(p), int(padded), *grid, *BLOCK)
-
-
-def address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
+    cuda_cpu.launch(library, "letterbox", grid, BLOCK, p, int(padded))
 
 
 def test_the_argument_is_the_struct(emulated: ctypes.CDLL) -> None:
@@ -150,7 +123,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"edgekit\[tensorrt\]"):
-        cuda.CudaLetterbox(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 4))
+        CudaLetterbox(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 4))
 
 
 def test_a_machine_without_a_gpu_says_so() -> None:
@@ -158,22 +131,24 @@ def test_a_machine_without_a_gpu_says_so() -> None:
     if Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists():
         pytest.skip("this machine has a GPU")
     with pytest.raises(EdgekitError, match=r"NVIDIA's driver|CUDA cuInit"):
-        cuda.CudaLetterbox(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 4))
+        CudaLetterbox(ImagePreprocess(8, 8), PixelLayout("nv12", 8, 4))
 
 
 @pytest.mark.nvidia
 @pytest.mark.parametrize("arch", ["sm_87", "sm_110"])
-def test_nvrtc_compiles_it_for_the_boards(arch: str) -> None:
+@pytest.mark.parametrize("kernel", cuda.names())
+def test_nvrtc_compiles_it_for_the_boards(kernel: str, arch: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs NVIDIA's compiler: make test-nvidia")
-    cubin = cuda.compile_letterbox(arch)
-    assert cubin[:4] == b"\x7fELF" and b"letterbox" in cubin
+    cubin = cuda.compile_kernel(kernel, arch)
+    assert cubin[:4] == b"\x7fELF" and kernel.encode() in cubin
 
 
 @pytest.mark.nvidia
 def test_nvrtc_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs NVIDIA's compiler: make test-nvidia")
-    (tmp_path / "broken.cu").write_text(cuda.SOURCE.read_text() + "\nint broken( {\n")
-    monkeypatch.setattr(cuda, "SOURCE", tmp_path / "broken.cu")
-    cuda.compile_letterbox.cache_clear()
-    with pytest.raises(StreamError, match=r"nvrtcCompileProgram for sm_87: .*expected"):
-        cuda.compile_letterbox("sm_87")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/kernel.cu").write_text(cuda.source("letterbox").read_text() + "\nint broken( {\n")
+    monkeypatch.setattr(cuda, "FOLDER", tmp_path)
+    assert cuda.names() == ("broken",)
+    with pytest.raises(StreamError, match=r"nvrtcCompileProgram of broken for sm_87: .*expected"):
+        cuda.compile_kernel("broken", "sm_87")

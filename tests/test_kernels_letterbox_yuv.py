@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UsageError
-from edgekit.kernels.cuda import LetterboxTables
 from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan, reference, to_bgr
+from edgekit.kernels.letterbox.cuda import LetterboxTables
 from edgekit.pixels import FORMATS, YUV, Format, PixelLayout, Pixels
 from edgekit.spec import DType, QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess, place

@@ -8,6 +8,7 @@ Compiles every CUDA kernel with the NVRTC of both JetPacks, without a GPU: CUDA 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import sys
 import time
@@ -51,18 +52,19 @@ def compile_12(source: Path, arch: str) -> bytes:
 
 
 def main() -> int:
-    jobs: list[tuple[str, str, Callable[[], bytes]]] = [
-        ("CUDA 13", "sm_87", lambda: cuda.compile_letterbox("sm_87")),
-        ("CUDA 13", "sm_110", lambda: cuda.compile_letterbox("sm_110")),
-        ("CUDA 12.6", "sm_87", lambda: compile_12(cuda.SOURCE, "sm_87")),
-    ]
-    for release, arch, job in jobs:
-        start = time.perf_counter()
-        cubin = job()
-        if cubin[:4] != b"\x7fELF" or b"letterbox" not in cubin:
-            raise EdgekitError(f"NVRTC of {release} for {arch}: gave no cubin of the kernel")
-        seconds = time.perf_counter() - start
-        print(f"letterbox/kernel.cu for {arch} by NVRTC of {release}: {len(cubin)} bytes, {seconds:.2f} s")
+    for kernel in cuda.names():
+        jobs: list[tuple[str, str, Callable[[], bytes]]] = [
+            ("CUDA 13", "sm_87", functools.partial(cuda.compile_kernel, kernel, "sm_87")),
+            ("CUDA 13", "sm_110", functools.partial(cuda.compile_kernel, kernel, "sm_110")),
+            ("CUDA 12.6", "sm_87", functools.partial(compile_12, cuda.source(kernel), "sm_87")),
+        ]
+        for release, arch, job in jobs:
+            start = time.perf_counter()
+            cubin = job()
+            if cubin[:4] != b"\x7fELF" or kernel.encode() not in cubin:
+                raise EdgekitError(f"{kernel}/kernel.cu: NVRTC of {release} for {arch} gave no cubin of it")
+            seconds = time.perf_counter() - start
+            print(f"{kernel}/kernel.cu for {arch} by NVRTC of {release}: {len(cubin)} bytes, {seconds:.2f} s")
     return 0
 
 

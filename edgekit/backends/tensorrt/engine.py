@@ -270,7 +270,7 @@ class TensorRtBinding:
     def take_input(self, name: str) -> tuple[int, int]:
         """(device address, stream) of an input that the caller fills there from now on, by work on that stream.
 
-        It is no longer copied from `inputs[name]`. `kernels.cuda.CudaLetterbox.launch` writes to it.
+        It is no longer copied from `inputs[name]`. `kernels.letterbox.cuda.CudaLetterbox.launch` writes to it.
         Raises: StreamError when closed.
         """
         if self._executable is None or self._stream is None:

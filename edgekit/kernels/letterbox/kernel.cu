@@ -2,8 +2,8 @@
 // follows it bit for bit: integers up to the 8-bit level, then a table of 256 values per channel that the host
 // made (so floats are never computed here, and one source serves float32, float16 and 8-bit codes).
 //
-// Compiled by NVRTC without headers (edgekit/kernels/cuda.py). `Letterbox` there has the same fields in the
-// same order. Plain C++ but for CUDA's keywords: tests compile it for the CPU as well.
+// Compiled by NVRTC without headers (edgekit/kernels/cuda.py). `Parameters` in cuda.py beside this has the same
+// fields in the same order. Plain C++ but for CUDA's keywords: tests compile it for the CPU as well.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
