@@ -55,7 +55,8 @@ def native_extension():
             depends=[str(p) for p in Path("edgekit/kernels").rglob("*.h")],
             cxx_std=17,
             # contraction off: a * b + c must round the same on every CPU
-            extra_compile_args=["-O3", "-fvisibility=hidden", "-ffp-contract=off"],
+            extra_compile_args=["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"],
+            extra_link_args=["-pthread"],
         )
     ]
 
