@@ -352,7 +352,7 @@ def test_wrong_arguments(path: str) -> None:
             with pytest.raises(UsageError, match=message):
                 nms_rotated(*arrays, 0.5, 10)
         for limit in (1.5, -0.1, float("nan"), [0.5, 2.0], [[0.5]]):
-            with pytest.raises(UsageError, match="IoU threshold in 0..1"):
+            with pytest.raises(UsageError, match=r"IoU threshold in 0\.\.1"):
                 nms_rotated(b, s, c, limit, 10)
         with pytest.raises(UsageError, match="radius of 0 m or more"):
             nms_circle(b, s, c, -1, 10)
