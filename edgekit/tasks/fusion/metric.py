@@ -249,7 +249,7 @@ def _precision(curve: _Curve | None, rules: Rules) -> float:
     if curve is None:
         return 0.0
     over = np.maximum(curve.precision[_first(rules) :] - rules.min_precision, 0)
-    return float(over.mean()) / (1 - rules.min_precision)
+    return min(1.0, float(over.mean()) / (1 - rules.min_precision))
 
 
 def _sample(judged: ClassJudged, drawn: np.ndarray) -> tuple[np.ndarray, int]:
