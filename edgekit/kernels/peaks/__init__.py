@@ -67,8 +67,8 @@ def peaks(
     scores, cells = np.empty(most, np.float32), np.empty((most, 3), np.int32)
     values = np.empty((most, sum(len(m) for m in maps)), np.float32)
     contiguous = [np.ascontiguousarray(m) for m in maps]
-    low = reference.screen(threshold)
+    low = reference.cutoff(threshold)
     count = module.peaks(
-        np.ascontiguousarray(heat), contiguous, windows, low, threshold, limit, scores, cells, values
+        np.ascontiguousarray(heat), contiguous, windows, low, limit, scores, cells, values
     )
     return Peaks(scores[:count], cells[:count], values[:count])

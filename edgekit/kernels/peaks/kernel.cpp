@@ -66,7 +66,7 @@ void scan(const float* heat, int classes, int height, int width, const int32_t* 
 }
 
 int peaks(const float* heat, int classes, int height, int width, const std::vector<Map>& maps, const int32_t* windows,
-          float low, float threshold, int limit, float* scores, int32_t* cells, float* values) {
+          float low, int limit, float* scores, int32_t* cells, float* values) {
     std::vector<uint64_t> found;
     scan(heat, classes, height, width, windows, low, found);
     const size_t count = std::min(found.size(), size_t(limit));
@@ -74,20 +74,16 @@ int peaks(const float* heat, int classes, int height, int width, const std::vect
     if (count < found.size()) std::nth_element(found.begin(), found.begin() + ptrdiff_t(count), found.end());
     std::sort(found.begin(), found.begin() + ptrdiff_t(count));
     const int64_t plane = int64_t(height) * width;
-    int kept = 0;
     for (size_t k = 0; k < count; k++) {
         const int64_t at = int64_t(uint32_t(found[k])), cell = at % plane;
-        const float score = score_of(heat[at]);
-        if (!(score >= threshold && score > 0)) continue;
-        scores[kept] = score;
-        cells[3 * kept] = int32_t(at / plane);
-        cells[3 * kept + 1] = int32_t(cell / width);
-        cells[3 * kept + 2] = int32_t(cell % width);
+        scores[k] = score_of(heat[at]);
+        cells[3 * k] = int32_t(at / plane);
+        cells[3 * k + 1] = int32_t(cell / width);
+        cells[3 * k + 2] = int32_t(cell % width);
         for (const Map& map : maps)
             for (int c = 0; c < map.channels; c++) *values++ = map.data[c * plane + cell];
-        kept++;
     }
-    return kept;
+    return int(count);
 }
 
 }  // namespace edgekit::peaks
@@ -98,8 +94,8 @@ using Ints = py::array_t<int32_t, py::array::c_style>;
 EDGEKIT_KERNEL(peaks, m) {
     m.def(
         "peaks",
-        [](const Floats& heat, const std::vector<Floats>& maps, const Ints& windows, double low, double threshold,
-           int limit, Floats scores, Ints cells, Floats values) {
+        [](const Floats& heat, const std::vector<Floats>& maps, const Ints& windows, double low, int limit,
+           Floats scores, Ints cells, Floats values) {
             edgekit::check(heat.ndim() == 3 && windows.size() == heat.shape(0), "peaks heat");
             const int classes = int(heat.shape(0)), height = int(heat.shape(1)), width = int(heat.shape(2));
             const py::ssize_t most = std::min<py::ssize_t>(limit, heat.size());
@@ -117,10 +113,9 @@ EDGEKIT_KERNEL(peaks, m) {
             float *s = scores.mutable_data(), *v = values.mutable_data();
             int32_t* c = cells.mutable_data();
             py::gil_scoped_release release;
-            return edgekit::peaks::peaks(h, classes, height, width, planes, w, float(low), float(threshold), limit, s,
-                                         c, v);
+            return edgekit::peaks::peaks(h, classes, height, width, planes, w, float(low), limit, s, c, v);
         },
         py::arg("heat").noconvert(), py::arg("maps"), py::arg("windows").noconvert(), py::arg("low"),
-        py::arg("threshold"), py::arg("limit"), py::arg("scores").noconvert(), py::arg("cells").noconvert(),
+        py::arg("limit"), py::arg("scores").noconvert(), py::arg("cells").noconvert(),
         py::arg("values").noconvert());
 }
