@@ -53,7 +53,9 @@ class CudaBoxes3D:
             self.close()
             raise
 
-    def launch(self, a: int, n: int, b: int, m: int, out: int, *, three_d: bool = False, stream: int = 0) -> None:
+    def launch(
+        self, a: int, n: int, b: int, m: int, out: int, *, three_d: bool = False, stream: int = 0
+    ) -> None:
         """Enqueue the kernels on `stream`; returns at once. Calls on several streams would share the prepared boxes.
 
         a, b: device addresses of float32 [n, 7] and [m, 7].  out: of float32 [n, m], IoU as `bev_iou` or `iou_3d`.

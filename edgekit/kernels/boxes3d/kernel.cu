@@ -9,6 +9,7 @@ typedef long long i64;
 struct Box {
     double x, y, c, s, half_l, half_w, radius, area, z, h;  // radius < 0: overlaps nothing
 };
+static_assert(sizeof(Box) == 80, "BOX_BYTES in cuda.py");
 
 struct Boxes3d {
     const float* a;  // [n, 7]

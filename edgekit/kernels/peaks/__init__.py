@@ -58,7 +58,7 @@ def peaks(
     windows = (
         np.full(len(heat), window, np.int32) if isinstance(window, int) else np.asarray(window, np.int32)
     )
-    if windows.shape != (len(heat),) or not np.isin(windows, (1, 3)).all():
+    if windows.shape != (len(heat),) or not set(windows.tolist()) <= {1, 3}:
         raise UsageError(f"peaks: window: expected 1 or 3, for all or one per class, got {window}.")
     module = kernels.native()
     if module is None:
@@ -68,7 +68,5 @@ def peaks(
     values = np.empty((most, sum(len(m) for m in maps)), np.float32)
     contiguous = [np.ascontiguousarray(m) for m in maps]
     low = reference.cutoff(threshold)
-    count = module.peaks(
-        np.ascontiguousarray(heat), contiguous, windows, low, limit, scores, cells, values
-    )
+    count = module.peaks(np.ascontiguousarray(heat), contiguous, windows, low, limit, scores, cells, values)
     return Peaks(scores[:count], cells[:count], values[:count])

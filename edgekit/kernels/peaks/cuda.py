@@ -73,7 +73,9 @@ class CudaPeaks:
         window: int | Sequence[int] = 3,
         capacity: int = CAPACITY,
     ) -> None:
-        windows = np.full(shape[0], window, np.int32) if isinstance(window, int) else np.asarray(window, np.int32)
+        windows = (
+            np.full(shape[0], window, np.int32) if isinstance(window, int) else np.asarray(window, np.int32)
+        )
         if len(channels) > MAX_MAPS or windows.shape != shape[:1] or not np.isin(windows, (1, 3)).all():
             raise UsageError(
                 f"peaks: expected at most {MAX_MAPS} maps and windows of 1 or 3, got {len(channels)}, {window}."
@@ -97,7 +99,14 @@ class CudaPeaks:
             raise
 
     def launch(
-        self, heat: int, maps: Sequence[int], found: int, scores: int, cells: int, values: int, stream: int = 0
+        self,
+        heat: int,
+        maps: Sequence[int],
+        found: int,
+        scores: int,
+        cells: int,
+        values: int,
+        stream: int = 0,
     ) -> None:
         """Enqueue the kernels on `stream`; returns at once. All arguments are device addresses.
 

@@ -45,22 +45,54 @@ inline bool greatest(const float* p, int x, int y, int width, int height) {
     return true;
 }
 
+// Which of 16 cells are peaks, as bits; `width` floats before and behind them, and one more, must be there to read.
+template <int B>
+EDGEKIT_INLINE uint32_t peaks_of_16(const float* p, ptrdiff_t width, float low) {
+    using F = typename V<B>::F;
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i += V<B>::kFloats) {
+        const F zero{}, v = load<F>(p + i);
+        typename V<B>::I peak = (v >= zero + low) & (v <= zero + std::numeric_limits<float>::max());
+        for (const ptrdiff_t k : {-width - 1, -width, -width + 1, ptrdiff_t(-1)}) peak &= ~(load<F>(p + i + k) >= v);
+        for (const ptrdiff_t k : {ptrdiff_t(1), width - 1, width, width + 1}) peak &= ~(load<F>(p + i + k) > v);
+        if (!any<B>(peak)) continue;
+        for (int k = 0; k < V<B>::kFloats; k++) bits |= uint32_t(peak[k] & 1) << (i + k);
+    }
+    return bits;
+}
+
+EDGEKIT_LANES(uint32_t, peaks_of_16, (const float* p, ptrdiff_t width, float low), (p, width, low))
+
 // (rank, flat index) of every peak.
 void scan(const float* heat, int classes, int height, int width, const int32_t* windows, float low,
           std::vector<uint64_t>& found) {
-    const auto above = EDGEKIT_PICK(any_above, detect_isa());
+    const Isa isa = detect_isa();
+    const auto above = EDGEKIT_PICK(any_above, isa);
+    const auto peaks_of = EDGEKIT_PICK(peaks_of_16, isa);
     const int64_t plane = int64_t(height) * width;
     const float most = std::numeric_limits<float>::max();
     for (int c = 0; c < classes; c++) {
         const float* p = heat + c * plane;
+        const bool wide = windows[c] == 3;
+        const auto is_peak = [&](int64_t i) {
+            return p[i] >= low && p[i] <= most &&
+                   (!wide || greatest(p + i, int(i % width), int(i / width), width, height));
+        };
+        const auto keep = [&](int64_t i) { found.push_back(uint64_t(rank(p[i])) << 32 | uint64_t(c * plane + i)); };
         for (int64_t begin = 0; begin < plane; begin += 16) {
             const int64_t end = std::min(plane, begin + 16);
             if (end - begin == 16 && !above(p + begin, low)) continue;
-            for (int64_t i = begin; i < end; i++) {
-                if (!(p[i] >= low && p[i] <= most)) continue;
-                if (windows[c] == 3 && !greatest(p + i, int(i % width), int(i / width), width, height)) continue;
-                found.push_back(uint64_t(rank(p[i])) << 32 | uint64_t(c * plane + i));
+            if (!wide || begin <= width || end + width >= plane) {
+                for (int64_t i = begin; i < end; i++)
+                    if (is_peak(i)) keep(i);
+                continue;
             }
+            uint32_t bits = peaks_of(p + begin, width, low);
+            // where a row ends within the 16, neighbours were taken from the other end of it
+            for (int64_t edge = (begin + width - 1) / width * width; edge <= end; edge += width)
+                for (int64_t i = std::max(begin, edge - 1); i <= std::min(end - 1, edge); i++)
+                    bits = (bits & ~(1u << (i - begin))) | uint32_t(is_peak(i)) << (i - begin);
+            for (; bits != 0; bits &= bits - 1) keep(begin + __builtin_ctz(bits));
         }
     }
 }

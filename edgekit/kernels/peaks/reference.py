@@ -54,8 +54,8 @@ def _place(value: float) -> int:
 
 
 def _at(place: int) -> np.float32:
-    value: np.float32 = np.array(abs(place), np.int32).view(np.float32)[()]
-    return value if place >= 0 else -value
+    value = np.float32(np.array(abs(place), np.int32).view(np.float32))
+    return value if place >= 0 else np.float32(-value)
 
 
 def candidates(heat: np.ndarray, windows: np.ndarray, low: float) -> np.ndarray:
