@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from edgekit.tasks.fusion.spec import CenterGroup, CenterHead, FusionSpec
 from tests.helpers import shared_data
 from tests.test_fusion_metric import Truth
 from tests.test_kernels import PATHS, using
+from tests.test_lean_import import modules_after
 
 ROWS, COLUMNS = 16, 20
 CELL = 0.5
@@ -241,6 +243,13 @@ def test_specs_that_are_wrong() -> None:
         spec_of(car, car)
     with pytest.raises(ValueError, match="at least one label"):
         group((), "a")
+
+
+def test_it_imports_numpy_and_itself() -> None:
+    found = modules_after(
+        "import edgekit.tasks.fusion.decode, edgekit.tasks.fusion.metric, edgekit.tasks.fusion.agreement"
+    )
+    assert found - modules_after("") - set(sys.stdlib_module_names) <= {"edgekit", "numpy"}
 
 
 def test_result() -> None:

@@ -273,6 +273,8 @@ def test_agreement() -> None:
     assert found["centre_shift_max"] == pytest.approx(0.5, abs=1e-6)
     assert found["score_shift_max"] == pytest.approx(0.3, abs=1e-6)
     assert found["pairs"] == [[0.9, 0.95], [0.8, 0.5]]
+    crowd = result([0.9, 0.8], (0, 0), (0.1, 0))
+    assert agreement([(crowd, result([0.7], (0, 0)))])["boxes_matched"] == 1  # one box is not found twice
     same = agreement([(first, first)])
     assert same["boxes_matched"] == 4 and same["lost_score_max"] is None and same["centre_shift_max"] == 0
     none = agreement([(no_boxes(), first)])

@@ -212,6 +212,16 @@ def test_sine_and_cosine() -> None:
     np.testing.assert_allclose(c, np.cos(angles), atol=3e-16, rtol=0)
 
 
+def test_no_more_is_shared_than_the_smaller_box_has() -> None:
+    rng = np.random.default_rng(2)
+    inner, outer = boxes_of(rng, 3000, "any"), boxes_of(rng, 3000, "any")
+    outer[:, :2] = inner[:, :2]
+    outer[:, 3:5] = 20
+    p, q = reference.prepare(inner), reference.prepare(outer)
+    shared = reference.intersection(p, q)
+    assert (shared <= p.area).all() and (shared >= p.area * (1 - 1e-12)).all()
+
+
 def test_threads_change_no_bit() -> None:
     rng = np.random.default_rng(1)
     a, b = boxes_of(rng, 203, "any"), boxes_of(rng, 177, "any")
@@ -328,6 +338,17 @@ def test_nms_rule(path: str) -> None:
             0,
             3,
         ]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_equal_boxes_stay_at_threshold_1(path: str) -> None:
+    """No IoU is above 1, whatever the rounding inside: the shared area is never more than the smaller box."""
+    boxes = boxes_of(np.random.default_rng(5), 400, "any")
+    twice = np.concatenate([boxes, boxes])
+    scores, classes = np.ones(800, np.float32), np.tile(np.arange(400, dtype=np.int32), 2)
+    with using(path):
+        assert nms_rotated(twice, scores, classes, 1.0, 900).tolist() == list(range(800))
+        assert nms_rotated(twice, scores, classes, 0.999, 900).tolist() == list(range(400))
 
 
 @pytest.mark.parametrize("path", PATHS)

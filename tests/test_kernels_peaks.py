@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UsageError
-from edgekit.kernels.peaks import Peaks, peaks
+from edgekit.kernels.peaks import Peaks, peaks, reference
 from tests.test_kernels import PATHS, using
 
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 0.0, -0.0, 40.0, -90.0], np.float32)
@@ -119,6 +119,14 @@ def test_a_threshold_is_met_exactly(path: str) -> None:
         # saturated logits still differ
         heat[0, 0] = (30.0, 40.0, 35.0)
         assert peaks(heat, threshold=1.0, limit=5).cells[:, 2].tolist() == [1]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-30, 0.05, 0.1, 0.3, 0.5, 0.7, 0.999, 1.0])
+def test_the_cutoff_is_the_least_logit_that_reaches_the_threshold(threshold: float) -> None:
+    low = np.float32(reference.cutoff(threshold))
+    at, below = reference.scores_of(np.array([low, np.nextafter(low, np.float32(-np.inf))]))
+    assert at >= np.float32(threshold) and at > 0
+    assert below < np.float32(threshold) or below == 0
 
 
 @pytest.mark.parametrize("path", PATHS)
