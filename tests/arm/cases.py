@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgekit.kernels.boxes3d import bev_iou, iou_3d, nms_circle, nms_rotated
 from edgekit.kernels.decode import Decoder, decode
 from edgekit.kernels.letterbox import letterbox, plan
 from edgekit.kernels.nms import nms
+from edgekit.kernels.peaks import peaks
 from edgekit.pixels import FORMATS, PixelLayout, Pixels
 from edgekit.spec import DType, QuantParams
 from edgekit.tasks.detect.spec import Channels, DetectHead, HeadLevel
@@ -39,7 +41,7 @@ QUANTS = {
 
 def results() -> dict[str, np.ndarray]:
     """Every kernel on every case, by name. Runs the kernels that `EDGEKIT_KERNELS` selects."""
-    return {**_letterbox(), **_camera(), **_decode(), **_nms()}
+    return {**_letterbox(), **_camera(), **_decode(), **_nms(), **_boxes3d(), **_peaks()}
 
 
 def _letterbox() -> dict[str, np.ndarray]:
@@ -134,3 +136,31 @@ def _nms() -> dict[str, np.ndarray]:
     scores = (rng.integers(0, 50, 400) / 50).astype(np.float32)  # with ties
     classes = rng.integers(0, 3, 400).astype(np.int32)
     return {f"nms {iou}": nms(boxes, scores, classes, iou, 100).copy() for iou in (0.0, 0.45, 0.65, 1.0)}
+
+
+def _boxes3d() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    low, span = (-8, -8, -2, 0.1, 0.1, 0.1, -8), (16, 16, 4, 6, 3, 3, 16)
+    boxes = (rng.random((150, 7)) * span + low).astype(np.float32)
+    boxes[100:] = np.round(boxes[100:])  # edges that coincide, sizes of 0
+    boxes[140:, :6] = boxes[:10, :6]
+    scores = (rng.integers(0, 50, 150) / 50).astype(np.float32)  # with ties
+    classes = rng.integers(0, 3, 150).astype(np.int32)
+    out = {"bev_iou": bev_iou(boxes, boxes), "iou_3d": iou_3d(boxes, boxes)}
+    out |= {f"nms_rotated {iou}": nms_rotated(boxes, scores, classes, iou, 100) for iou in (0.0, 0.2, 1.0)}
+    return out | {
+        f"nms_circle {radius}": nms_circle(boxes, scores, classes, radius, 100) for radius in (0.5, 3)
+    }
+
+
+def _peaks() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(6)
+    heat = (rng.random((3, 37, 61)) * 12 - 9).astype(np.float32)
+    heat[1] = np.round(heat[1])  # plateaus
+    maps = [rng.random((channels, 37, 61)).astype(np.float32) for channels in (2, 1)]
+    out = {}
+    for threshold in (0.0, 0.1, 0.9):
+        found = peaks(heat, maps, threshold=threshold, limit=200, window=(3, 3, 1))
+        for part in ("scores", "cells", "values"):
+            out[f"peaks {threshold} {part}"] = getattr(found, part)
+    return out

@@ -1,0 +1,126 @@
+"""What the outputs of a network that sees from above mean: heads that predict centres (CenterPoint, Yin et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from edgekit.tasks.detect.spec import Channels
+
+Suppression = Literal["none", "circle", "rotated"]
+Axis = Literal["x", "y"]
+SizeOrder = Literal["lwh", "wlh"]
+MAX_BOXES = 100_000
+
+
+@dataclass(frozen=True)
+class CenterGroup:
+    """Classes that share regression maps (a "task" of CenterPoint), and how their boxes are picked.
+
+    Tensors are [1, channels, rows, columns] float32, raw; each field names the first of its channels:
+    heat: logits, one per class.  offset: 2, x and y from the cell's low corner, in cells.  height: 1, z of the
+    centre, metres.  size: 3, in the head's order and scale.  rotation: 2, sine and cosine of yaw.  velocity: 2,
+    vx and vy in m/s; None = unknown.
+
+    windows: 3 = a peak is the greatest of its 3 x 3 cells, 1 = every cell may be one; one per class, () = 3 for all.
+    suppress: what makes a box drop a worse one: `circle` = its centre lies within `limits` metres, `rotated` = they
+    overlap from above by IoU > `limits`; one limit for all classes, or one per class. across: whether classes
+    of the group suppress each other, as CenterPoint's do; then there is one limit.
+    """
+
+    labels: tuple[str, ...]
+    heat: Channels
+    offset: Channels
+    height: Channels
+    size: Channels
+    rotation: Channels
+    velocity: Channels | None = None
+    windows: tuple[int, ...] = ()
+    suppress: Suppression = "rotated"
+    limits: tuple[float, ...] = (0.2,)
+    across: bool = False
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        if not count:
+            raise ValueError("a group needs at least one label")
+        if len(self.windows) not in (0, count) or not set(self.windows) <= {1, 3}:
+            raise ValueError(f"windows must be 1 or 3, one per class or none, got {list(self.windows)}")
+        if self.suppress not in get_args(Suppression):
+            raise ValueError(
+                f"suppress must be one of {', '.join(get_args(Suppression))}, got {self.suppress!r}"
+            )
+        if len(self.limits) != 1 and (self.across or len(self.limits) != count):
+            raise ValueError(f"limits must be one, or one per class unless `across`, got {len(self.limits)}")
+        most = 1.0 if self.suppress == "rotated" else math.inf
+        for limit in self.limits:
+            if not (math.isfinite(limit) and 0 <= limit <= most):
+                raise ValueError(f"limits must be between 0 and {most} for {self.suppress!r}, got {limit}")
+
+
+@dataclass(frozen=True)
+class CenterHead:
+    """Groups over one grid. x = low_x + (cell along x + offset x) * cell_x, metres; y likewise.
+
+    rows: the axis along which the rows of the maps count up; columns are the other one.
+    sizes: the order of the size channels. log_sizes: they are natural logarithms of metres, else metres.
+    bounds: x, y, z low and x, y, z high: boxes with a centre outside are dropped; () keeps all.
+    """
+
+    groups: tuple[CenterGroup, ...]
+    low_x: float
+    low_y: float
+    cell_x: float
+    cell_y: float
+    rows: Axis = "y"
+    sizes: SizeOrder = "lwh"
+    log_sizes: bool = True
+    bounds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("a head needs at least one group")
+        numbers = (self.low_x, self.low_y, self.cell_x, self.cell_y, *self.bounds)
+        if not all(map(math.isfinite, numbers)) or self.cell_x <= 0 or self.cell_y <= 0:
+            raise ValueError(f"the grid's corner and cells must be finite, cells above 0, got {numbers[:4]}")
+        if self.rows not in get_args(Axis) or self.sizes not in get_args(SizeOrder):
+            raise ValueError(f"unknown rows {self.rows!r} or sizes {self.sizes!r}")
+        if self.bounds and (
+            len(self.bounds) != 6
+            or any(a >= b for a, b in zip(self.bounds[:3], self.bounds[3:], strict=True))
+        ):
+            raise ValueError(f"bounds must be three lows, then three highs, got {list(self.bounds)}")
+
+
+@dataclass(frozen=True)
+class FusionSpec:
+    """The `pipeline` of a rig's bundle: outputs of the head -> boxes in the LiDAR's frame.
+
+    labels: of the groups, one after the other. A peak counts when its score >= `score_threshold`; each group gives
+    the best `candidates` of them to its suppression and keeps `per_group` boxes; at most `max_detections` remain, best
+    first. Defaults are those of BEVFusion's CenterHead, which keeps what all groups give (6 x 83).
+    """
+
+    task: ClassVar[str] = "fusion"
+
+    head: CenterHead
+    labels: tuple[str, ...]
+    score_threshold: float = 0.1
+    candidates: int = 500
+    per_group: int = 83
+    max_detections: int = 500
+
+    def __post_init__(self) -> None:
+        given = tuple(label for group in self.head.groups for label in group.labels)
+        if given != self.labels:
+            raise ValueError(
+                f"labels must be those of the groups in their order, got {self.labels} and {given}"
+            )
+        if len(set(given)) != len(given):
+            raise ValueError("labels must differ")
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold must be between 0 and 1, got {self.score_threshold}")
+        for name in ("candidates", "per_group", "max_detections"):
+            if not 1 <= getattr(self, name) <= MAX_BOXES:
+                raise ValueError(f"{name} must be between 1 and {MAX_BOXES}, got {getattr(self, name)}")
