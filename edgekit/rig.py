@@ -23,7 +23,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -240,6 +240,31 @@ class RigFrame:
             for name, shot in self.shots.items()
         }
         return dataclasses.replace(self, taken_ns=self.taken_ns + by_ns, shots=shots)
+
+
+def arrange(names: Sequence[str]) -> list[list[str | None]]:
+    """Where cameras go in a picture of all, by row: ahead over back with their lefts and rights, others in threes."""
+    order = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
+    known: dict[str, str | None] = {name.upper().removeprefix("CAM_"): name for name in names}
+    if len(names) > 3 and len(known) == len(names) and set(known) <= set(order):
+        return [[known.get(key) for key in order[:3]], [known.get(key) for key in order[3:]]]
+    wide = min(len(names), 3)
+    return [list(names[i : i + wide]) for i in range(0, len(names), wide)]
+
+
+def mosaic(frame: RigFrame) -> Array:
+    """All pictures of a frame in one, uint8 [H, W, 3] BGR, as `arrange` has them; black where one is missing."""
+    cameras = frame.rig.cameras
+    grid = arrange(list(cameras))
+    wide, tall = max(c.width for c in cameras.values()), max(c.height for c in cameras.values())
+    canvas = np.zeros((tall * len(grid), wide * max(map(len, grid)), 3), np.uint8)
+    for row, names in enumerate(grid):
+        for column, name in enumerate(names):
+            if name is not None and name in frame.shots:
+                image = frame.shots[name].image
+                y, x = row * tall, column * wide
+                canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return canvas
 
 
 def project(camera: Camera, to_camera: Array, points: Array) -> tuple[Array, Array]:

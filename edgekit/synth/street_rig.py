@@ -15,7 +15,7 @@ beam passes its middle.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -127,34 +127,53 @@ class RigWorld:
         self.street = RigStreet(seed, self.look.night)
         self._grain: dict[tuple[int, int], Array] = {}
 
-    def frame(self, index: int) -> RigFrame:
-        """Frame `index` (>= 0) of the drive."""
+    def frame(self, index: int, sensors: Collection[str] | None = None) -> RigFrame:
+        """Frame `index` (>= 0) of the drive: the world after index / FRAMES_PER_SECOND.
+
+        `taken_ns` counts from the beginning of the first sweep. sensors: names of cameras and `lidar`; given, it is
+        the frame with these alone and without labels, and takes only their time.
+        """
+        return self.observe(index, sensors)[0]
+
+    def observe(
+        self, index: int, sensors: Collection[str] | None = None
+    ) -> tuple[RigFrame, list[Placed], Sweep | None, dict[str, View]]:
+        """`frame`, with what it was made from: the objects that `owner` in the (last) sweep and the views numbers."""
         if index < 0:
             raise UsageError(f"street frame {index}: out of range, expected 0 or more")
-        return self.observe(index)[0]
-
-    def observe(self, index: int) -> tuple[RigFrame, list[Placed], Sweep, dict[str, View]]:
-        """`frame`, with what it was made from: the objects that `owner` in the (last) sweep and the views numbers."""
         t = index / FRAMES_PER_SECOND
+        taken_ns = round((t + self.rig.lidar.period_ms / 1e3) * 1e9)
+        ego = self.street.ego(t)
         objects = self.street.objects(t)
-        scene = self._scene(objects, self.street.ego(t))
-        last = self._sweep(t, 2 * index * 10, scene)
-        parts = [last]
-        if self.sweeps > 1:
-            parts += [self._earlier(t, index, number) for number in range(1, self.sweeps)]
+        scene = self._scene(objects, ego)
+        last, points, rings = None, None, None
+        if sensors is None or "lidar" in sensors:
+            last = self._sweep(t, scene)
+            parts = [last, *(self._earlier(t, number) for number in range(1, self.sweeps))]
+            points = np.concatenate([part.points for part in parts])
+            rings = np.concatenate([part.rings for part in parts])
         views, shots = {}, {}
-        taken_ns = round(t * 1e9)
         for number, (name, camera) in enumerate(self.rig.cameras.items()):
-            dt = camera.offset_ms / 1e3
-            views[name] = self._view(camera, scene, t, dt, (index, number))
-            motion = inverse(_matrix(self._motion(t, dt)))
-            shots[name] = Shot(views[name].image, taken_ns + round(dt * 1e9), motion)
-        points = np.concatenate([part.points for part in parts])
-        rings = np.concatenate([part.rings for part in parts])
-        truth = self._truth(objects, self.street.ego(t), points, views)
-        pose = _matrix(self.street.ego(t))
-        frame = RigFrame(self.rig, taken_ns, points, shots, rings, truth, pose, index)
+            if sensors is None or name in sensors:
+                dt = camera.offset_ms / 1e3
+                views[name] = self._view(camera, scene, t, dt, (index, number))
+                motion = inverse(_matrix(self._motion(t, dt)))
+                shots[name] = Shot(views[name].image, taken_ns + round(dt * 1e9), motion)
+        truth = self._truth(objects, ego, points, views) if sensors is None and points is not None else None
+        frame = RigFrame(self.rig, taken_ns, points, shots, rings, truth, _matrix(ego), index)
         return frame, objects, last, views
+
+    def nearness(self, frame: RigFrame) -> Array:
+        """The points of a frame of one sweep as a picture, uint8 [rings, azimuths, 3]: a row for each ring, the highest
+        on top, the columns in the order of time; white is near, black far or nothing."""
+        rings, columns = self.spinner.rings, self.spinner.azimuths
+        picture = np.zeros((rings, columns), np.uint8)
+        if frame.points is not None and frame.rings is not None:
+            turn = 1.0 + frame.points[:, 4] * 1e3 / self.rig.lidar.period_ms
+            column = np.clip(np.floor(turn * columns), 0, columns - 1).astype(int)
+            far = np.linalg.norm(frame.points[:, :3], axis=1) / self.spinner.reach
+            picture[rings - 1 - frame.rings, column] = 255 * (1 - np.clip(far, 0, 1) ** 0.5)
+        return np.repeat(picture[..., None], 3, 2)
 
     def _scene(self, objects: list[Placed], ego: tuple[float, float, float]) -> Scene:
         poses = np.array([(p.x, p.y, p.yaw, p.vx, p.vy) for p in objects]).reshape(-1, 5)
@@ -174,21 +193,21 @@ class RigWorld:
         cos, sin = math.cos(yaw), math.sin(yaw)
         return lambda x, y: self.street.ground(cos * x - sin * y + x0, sin * x + cos * y + y0)
 
-    def _sweep(self, t: float, number: int, scene: Scene) -> Sweep:
+    def _sweep(self, t: float, scene: Scene) -> Sweep:
+        """The sweep that ends at t."""
         kind = self._ground(t, 0.0)
+        # numbered by its time: the same noise whichever frame it is part of
+        number = round(t * 1e3 / self.rig.lidar.period_ms) + 1000
         rng = np.random.default_rng([self.seed, 121, number])
         return sweep(
             self.spinner, self.rig.lidar, scene, lambda dt: self._motion(t, dt),
             lambda x, y: reflect_of_ground()[kind(x, y)], rng, self.look.rain,
         )  # fmt: skip
 
-    def _earlier(self, t: float, index: int, number: int) -> Sweep:
+    def _earlier(self, t: float, number: int) -> Sweep:
         """The sweep `number` turns before the one that ends at t, in the frame of that one."""
         back = -number * self.rig.lidar.period_ms / 1e3
-        objects = self.street.objects(t + back)
-        found = self._sweep(
-            t + back, 2 * index * 10 - number, self._scene(objects, self.street.ego(t + back))
-        )
+        found = self._sweep(t + back, self._scene(self.street.objects(t + back), self.street.ego(t + back)))
         to_last = self.rig.lidar.from_ego @ _matrix(self._motion(t, back)) @ self.rig.lidar.to_ego
         found.points[:, :3] = found.points[:, :3] @ to_last[:3, :3].T + to_last[:3, 3]
         found.points[:, 4] += np.float32(back)

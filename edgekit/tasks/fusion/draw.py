@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.optional import load_cv2
-from edgekit.rig import MIN_DEPTH, RigFrame, corners, in_picture
+from edgekit.rig import MIN_DEPTH, RigFrame, arrange, corners, in_picture
 from edgekit.tasks.detect.draw import class_color
 
 Array = np.ndarray
@@ -20,7 +20,6 @@ Array = np.ndarray
 NEAR_M, FAR_M = 2.0, 60.0
 """Distances at which colours begin and end: red is near, blue far."""
 _BACKGROUND = (28, 26, 24)
-_ROWS = (("LEFT", "", "RIGHT"), ("LEFT", "", "RIGHT"))
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 
 
@@ -40,7 +39,7 @@ def draw(
     boxes, classes = _labels(frame, boxes, classes)
     names = list(frame.rig.cameras)
     tiles = [camera_view(frame, name, boxes, classes, width=width, points=points) for name in names]
-    grid = _arrange(names)
+    grid = arrange(names)
     tall = max(tile.shape[0] for tile in tiles)
     rows = []
     for row in grid:
@@ -51,7 +50,7 @@ def draw(
                 cell[: tile.shape[0]] = tile
         rows.append(np.concatenate(cells, 1))
     cameras = np.concatenate(rows, 0)
-    side = max(cameras.shape[0], width)
+    side = max(cameras.shape[0], min(width, 480))
     top = bird_view(frame, boxes, classes, size=side, reach_m=reach_m)
     if cameras.shape[0] < side:
         fill = np.full((side - cameras.shape[0], cameras.shape[1], 3), _BACKGROUND, np.uint8)
@@ -64,7 +63,10 @@ def camera_view(
     frame: RigFrame, name: str, boxes: Array | None = None, classes: Array | None = None, *, width: int = 480,
     points: bool = True,
 ) -> Array:  # fmt: skip
-    """One camera's picture with points coloured by depth and boxes as wires, uint8 [height, width, 3] BGR."""
+    """One camera's picture with points coloured by depth and boxes as wires, uint8 [height, width, 3] BGR.
+
+    Boxes with a velocity are drawn where they were when the picture was taken.
+    """
     cv2 = load_cv2("draw a rig")
     boxes, classes = _labels(frame, boxes, classes)
     camera = frame.rig.cameras[name]
@@ -88,6 +90,11 @@ def camera_view(
         for (u, v), color in zip(places.astype(int).tolist(), colors.tolist(), strict=True):
             cv2.circle(canvas, (u, v), radius, color, -1)
     matrix = frame.lidar_to_camera(shot)
+    if shot in frame.shots and boxes.shape[1] >= 9:
+        # things go on moving between the picture and the moment that boxes are given for
+        late = (frame.shots[shot].taken_ns - frame.taken_ns) / 1e9
+        boxes = boxes.copy()
+        boxes[:, :2] += np.float32(late) * np.nan_to_num(boxes[:, 7:9])
     order = np.argsort(-np.hypot(boxes[:, 0], boxes[:, 1]))
     for box, cls in zip(boxes[order], classes[order].tolist(), strict=True):
         _wires(cv2, canvas, _in_camera(corners(box[None])[0], matrix), scaled, class_color(cls))
@@ -145,16 +152,6 @@ def _labels(frame: RigFrame, boxes: Array | None, classes: Array | None) -> tupl
             return np.zeros((0, 9), np.float32), np.zeros(0, np.int32)
         return frame.truth.boxes, frame.truth.classes
     return boxes, np.zeros(len(boxes), np.int32) if classes is None else np.asarray(classes)
-
-
-def _arrange(names: list[str]) -> list[list[str | None]]:
-    """Six cameras called after where they look as left, ahead, right over left, back, right; others in threes."""
-    order = ["FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT"]
-    known: dict[str, str | None] = {name.upper().removeprefix("CAM_"): name for name in names}
-    if set(known) <= set(order) and len(names) > 3:
-        return [[known.get(key) for key in order[:3]], [known.get(key) for key in order[3:]]]
-    wide = 3 if len(names) > 2 else 1
-    return [list(names[i : i + wide]) for i in range(0, len(names), wide)]
 
 
 def _depth_colors(depth: Array) -> Array:
