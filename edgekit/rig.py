@@ -23,6 +23,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +42,7 @@ POINT_FIELDS = ("x", "y", "z", "intensity", "dt")
 """Columns of `RigFrame.points`: metres, 0..1, seconds from `taken_ns` to the measurement (0 or less)."""
 BOX_FIELDS = ("x", "y", "z", "l", "w", "h", "yaw", "vx", "vy")
 """Columns of `Truth.boxes`: metres, radians, metres per second; NaN where a velocity is unknown."""
+_NAME = re.compile(r"[\w. -]{1,64}")
 MIN_DEPTH = 0.1
 """Nothing nearer than this to a lens (metres along its axis) counts as in the picture."""
 
@@ -118,12 +120,17 @@ class Camera(Mount):
 class Rig:
     """Named sensors and how they are mounted: all of a TOML file (`read`, `write`).
 
-    cameras: in the order in which networks take them.
+    cameras: in the order in which networks take them; `lidar` is no name for one.
     """
 
     name: str
     lidar: Lidar
-    cameras: dict[str, Camera]
+    cameras: dict[str, Camera] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.cameras):
+            if not _NAME.fullmatch(name) or name == "lidar":
+                raise ValueError(f"name {name!r}, expected up to 64 letters, digits, '_', '-', '.', ' '")
 
     @staticmethod
     def read(path: str | Path) -> Rig:
@@ -133,7 +140,7 @@ class Rig:
 
     def toml(self) -> str:
         """The text of its file; `read` gives an equal rig."""
-        lines = [f"name = {json.dumps(self.name)}"]
+        lines = [f'name = "{self.name}"']
         tables = {"lidar": self.lidar, **{f"cameras.{_key(k)}": camera for k, camera in self.cameras.items()}}
         for title, mount in tables.items():
             lines += ["", f"[{title}]"]
@@ -145,7 +152,7 @@ class Rig:
 
     def digest(self) -> str:
         """SHA-256 of the calibration, for tables that are cached by it. The rig's name does not enter."""
-        facts = to_json(dataclasses.replace(self, name=""))
+        facts = to_json(dataclasses.replace(self, name="rig"))
         # the order of cameras is part of it: tables number them
         facts["cameras"] = list(facts["cameras"].items())
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -379,7 +386,7 @@ def inverse(matrix: Array) -> Array:
 
 
 def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'
 
 
 def _toml(value: object) -> str:

@@ -75,7 +75,7 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
             if picture is not None:
                 shots[name] = Shot(picture, shot_ns, motion)
         names = tuple(info["categories"])
-        labels = [i for i in info.get("instances", []) if i.get("bbox_3d_isvalid", True)]
+        labels = info.get("instances", [])
         boxes = np.zeros((len(labels), 9), np.float32)
         for row, label in zip(boxes, labels, strict=True):
             row[:] = (*label["bbox_3d"], *label.get("velocity", (math.nan, math.nan)))
@@ -84,7 +84,7 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
             np.array([i["num_lidar_pts"] for i in labels], np.int32), np.full(len(labels), -1, np.int32),
         )  # fmt: skip
         pose = _matrix(info["ego2global"]) if "ego2global" in info else None
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _unusable(what, error) from None
     points = np.zeros((len(raw), 5), np.float32)
     points[:, :3], points[:, 3] = raw[:, :3], np.clip(raw[:, 3] / 255.0, 0, 1)
@@ -140,7 +140,7 @@ def read_kitti_info(path: str | Path, index: int = 0) -> RigFrame:
             if label["bbox_label_3d"] >= 0:
                 rows.append((label["bbox_label_3d"], (x, y, z), (length, width, height), turn))
         truth = _kitti_truth(rows, names, to_rect, points)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _unusable(what, error) from None
     rig = Rig("kitti", _KITTI_LIDAR, {"image_2": camera})
     return RigFrame(rig, 0, points, {"image_2": Shot(picture, 0)}, truth=truth, index=int(info["sample_id"]))

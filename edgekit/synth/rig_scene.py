@@ -55,7 +55,7 @@ class RigStreet:
         """Width of the strip for bicycles between road and pavement."""
         self.pavement = self.street.pavement
         self.riders = rng.uniform(0.2, 0.7)
-        self.crowd = self.street.crowd * rng.uniform(0.6, 1.1)
+        self.crowd = self.street.crowd * rng.uniform(0.25, 0.75)
         self.clutter = rng.uniform(0.2, 0.8)
         self.has_tail = rng.random() < 0.75
         self.right = self.street.right - self.bike
@@ -72,6 +72,10 @@ class RigStreet:
         slope = self.bend * self.wave * math.cos(angle)
         return s, self.bend * math.sin(angle) + d * math.sqrt(1 + slope * slope)
 
+    def position(self, t: float) -> float:
+        """s of the vehicle after t seconds. Where it waits, its front stays behind the crossing's line."""
+        return self.street.position(t) - (4.0 if self.street.waiting else 0.0)
+
     def heading(self, s: float) -> float:
         """Direction of the street, radians."""
         return math.atan(self.bend * self.wave * math.cos(self.wave * s + self.phase))
@@ -79,7 +83,7 @@ class RigStreet:
     def ego(self, t: float) -> tuple[float, float, float]:
         """World x, y, yaw of the vehicle (its ego frame) after t seconds."""
         moving = 1.0 if self.street.speed else 0.0
-        s = self.street.position(t)
+        s = self.position(t)
         d = moving * 0.35 * math.sin(0.23 * t + self.phase)
         # it heads where it goes: the drift across adds to the street's own direction
         drift = moving * 0.35 * 0.23 * math.cos(0.23 * t + self.phase) / max(self.street.speed, 3.0)
@@ -122,7 +126,7 @@ class RigStreet:
 
     def objects(self, t: float) -> list[Placed]:
         """Everything within REACH at time t. Labelled things do not overlap."""
-        here = self.street.position(t)
+        here = self.position(t)
         first, last = (math.floor((here + side) / self.street.block) for side in (-REACH, REACH))
         found: list[Placed] = []
         for number in range(first, last + 1):
@@ -203,7 +207,7 @@ class RigStreet:
 
                 def where(u: float, gap: float = gap, sway: float = sway, slot: int = slot, direction: int = direction,
                           d: float = -0.3 + 0.6 * across) -> tuple[float, float]:  # fmt: skip
-                    return street.position(u) + direction * (gap + sway * math.sin(0.4 * u + slot)), d
+                    return self.position(u) + direction * (gap + sway * math.sin(0.4 * u + slot)), d
 
                 s = where(t)[0]
                 if street.waiting and street.inside_crossing(s, solid.size[0] / 2 + 0.5):
