@@ -255,7 +255,7 @@ def arrange(names: Sequence[str]) -> list[list[str | None]]:
     known: dict[str, str | None] = {name.upper().removeprefix("CAM_"): name for name in names}
     if len(names) > 3 and len(known) == len(names) and set(known) <= set(order):
         return [[known.get(key) for key in order[:3]], [known.get(key) for key in order[3:]]]
-    wide = min(len(names), 3)
+    wide = min(max(len(names), 1), 3)
     return [list(names[i : i + wide]) for i in range(0, len(names), wide)]
 
 

@@ -7,151 +7,157 @@ boxes stand beside theirs.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgekit.optional import load_cv2
-from edgekit.rig import MIN_DEPTH, RigFrame, arrange, corners, in_picture
-from edgekit.tasks.detect.draw import class_color
+from edgekit.rig import MIN_DEPTH, Camera, RigFrame, arrange, corners, in_picture, moved, project
+from edgekit.tasks.detect.draw import Color, class_color
 
 Array = np.ndarray
 
 NEAR_M, FAR_M = 2.0, 60.0
 """Distances at which colours begin and end: red is near, blue far."""
 _BACKGROUND = (28, 26, 24)
+_TRUTH = (225, 225, 225)
 _EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 
 
+class Drawable(Protocol):
+    """Boxes float32 [n, >=7] in the lidar frame (`rig.BOX_FIELDS`) and classes int [n], for their colours."""
+
+    @property
+    def boxes(self) -> Array: ...
+    @property
+    def classes(self) -> Array: ...
+
+
 def draw(
-    frame: RigFrame, boxes: Array | None = None, classes: Array | None = None, *, width: int = 480,
-    points: bool = True, reach_m: float = 55.0,
-) -> Array:  # fmt: skip
+    frame: RigFrame,
+    found: Drawable | None = None,
+    *,
+    width: int = 480,
+    points: bool = True,
+    reach_m: float = 55.0,
+) -> Array:
     """All cameras and the view from above in one picture, uint8 BGR.
 
-    boxes: float32 [n, >=7] in the lidar frame (`rig.BOX_FIELDS`), classes: int [n], for their colours; without them
-    the frame's labels. width: of each camera's picture. points: whether LiDAR points are drawn on pictures.
-    reach_m: how far the view from above goes. A camera without a picture is left dark and named.
+    found: boxes in the colours of their classes over the frame's labels in white; without it the labels have the
+    colours. width: of each camera's picture. points: whether LiDAR points are drawn on pictures. reach_m: how far the
+    view from above goes. A camera without a picture is left dark and named.
 
     Raises: MissingExtraError without OpenCV.
     """
-    cv2 = load_cv2("draw a rig")
-    boxes, classes = _labels(frame, boxes, classes)
     names = list(frame.rig.cameras)
-    tiles = [camera_view(frame, name, boxes, classes, width=width, points=points) for name in names]
     grid = arrange(names)
-    tall = max(tile.shape[0] for tile in tiles)
-    rows = []
-    for row in grid:
-        cells = [np.full((tall, width, 3), _BACKGROUND, np.uint8) for _ in range(max(map(len, grid)))]
-        for cell, name in zip(cells, row, strict=False):
+    tiles = {name: camera_view(frame, name, found, width=width, points=points) for name in names}
+    tall = max((tile.shape[0] for tile in tiles.values()), default=0)
+    cameras = np.full((tall * len(grid), width * max(map(len, grid), default=0), 3), _BACKGROUND, np.uint8)
+    for row, line in enumerate(grid):
+        for column, name in enumerate(line):
             if name is not None:
-                tile = tiles[names.index(name)]
-                cell[: tile.shape[0]] = tile
-        rows.append(np.concatenate(cells, 1))
-    cameras = np.concatenate(rows, 0)
-    side = max(cameras.shape[0], min(width, 480))
-    top = bird_view(frame, boxes, classes, size=side, reach_m=reach_m)
-    if cameras.shape[0] < side:
-        fill = np.full((side - cameras.shape[0], cameras.shape[1], 3), _BACKGROUND, np.uint8)
-        cameras = np.concatenate([cameras, fill], 0)
-    picture: Array = np.concatenate([cameras, cv2.resize(top, (side, side))], 1)
-    return picture
+                tile = tiles[name]
+                cameras[row * tall : row * tall + tile.shape[0], column * width : (column + 1) * width] = tile
+    top = bird_view(frame, found, size=max(cameras.shape[0], min(width, 480)), reach_m=reach_m)
+    canvas = np.full((top.shape[0], cameras.shape[1] + top.shape[1], 3), _BACKGROUND, np.uint8)
+    canvas[: cameras.shape[0], : cameras.shape[1]] = cameras
+    canvas[:, cameras.shape[1] :] = top
+    return canvas
 
 
 def camera_view(
-    frame: RigFrame, name: str, boxes: Array | None = None, classes: Array | None = None, *, width: int = 480,
-    points: bool = True,
-) -> Array:  # fmt: skip
+    frame: RigFrame, name: str, found: Drawable | None = None, *, width: int = 480, points: bool = True
+) -> Array:
     """One camera's picture with points coloured by depth and boxes as wires, uint8 [height, width, 3] BGR.
 
-    Boxes with a velocity are drawn where they were when the picture was taken.
+    The front of a box is crossed. Boxes with a velocity are drawn where they were when the picture was taken.
     """
     cv2 = load_cv2("draw a rig")
-    boxes, classes = _labels(frame, boxes, classes)
-    camera = frame.rig.cameras[name]
+    camera, shot = frame.rig.cameras[name], frame.shots.get(name)
     scaled = camera.resized(width, max(1, round(camera.height * width / camera.width)))
-    if name in frame.shots:
-        canvas = cv2.resize(
-            frame.shots[name].image, (scaled.width, scaled.height), interpolation=cv2.INTER_AREA
-        )
-    else:
+    late = 0.0
+    if shot is None:
         canvas = np.full((scaled.height, scaled.width, 3), _BACKGROUND, np.uint8)
-        name += ": no picture"
-    scale = np.array([scaled.width / camera.width, scaled.height / camera.height])
-    shot = name.partition(":")[0]
-    if points and frame.points is not None and shot in frame.shots:
-        uv, depth = frame.project(shot, frame.points)
-        uv *= scale
-        shown = in_picture(scaled, uv, depth)
-        order = np.argsort(-depth[shown])
-        places, colors = uv[shown][order], _depth_colors(depth[shown][order])
-        radius = 1 if width >= 400 else 0
-        for (u, v), color in zip(places.astype(int).tolist(), colors.tolist(), strict=True):
-            cv2.circle(canvas, (u, v), radius, color, -1)
-    matrix = frame.lidar_to_camera(shot)
-    if shot in frame.shots and boxes.shape[1] >= 9:
-        # things go on moving between the picture and the moment that boxes are given for
-        late = (frame.shots[shot].taken_ns - frame.taken_ns) / 1e9
-        boxes = boxes.copy()
-        boxes[:, :2] += np.float32(late) * np.nan_to_num(boxes[:, 7:9])
-    order = np.argsort(-np.hypot(boxes[:, 0], boxes[:, 1]))
-    for box, cls in zip(boxes[order], classes[order].tolist(), strict=True):
-        _wires(cv2, canvas, _in_camera(corners(box[None])[0], matrix), scaled, class_color(cls))
-    _write(cv2, canvas, name, (6, 16))
+    else:
+        late = (shot.taken_ns - frame.taken_ns) / 1e9
+        canvas = cv2.resize(shot.image, (scaled.width, scaled.height), interpolation=cv2.INTER_AREA)
+        if points and frame.points is not None:
+            uv, depth = project(scaled, frame.lidar_to_camera(name), frame.points)
+            seen = in_picture(scaled, uv, depth)
+            order = np.argsort(-depth[seen], kind="stable")
+            places, tones = uv[seen][order].astype(int), _depth_colors(depth[seen][order])
+            for place, tone in zip(places.tolist(), tones.tolist(), strict=True):
+                cv2.circle(canvas, place, 1 if width >= 400 else 0, tone, -1)
+    matrix = frame.lidar_to_camera(name)
+    for boxes, colors in _layers(frame, found):
+        if boxes.shape[1] >= 9:
+            boxes = boxes.copy()
+            boxes[:, :2] += np.float32(late) * np.nan_to_num(boxes[:, 7:9])
+        for i in np.argsort(-np.hypot(boxes[:, 0], boxes[:, 1]), kind="stable"):
+            corner = corners(boxes[i : i + 1])[0] @ matrix[:3, :3].T + matrix[:3, 3]
+            _wires(cv2, canvas, corner, scaled, colors[i])
+    _write(cv2, canvas, name if shot is not None else f"{name}: no picture", (6, 16))
     return np.asarray(canvas)
 
 
 def bird_view(
-    frame: RigFrame, boxes: Array | None = None, classes: Array | None = None, *, size: int = 540,
-    reach_m: float = 55.0,
-) -> Array:  # fmt: skip
+    frame: RigFrame, found: Drawable | None = None, *, size: int = 540, reach_m: float = 55.0
+) -> Array:
     """From above, the vehicle in the middle heading up: points by height, boxes with heading and velocity (the way of
-    one second); uint8 [size, size, 3] BGR."""
+    one second); uint8 [size, size, 3] BGR. Rings are 10 m apart."""
     cv2 = load_cv2("draw a rig")
-    boxes, classes = _labels(frame, boxes, classes)
     canvas = np.full((size, size, 3), _BACKGROUND, np.uint8)
     to_ego = frame.rig.lidar.to_ego
     scale = size / (2 * reach_m)
 
-    def place(xyz: Array) -> Array:
-        """Lidar frame to pixels: the ego's x is up, its y left."""
-        ego = xyz @ to_ego[:3, :3].T + to_ego[:3, 3]
+    def place(ego: Array) -> Array:
+        """The ego's x is up, its y left."""
         return np.stack([size / 2 - ego[:, 1] * scale, size / 2 - ego[:, 0] * scale], 1)
 
     for radius in range(10, int(reach_m) + 1, 10):
         cv2.circle(canvas, (size // 2, size // 2), round(radius * scale), (52, 50, 48), 1, cv2.LINE_AA)
     if frame.points is not None:
-        xyz = frame.points[:, :3].astype(np.float64)
-        spots = place(xyz)
-        height = (xyz @ to_ego[:3, :3].T + to_ego[:3, 3])[:, 2]
-        inside = (spots >= 0).all(1) & (spots < size).all(1)
-        column, row = spots[inside].astype(int).T
-        level = np.clip((height[inside] + 0.3) / 2.8, 0, 1)
-        order = np.argsort(level)
+        ego = frame.points[:, :3].astype(np.float64) @ to_ego[:3, :3].T + to_ego[:3, 3]
+        spots = place(ego)
+        seen = (spots >= 0).all(1) & (spots < size).all(1)
+        column, row = spots[seen].astype(int).T
+        level = np.clip((ego[seen, 2] + 0.3) / 2.8, 0, 1)
+        order = np.argsort(level, kind="stable")
         tone = np.stack([90 + 110 * level, 90 + 130 * level, 90 + 60 * level], 1).astype(np.uint8)
         canvas[row[order], column[order]] = tone[order]
-    front = place(np.linalg.inv(to_ego)[None, :3, 3] + 0.0)[0]
-    cv2.drawMarker(canvas, (round(front[0]), round(front[1])), (255, 255, 255), cv2.MARKER_TRIANGLE_UP, 10, 1)
-    for box, cls in zip(boxes, classes.tolist(), strict=True):
-        ring = place(corners(box[None])[0, :4])
-        color = class_color(cls)
-        cv2.polylines(canvas, [np.round(ring * 8).astype(np.int32)], True, color, 1, cv2.LINE_AA, 3)
-        centre = place(box[None, :3].astype(np.float64))[0]
-        _line(cv2, canvas, centre, (ring[0] + ring[3]) / 2, color)
-        if box.shape[0] >= 9 and np.isfinite(box[7:9]).all() and math.hypot(box[7], box[8]) > 0.2:
-            ahead = box[:3].astype(np.float64) + np.array([box[7], box[8], 0.0])
-            _line(cv2, canvas, centre, place(ahead[None])[0], (255, 255, 255))
-    _write(cv2, canvas, f"{2 * reach_m:.0f} m", (6, 16))
+    cv2.drawMarker(canvas, (size // 2, size // 2), (255, 255, 255), cv2.MARKER_TRIANGLE_UP, 10, 1)
+    for boxes, colors in _layers(frame, found):
+        for box, color in zip(moved(boxes, to_ego), colors, strict=True):
+            ring, centre = place(corners(box[None])[0, :4]), place(box[None, :3])[0]
+            for a, b in ((0, 1), (1, 2), (2, 3), (3, 0)):
+                _line(cv2, canvas, ring[a], ring[b], color)
+            _line(cv2, canvas, centre, (ring[0] + ring[3]) / 2, color)
+            if len(box) >= 9 and math.hypot(*box[7:9]) > 0.2:  # false where it is unknown
+                _line(cv2, canvas, centre, place(box[None, :2] + box[None, 7:9])[0], (255, 255, 255))
+    _write(cv2, canvas, "FROM ABOVE", (6, 16))
     return canvas
 
 
-def _labels(frame: RigFrame, boxes: Array | None, classes: Array | None) -> tuple[Array, Array]:
-    if boxes is None:
-        if frame.truth is None:
-            return np.zeros((0, 9), np.float32), np.zeros(0, np.int32)
-        return frame.truth.boxes, frame.truth.classes
-    return boxes, np.zeros(len(boxes), np.int32) if classes is None else np.asarray(classes)
+def _layers(frame: RigFrame, found: Drawable | None) -> list[tuple[Array, list[Color]]]:
+    """Boxes with the colour of each, in the order in which they are drawn."""
+    layers: list[tuple[Array, list[Color]]] = []
+    if frame.truth is not None:
+        plain = found is not None
+        layers.append(
+            (frame.truth.boxes, [_TRUTH if plain else class_color(c) for c in frame.truth.classes.tolist()])
+        )
+    if found is not None:
+        layers.append((found.boxes, [class_color(c) for c in found.classes.tolist()]))
+    result = []
+    for boxes, colors in layers:
+        # what is no place cannot be drawn, and what is faster than sound has no arrow
+        keep = np.flatnonzero((np.abs(boxes[:, :7]) < 1e4).all(1))
+        boxes = boxes[keep]
+        if boxes.shape[1] >= 9:
+            boxes[:, 7:9] = np.where(np.abs(boxes[:, 7:9]) < 340, boxes[:, 7:9], np.nan)
+        result.append((boxes, [colors[i] for i in keep]))
+    return result
 
 
 def _depth_colors(depth: Array) -> Array:
@@ -163,12 +169,7 @@ def _depth_colors(depth: Array) -> Array:
     return colors
 
 
-def _in_camera(xyz: Array, matrix: Array) -> Array:
-    result: Array = xyz @ matrix[:3, :3].T + matrix[:3, 3]
-    return result
-
-
-def _wires(cv2: Any, canvas: Array, corner: Array, camera: Any, color: tuple[int, int, int]) -> None:
+def _wires(cv2: Any, canvas: Array, corner: Array, camera: Camera, color: Color) -> None:
     """The edges of a box in the camera frame, cut where they pass the lens; the front face crossed."""
     if (corner[:, 2] <= MIN_DEPTH).all():
         return
@@ -185,14 +186,15 @@ def _wires(cv2: Any, canvas: Array, corner: Array, camera: Any, color: tuple[int
             np.array([camera.fx * p[0] / p[2] + camera.cx, camera.fy * p[1] / p[2] + camera.cy])
             for p in (a, b)
         ]
-        # a line from just beside the lens may end a million pixels away, more than OpenCV's integers hold
-        if max(np.abs(end).max() for end in ends) < 1e5:
-            _line(cv2, canvas, ends[0], ends[1], color)
+        _line(cv2, canvas, ends[0], ends[1], color)
 
 
-def _line(cv2: Any, canvas: Array, a: Array, b: Array, color: tuple[int, int, int]) -> None:
-    ends = [tuple(round(float(v) * 8) for v in end) for end in (a, b)]
-    cv2.line(canvas, ends[0], ends[1], color, 1, cv2.LINE_AA, 3)
+def _line(cv2: Any, canvas: Array, a: Array, b: Array, color: Color) -> None:
+    ends = np.array([a, b])
+    # a line from just beside the lens may end a million pixels away, more than OpenCV's integers hold
+    if np.abs(ends).max() < 1e5:
+        start, stop = np.round(ends * 8).astype(int).tolist()
+        cv2.line(canvas, start, stop, color, 1, cv2.LINE_AA, 3)
 
 
 def _write(cv2: Any, canvas: Array, text: str, at: tuple[int, int]) -> None:
