@@ -22,6 +22,8 @@ COLUMNS = 17
 
 GROUND, SKY = -1, -2
 """Stand for a part in `Hits.part`."""
+_SIDES = ((X0, TX0, 0, -1.0), (X1, TX1, 0, 1.0), (Y0, TY0, 1, -1.0), (Y1, TY1, 1, 1.0))
+"""Of each upright face of a block: columns of its edge below and above, axis, and where it looks."""
 _BITS = np.uint64(32)
 _FAR = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -191,8 +193,7 @@ def _blocks(
     enter = np.full(len(part), -np.inf, np.float32)
     leave = np.full(len(part), np.inf, np.float32)
     face = np.zeros(len(part), np.int8)
-    sides = ((X0, TX0, 0, -1.0), (X1, TX1, 0, 1.0), (Y0, TY0, 1, -1.0), (Y1, TY1, 1, 1.0))
-    for number, (base, top, axis, sign) in enumerate(sides):
+    for number, (base, top, axis, sign) in enumerate(_SIDES):
         slope = (table[top] - table[base]) / rise
         sloped = bool(slope.any())
         edge = table[base][part]
@@ -252,34 +253,39 @@ def surface(scene: Scene, part: Array, face: Array, point: Array) -> tuple[Array
 
     Returns the point in the object's own frame and the outward unit normal in the scene's: float32 [n, 3] each.
     """
-    rows = scene.parts[part]
+    table = scene.parts.T
     yaw = scene.yaw.astype(np.float32)
-    cos, sin = np.cos(yaw)[part], np.sin(yaw)[part]
-    dx, dy = point[:, 0] - scene.x.astype(np.float32)[part], point[:, 1] - scene.y.astype(np.float32)[part]
+    turn = np.stack([np.cos(yaw), np.sin(yaw), scene.x.astype(np.float32), scene.y.astype(np.float32)])
+    cos, sin, x, y = (row[part] for row in turn)
+    dx, dy = point[:, 0] - x, point[:, 1] - y
     local = np.stack([cos * dx + sin * dy, cos * dy - sin * dx, point[:, 2]], 1)
-    rise = np.maximum(rows[:, Z1] - rows[:, Z0], 1e-4)
-    normal = np.zeros_like(local)
-    for number, (base, top, axis, sign) in enumerate(
-        ((X0, TX0, 0, -1.0), (X1, TX1, 0, 1.0), (Y0, TY0, 1, -1.0), (Y1, TY1, 1, 1.0))
-    ):
-        which = face == number
-        normal[which, axis] = sign
-        normal[which, 2] = (-sign * (rows[:, top] - rows[:, base]) / rise)[which]
-    normal[face == 4, 2] = -1.0
-    normal[face == 5, 2] = 1.0
+    # the six faces of every part; the seventh, of round ones, is filled in point by point
+    faces = np.zeros((len(scene.parts), 7, 3), np.float32)
+    rise = np.maximum(table[Z1] - table[Z0], 1e-4)
+    for number, (base, top, axis, sign) in enumerate(_SIDES):
+        faces[:, number, axis] = sign
+        faces[:, number, 2] = -sign * (table[top] - table[base]) / rise
+    faces[:, 4, 2], faces[:, 5, 2] = -1.0, 1.0
+    faces /= np.maximum(np.linalg.norm(faces, axis=2, keepdims=True), 1e-9)
+    across, along = faces[..., 0].copy(), faces[..., 1].copy()
+    faces[..., 0] = turn[0, :, None] * across - turn[1, :, None] * along
+    faces[..., 1] = turn[1, :, None] * across + turn[0, :, None] * along
+    normal = faces.reshape(-1, 3)[part.astype(np.int64) * 7 + face]
     curved = np.flatnonzero(face == 6)
     if len(curved):
-        r, p = rows[curved], local[curved]
+        rows, spot = scene.parts[part[curved]], local[curved]
+        out = np.empty_like(spot)
         for axis, (low, high) in enumerate(((X0, X1), (Y0, Y1), (Z0, Z1))):
-            half = (r[:, high] - r[:, low]) / 2
-            normal[curved, axis] = (p[:, axis] - (r[:, high] + r[:, low]) / 2) / (half * half)
-        tube = r[:, SHAPE] == CYLINDER
-        height = normal[curved, 2] * (r[:, Z1] - r[:, Z0]) / 2  # -1 at the bottom, 1 at the top
+            half = (rows[:, high] - rows[:, low]) / 2
+            out[:, axis] = (spot[:, axis] - (rows[:, high] + rows[:, low]) / 2) / (half * half)
+        tube = rows[:, SHAPE] == CYLINDER
+        height = out[:, 2] * (rows[:, Z1] - rows[:, Z0]) / 2  # -1 at the bottom, 1 at the top
+        out[tube, 2] = 0.0
         lid = tube & (np.abs(height) > 0.9999)
-        normal[curved[tube], 2] = 0.0
-        normal[curved[lid]] = np.stack([np.zeros(lid.sum()), np.zeros(lid.sum()), np.sign(height[lid])], 1)
-    normal /= np.maximum(np.sqrt(np.einsum("ij,ij->i", normal, normal)), 1e-9)[:, None]
-    turned = np.stack(
-        [cos * normal[:, 0] - sin * normal[:, 1], sin * normal[:, 0] + cos * normal[:, 1], normal[:, 2]], 1
-    )
-    return local, turned
+        out[lid, :2], out[lid, 2] = 0.0, np.sign(height[lid])
+        out /= np.maximum(np.linalg.norm(out, axis=1), 1e-9)[:, None]
+        c, s = cos[curved], sin[curved]
+        normal[curved] = np.stack(
+            [c * out[:, 0] - s * out[:, 1], s * out[:, 0] + c * out[:, 1], out[:, 2]], 1
+        )
+    return local, normal

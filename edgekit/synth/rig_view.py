@@ -160,15 +160,14 @@ def _paint(
         return color, normal, shine
     part, side = who[on], face[on]
     local, normal[on] = cast.surface(scene, part, side, spot[on])
-    rows = scene.parts[part]
-    paint, glows = rows[:, cast.B : cast.R + 1].copy(), np.zeros(len(on), bool)
+    paint = np.ascontiguousarray(scene.parts[:, cast.B : cast.R + 1])[part]
+    glows = np.zeros(len(on), bool)
     kinds = kind[on]
-    glow = look.night
     for code, pattern in _PATTERNS.items():
         mine = np.flatnonzero(kinds == code)
         if len(mine):
-            colors, shines = pattern(rows[mine], local[mine], side[mine], paint[mine], glow)
-            paint[mine], glows[mine] = colors, shines
+            rows = scene.parts[part[mine]]
+            paint[mine], glows[mine] = pattern(rows, local[mine], side[mine], paint[mine], look.night)
     color[on], shine[on] = paint, glows
     return color, normal, shine
 
