@@ -66,12 +66,12 @@ class Mount:
     @cached_property
     def to_ego(self) -> Array:
         """float64 [4, 4], sensor_to_ego."""
-        return rigid(rotation_matrix(self.rotation), self.position)
+        return _fixed(rigid(rotation_matrix(self.rotation), self.position))
 
     @cached_property
     def from_ego(self) -> Array:
         """float64 [4, 4], ego_to_sensor."""
-        return inverse(self.to_ego)
+        return _fixed(inverse(self.to_ego))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Camera(Mount):
     @cached_property
     def matrix(self) -> Array:
         """float64 [3, 3], the intrinsic matrix."""
-        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], np.float64)
+        return _fixed(np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], np.float64))
 
     def resized(self, width: int, height: int) -> Camera:
         """The same camera giving pictures of another size (scaled, not cropped)."""
@@ -383,6 +383,11 @@ def inverse(matrix: Array) -> Array:
     """The inverse of a rigid motion [4, 4]."""
     turn = np.asarray(matrix[:3, :3], np.float64).T
     return rigid(turn, -turn @ matrix[:3, 3])
+
+
+def _fixed(matrix: Array) -> Array:
+    matrix.flags.writeable = False  # it is handed out again and again
+    return matrix
 
 
 def _key(name: str) -> str:

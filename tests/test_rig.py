@@ -32,6 +32,7 @@ from edgekit.rig import (
     unproject,
 )
 from edgekit.synth.street_rig import street_rig
+from tests.helpers import ROOT
 
 angle = st.floats(-math.pi, math.pi)
 metre = st.floats(-3, 3)
@@ -237,3 +238,20 @@ def test_resized_cameras_see_the_same():
 def test_a_mount_needs_a_unit_quaternion():
     with pytest.raises(ValueError, match="length 2"):
         Mount((0.0, 0.0, 0.0), (2.0, 0.0, 0.0, 0.0))
+
+
+def test_the_documented_file_is_the_nominal_rig(tmp_path):
+    text = (ROOT / "docs" / "rigs.md").read_text()
+    path = tmp_path / "rig.toml"
+    path.write_text(text.partition("```toml\n")[2].partition("```")[0])
+    read, nominal = Rig.read(path), street_rig()
+    assert np.allclose(read.lidar.to_ego, nominal.lidar.to_ego, atol=1e-6)
+    front, other = read.cameras["CAM_FRONT"], nominal.cameras["CAM_FRONT"]
+    assert np.allclose(front.to_ego, other.to_ego, atol=1e-6)
+    assert np.allclose(front.matrix, other.matrix, atol=0.01)
+    assert front.offset_ms == pytest.approx(other.offset_ms, abs=0.1)
+
+
+def test_matrices_of_a_mount_cannot_be_changed_by_their_readers():
+    with pytest.raises(ValueError, match="read-only"):
+        street_rig().lidar.to_ego[0, 0] = 3

@@ -91,7 +91,7 @@ class RigStreet:
         return x, y, self.heading(s) + drift
 
     def ground(self, x: Array, y: Array) -> Array:
-        """int8 [n]: TERRAIN, ROAD, PAVEMENT, MARKING or KERB at world x, y (float32 [n] is precise enough near 0 only)."""
+        """int8 [n]: TERRAIN, ROAD, PAVEMENT, MARKING or KERB, at world x, y (float64 [n])."""
         street = self.street
         angle = self.wave * x + self.phase
         slope = self.bend * self.wave * np.cos(angle)

@@ -191,7 +191,13 @@ class RigWorld:
         """Kind of ground by x, y in the ego frame at t + dt."""
         x0, y0, yaw = self.street.ego(t + dt)
         cos, sin = math.cos(yaw), math.sin(yaw)
-        return lambda x, y: self.street.ground(cos * x - sin * y + x0, sin * x + cos * y + y0)
+
+        def kind(x: Array, y: Array) -> Array:
+            # far down the street single precision would tear the markings apart
+            x, y = x.astype(np.float64), y.astype(np.float64)
+            return self.street.ground(cos * x - sin * y + x0, sin * x + cos * y + y0)
+
+        return kind
 
     def _sweep(self, t: float, scene: Scene) -> Sweep:
         """The sweep that ends at t."""
