@@ -33,6 +33,7 @@ CLEAR = 0.12
 JUMP_M = 0.4
 """A change of distance between neighbours that is an end of something, metres."""
 NEAREST_M = 3.0
+APART_M = 1.0
 WIDTH = 640
 _REACH, _FADE = 5, 0.8
 """Pixels of a picture of WIDTH over which an edge fades, and what is left of it after each: so near it must be met."""
@@ -63,14 +64,20 @@ class CameraCheck:
 def check(frames: Iterable[RigFrame]) -> list[CameraCheck]:
     """What frames of one rig say of each of its cameras; ten or more frames, some metres apart, say it well.
 
-    Frames without points and cameras without a picture are passed over. numpy only, some tens of milliseconds a picture.
+    Frames without points and cameras without a picture are passed over, and frames less than a metre after the last one
+    (where the pose is known): the same view again is no second witness. numpy only, some tens of milliseconds a picture.
     """
     sums: dict[str, Array] = {}
+    last: Array | None = None
     for frame in frames:
         for name in frame.rig.cameras:
             sums.setdefault(name, np.zeros((2, len(TURNS))))
         if frame.points is None:
             continue
+        if frame.pose is not None:
+            if last is not None and np.linalg.norm(frame.pose[:3, 3] - last) < APART_M:
+                continue
+            last = frame.pose[:3, 3]
         points, weights = _jumps(frame)
         for name in frame.shots:
             sums[name] += _agreement(frame, name, points, weights)
