@@ -22,7 +22,7 @@ import numpy as np
 
 from edgekit.errors import UsageError, did_you_mean, printable
 from edgekit.files import read_text
-from edgekit.picture import read_picture
+from edgekit.picture import read_header, read_picture
 from edgekit.rig import (
     Camera,
     Lidar,
@@ -49,7 +49,7 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
     """Frame `index` of an info file as mmdetection3d 1.x writes it (`data_list`), as JSON.
 
     Pictures and points are looked for beside the file. Points have dt 0: the files do not say when each was
-    measured. `pictures=False` leaves them out (the cameras stay in the rig).
+    measured. `pictures=False` reads no more of them than their size.
 
     Raises: UsageError for what is missing, damaged or says something impossible.
     """
@@ -65,8 +65,9 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
         for name, image in info["images"].items():
             matrix, to_ego = np.array(image["cam2img"], np.float64), _matrix(image["cam2ego"])
             shot_ns = _nanoseconds(image["timestamp"])
-            picture = read_picture(path.parent / _name(image["img_path"], what)) if pictures else None
-            height, width = (900, 1600) if picture is None else picture.shape[:2]
+            file = path.parent / _name(image["img_path"], what)
+            picture = read_picture(file) if pictures else None
+            height, width = _size(file) if picture is None else picture.shape[:2]
             cameras[name] = Camera(
                 _position(to_ego), quaternion(to_ego[:3, :3]), width, height, float(matrix[0, 0]),
                 float(matrix[1, 1]), float(matrix[0, 2]), float(matrix[1, 2]), (shot_ns - taken_ns) / 1e6,
@@ -94,7 +95,8 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
 
 def read_kitti(folder: str | Path, name: str) -> RigFrame:
     """Frame `name` (as `000001`) of the KITTI object benchmark: FOLDER/velodyne/NAME.bin, and image_2/NAME.png,
-    calib/NAME.txt, label_2/NAME.txt as far as they are there (a frame needs its calibration for all but points).
+    calib/NAME.txt, label_2/NAME.txt as far as they are there (a frame needs its calibration for all but points; without a
+    picture its camera is taken to have the usual 1242x375 pixels).
 
     Raises: UsageError for what is missing or damaged.
     """
@@ -303,6 +305,15 @@ def _name(name: str, what: str) -> str:
     if Path(name).name != name or name in ("", ".", ".."):
         raise UsageError(f"{what}: {printable(name)!r} is not the plain name of a file beside it")
     return name
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, from its header."""
+    try:
+        header = read_header(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"picture {printable(path.name)}: {error.strerror}. Check the path") from None
+    return header.height, header.width
 
 
 def _matrix(rows: Any) -> Array:

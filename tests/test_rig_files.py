@@ -62,6 +62,14 @@ def test_nuscenes_is_read_as_it_is_written(nuscenes):
     assert (np.diff(means[4:]) > 0).all()
 
 
+def test_nuscenes_without_its_pictures_has_the_same_rig(nuscenes):
+    quick = read_nuscenes(shared_data() / NUSCENES, pictures=False)
+    assert quick.rig == nuscenes.rig
+    assert quick.shots == {}
+    with pytest.raises(UsageError, match="has no frame 1"):
+        read_nuscenes(shared_data() / NUSCENES, 1)
+
+
 def test_nuscenes_boxes_hold_as_many_points_as_its_labels_say(nuscenes):
     stored = nuscenes.truth.points
     ours = count_inside(nuscenes.points, nuscenes.truth.boxes)
