@@ -48,6 +48,9 @@ def test_import_edgekit_brings_the_standard_library_only() -> None:
         "edgekit.runtime.sinks",
         "edgekit.tasks.detect.pipeline",
         "edgekit.runtime.bench",
+        "edgekit.rig_files",
+        "edgekit.synth.street_rig",
+        "edgekit.tasks.fusion.draw",
     ],
 )
 def test_runtime_imports_numpy_and_itself(module: str) -> None:

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edgekit.pixels import Pixels, ReleasedPixels
+
+if TYPE_CHECKING:
+    from edgekit.rig import RigFrame
 
 Clock = Literal["monotonic", "media", "none"]
 Exposure = Literal["start", "end", "unknown"]
@@ -72,6 +75,8 @@ class Frame:
     corrupt: the driver marked the buffer as damaged.
     hops: copy ledger so far.
     lease: gives the buffer back; None where the frame owns its pixels (files).
+    rig: where the source is a rig or one sensor of it: all that was measured, with calibration. Its arrays are
+        not leased.
 
     A frame is one handle on its buffer. `share()` gives another for another reader; each is released
     once, and the buffer returns to its source after the last. After `release()` a leased frame's pixels
@@ -90,6 +95,7 @@ class Frame:
     corrupt: bool = False
     hops: tuple[Hop, ...] = ()
     lease: Lease | None = field(default=None, repr=False)
+    rig: RigFrame | None = field(default=None, repr=False)
     _bgr: np.ndarray | None = field(default=None, repr=False, init=False)
 
     @property
@@ -146,7 +152,7 @@ class Frame:
 
     def without_pixels(self) -> Frame:
         """All but the picture, holding nothing: for readers that only name the frame."""
-        return replace(self, pixels=ReleasedPixels(self.pixels.layout), lease=None)
+        return replace(self, pixels=ReleasedPixels(self.pixels.layout), lease=None, rig=None)
 
     def __enter__(self) -> Frame:
         return self

@@ -1,4 +1,4 @@
-"""`synthetic://street?...`, `synthetic://gestures?...`: procedural worlds as a source, as a file or as a live camera."""
+"""`synthetic://street?...` and other procedural worlds as a source, as a file or as a live camera."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import threading
 import time
 import urllib.parse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from edgekit.errors import UsageError, did_you_mean
@@ -17,12 +18,18 @@ from edgekit.runtime.frames import Frame
 from edgekit.runtime.sources.base import Source, split_uri
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.rig import RigFrame
     from edgekit.synth.gestures import GestureWorld
     from edgekit.synth.street import StreetWorld
+    from edgekit.synth.street_rig import RigWorld
 
-WORLDS = {"street": ("640x360", "30"), "gestures": ("224x224", "10")}
+    _Taken = tuple[Pixels, RigFrame | None]
+
+WORLDS = {"street": ("640x360", "30"), "gestures": ("224x224", "10"), "street-rig": ("256x144", "10")}
 """What there is to film, with the size and the frames/s it has unless asked otherwise."""
-KEYS = ("seed", "frames", "size", "fps", "live", "loop", "format", "pictures")
+KEYS = ("seed", "frames", "size", "fps", "live", "loop", "format", "pictures", "sensor")
 MIN_SIDE, MAX_SIDE = 64, 4096
 MAX_LOOP = 3600
 _PR_SET_TIMERSLACK = 29
@@ -39,6 +46,13 @@ class SyntheticSource(Source):
     `synthetic://gestures` (defaults size=224x224, fps=10) is `synth.gestures.GestureWorld`: objects that move
     one way at a time. `GestureWorld(seed, *size).frame(i)` tells what frame i shows, and from when to when.
     pictures=FOLDER, only there: half of the objects and backdrops are cut from these pictures.
+
+    `synthetic://street-rig` (defaults size=256x144, that of each camera, fps=10) is `synth.street_rig.RigWorld`: six
+    cameras and a LiDAR around a vehicle (docs/rigs.md). `frame.rig` is the `rig.RigFrame`; the picture shows all
+    cameras, three above three. Frame i goes on by 1/10 s. `pts_ns` is when the sweep ends: seq / fps + 50 ms.
+    sensor=NAME, only there: one camera of it, or `lidar`, as a source of its own, whose `pts_ns` is when that
+        sensor measured, `camera` its name and `frame.rig` its part. The LiDAR's picture shows how near things are,
+        a row for each ring, the highest on top. All such sources of one seed see the same world.
 
     format: one of `pixels.FORMATS`; YUV is BT.601, limited range.
     loop=N: frames 0..N-1 are rendered when opened and handed out again and again, so that a frame costs
@@ -71,6 +85,7 @@ class SyntheticSource(Source):
         self.size = _size(uri, query.get("size", size))
         self._format = _format(uri, query.get("format", "bgr"))
         seed = _integer(uri, query, "seed", 0, 0, 2**63 - 1)
+        self._world, self.size, self._lag_ns = _world(uri, world, seed, self.size, query)
         try:
             layout = PixelLayout(self._format, *self.size)
         except UsageError as error:  # an odd width for a format of pairs
@@ -84,12 +99,12 @@ class SyntheticSource(Source):
         from edgekit.synth import formats  # numpy work that no other source needs
 
         self._convert = formats.convert
-        self._world = _world(uri, world, seed, self.size, query.get("pictures"))
+        self._sensor = query.get("sensor", "")
         if self._total is not None:
             loop = min(loop, self._total)
-        self._loop = [_read_only(self._render(i)) for i in range(loop)]
+        self._loop = [(_read_only(pixels), rig) for pixels, rig in map(self._render, range(loop))]
         self._next = 0
-        self._rendered: tuple[int, Pixels] | None = None
+        self._rendered: tuple[int, _Taken] | None = None
         self._expect(self._total)
         if self._total is None:
             self.frames = limit
@@ -97,11 +112,22 @@ class SyntheticSource(Source):
         self._punctual = 0
         """The thread whose sleeps are exact."""
 
-    def _render(self, index: int) -> Pixels:
-        return self._convert(self._world.frame(index).image, self._format)
+    def _render(self, index: int) -> _Taken:
+        taken = self._world.frame(index)
+        return self._convert(taken.image, self._format), taken.rig if isinstance(taken, _View) else None
 
-    def _pixels(self, seq: int) -> Pixels:
+    def _taken(self, seq: int) -> _Taken:
         return self._loop[seq % len(self._loop)] if self._loop else self._render(seq)
+
+    def _frame(self, taken: _Taken, seq: int, pts_ns: int) -> Frame:
+        pixels, rig = taken
+        if rig is not None:
+            # a rig's time is its sweep's, `pts_ns` that of the sensor that this source is
+            rig = rig.shifted(pts_ns - self._lag_ns + _sweep_ns(rig) - rig.taken_ns)
+        return Frame(
+            pixels, seq, pts_ns, time.monotonic_ns(), self.uri, clock="monotonic" if self.live else "media",
+            exposure="end" if self.live else "unknown", camera=self._sensor, rig=rig,
+        )  # fmt: skip
 
     def _read(self, timeout_s: float | None) -> Frame | None:
         if self._next == self._total:
@@ -110,21 +136,20 @@ class SyntheticSource(Source):
             return self._read_live(timeout_s)
         seq = self._next
         self._next += 1
-        pts_ns = round(seq * 1e9 / self._rate)
-        return Frame(self._pixels(seq), seq, pts_ns, time.monotonic_ns(), self.uri, clock="media")
+        return self._frame(self._taken(seq), seq, round(seq * 1e9 / self._rate) + self._lag_ns)
 
     def _read_live(self, timeout_s: float | None) -> Frame:
         period_ns = 1e9 / self._rate
         now_ns = time.monotonic_ns()
         deadline_ns = None if timeout_s is None else now_ns + round(timeout_s * 1e9)
-        newest = int((now_ns - self._start_ns) / period_ns)
+        newest = max(0, int((now_ns - self._start_ns - self._lag_ns) / period_ns))
         if self._total is not None:
             newest = min(newest, self._total - 1)
         seq = max(self._next, newest)
         # drawn before it is due, and kept when the wait runs out of time
         if self._rendered is None or self._rendered[0] != seq:
-            self._rendered = (seq, self._pixels(seq))
-        pts_ns = self._start_ns + round(seq * period_ns)
+            self._rendered = (seq, self._taken(seq))
+        pts_ns = self._start_ns + round(seq * period_ns) + self._lag_ns
         if self._punctual != threading.get_ident():
             self._punctual = threading.get_ident()
             _be_punctual()
@@ -133,25 +158,80 @@ class SyntheticSource(Source):
             time.sleep(left_ns / 1e9)
         if until_ns < pts_ns:
             raise TimeoutError(f"source {self.uri}: no frame within {timeout_s:g} s")
-        pixels = self._rendered[1]
+        taken = self._rendered[1]
         self._rendered = None
         self._next = seq + 1
-        return Frame(pixels, seq, pts_ns, time.monotonic_ns(), self.uri, clock="monotonic", exposure="end")
+        return self._frame(taken, seq, pts_ns)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A frame of a rig as a picture."""
+
+    image: np.ndarray
+    rig: RigFrame
+
+
+class _Rig:
+    """The rig's world, or one sensor of it, as something that has pictures."""
+
+    def __init__(self, world: RigWorld, sensor: str) -> None:
+        self._world, self._sensor = world, sensor
+
+    def frame(self, index: int) -> _View:
+        from edgekit.rig import mosaic
+
+        if not self._sensor:
+            rig = self._world.frame(index)
+            return _View(mosaic(rig), rig)
+        rig = self._world.frame(index, (self._sensor,))
+        if self._sensor == "lidar":
+            return _View(self._world.nearness(rig), rig)
+        return _View(rig.shots[self._sensor].image, rig)
 
 
 def _world(
-    uri: str, name: str, seed: int, size: tuple[int, int], pictures: str | None
-) -> StreetWorld | GestureWorld:
+    uri: str, name: str, seed: int, size: tuple[int, int], query: dict[str, str]
+) -> tuple[StreetWorld | GestureWorld | _Rig, tuple[int, int], int]:
+    """The world, the size of its pictures, and how long after the beginning of its first frame that is measured (ns)."""
+    if "pictures" in query and name != "gestures":
+        place = "the street has" if name == "street" else "the rig has"
+        raise UsageError(f"source {uri}: {place} no pictures. Leave the key out")
+    if "sensor" in query and name != "street-rig":
+        raise UsageError(f"source {uri}: only street-rig has several sensors. Leave the key out")
+    if name == "street-rig":
+        return _rig(uri, seed, size, query.get("sensor", ""))
     if name == "street":
-        if pictures is not None:
-            raise UsageError(f"source {uri}: the street has no pictures. Leave the key out")
         from edgekit.synth.street import StreetWorld
 
-        return StreetWorld(seed, *size)
+        return StreetWorld(seed, *size), size, 0
     from edgekit.synth.gestures import GestureWorld
     from edgekit.synth.sprites import load_pictures
 
-    return GestureWorld(seed, *size, pictures=load_pictures(pictures) if pictures is not None else ())
+    pictures = load_pictures(query["pictures"]) if "pictures" in query else ()
+    return GestureWorld(seed, *size, pictures=pictures), size, 0
+
+
+def _rig(uri: str, seed: int, size: tuple[int, int], sensor: str) -> tuple[_Rig, tuple[int, int], int]:
+    from edgekit.synth.street_rig import RigWorld
+
+    world = RigWorld(seed, width=size[0], height=size[1])
+    lidar, cameras = world.rig.lidar, world.rig.cameras
+    lag_ms = lidar.period_ms
+    if sensor == "lidar":
+        size = (world.spinner.azimuths, world.spinner.rings)
+    elif sensor in cameras:
+        lag_ms += cameras[sensor].offset_ms
+    elif sensor:
+        known = (*cameras, "lidar")
+        raise UsageError(f"source {uri}: unknown sensor {sensor[:40]!r}. {did_you_mean(sensor[:40], known)}")
+    else:
+        size = (3 * size[0], 2 * size[1])
+    return _Rig(world, sensor), size, round(lag_ms * 1e6)
+
+
+def _sweep_ns(rig: RigFrame) -> int:
+    return round(rig.rig.lidar.period_ms * 1e6)
 
 
 def _read_only(pixels: Pixels) -> Pixels:
