@@ -9,6 +9,14 @@ from dataclasses import dataclass
 MAX_LANES = 256
 """Streams in one run at most (passes.lanes)."""
 
+MAX_SECONDS = 1e9
+"""Longest step or gap of a state, 30 years: in nanoseconds it fits 64 bits."""
+
+
+def is_duration(seconds: float) -> bool:
+    """Whether a state may have this step or gap: above 0, at most MAX_SECONDS, no NaN."""
+    return 0 < seconds <= MAX_SECONDS
+
 
 class DType(str, enum.Enum):
     """Element types, named as numpy names them (`bfloat16` as ml_dtypes does)."""

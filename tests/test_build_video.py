@@ -499,7 +499,8 @@ def _toml(source: Path, more: str = "", video: str = "dt_s = 0.1\n") -> str:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ("dt_s = 0.0\n", "dt_s must be above 0 seconds, got 0.0"),
+        ("dt_s = 0.0\n", "dt_s must be above 0 seconds and at most 1e+09, got 0.0"),
+        ("dt_s = 1e305\n", "dt_s must be above 0 seconds and at most 1e+09"),
         ("dt_s = 0.1\nreset_after_s = 0.05\n", "reset_after_s must be longer than dt_s"),
         ("frames = 0\n", "frames must be between 1 and"),
         ('stepping = "skip"\n', "stepping"),
