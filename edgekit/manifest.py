@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from edgekit.errors import did_you_mean
 from edgekit.schema import SchemaError, canonical_json
-from edgekit.spec import MAX_SECONDS, QuantParams, StateSpec, TensorSpec, is_duration
+from edgekit.spec import MAX_SECONDS, QuantParams, StateSpec, TensorSpec, is_duration, lanes_of
 
 SCHEMA_VERSION = 1
 
@@ -104,6 +104,12 @@ class Manifest:
 
     def tensor(self, name: str) -> TensorSpec:
         return next(t for t in self.tensors if t.name == name)
+
+    @property
+    def lanes(self) -> int:
+        """Streams that one run takes (runtime.slots)."""
+        ports = [self.tensor(name).shape for name in (*self.inputs, *self.outputs)]
+        return lanes_of([*ports, *(state.shape for state in self.states)])
 
     def variants(self) -> Iterator[tuple[Segment, Variant]]:
         for step in self.plan:
