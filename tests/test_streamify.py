@@ -361,7 +361,7 @@ def test_a_clip_of_channels_over_time(tmp_path: Path) -> None:
     assert made.outputs == {"logits": 2}
     assert op_counts(made.model.graph) == {"Concat": 1, "Conv": 1, "Slice": 1}
     assert verify(model, made, {"clip": noise(1, 6, 9)}) <= TOLERANCE
-    with pytest.raises(ModelError, match="give frames"):
+    with pytest.raises(ModelError, match="give its frames"):
         streamify(model)
 
 

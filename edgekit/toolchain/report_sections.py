@@ -396,7 +396,9 @@ def metric(s: Subject) -> Markup:
         ]
         paired = m.interval("drop_interval95")
         if paired is not None:
-            text = f"95 % of the drop, over resampled {unit}: {signed(paired[0], 4)} to {signed(paired[1], 4)}."
+            text = (
+                f"95 % of the drop, over resampled {unit}: {signed(paired[0], 4)} to {signed(paired[1], 4)}."
+            )
             parts.append(el("p", text, class_="legend"))
     wrong = [
         [t.text("truth", 60), t.text("answer", 60), count(t.number("pictures"))]
