@@ -424,7 +424,7 @@ def test_the_published_network_in_figures() -> None:
     held = tuple(
         dataclasses.replace(STATE, name=f"state_{i}", shape=(1, c, n, n)) for i, (c, n) in enumerate(sizes)
     )
-    rows = dict(inspect._stream(held))
+    rows = dict(inspect._stream(held, 1))
     assert (rows["states"], rows["elements"]) == ("10", "27,048")
     figures = [rows[f"as {kind}"] for kind in ("float32", "float16", "int8")]
     assert figures == ["105.66 KiB", "52.83 KiB", "26.41 KiB"]
