@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from edgekit.errors import did_you_mean
 from edgekit.schema import SchemaError, canonical_json
-from edgekit.spec import QuantParams, StateSpec, TensorSpec
+from edgekit.spec import MAX_SECONDS, QuantParams, StateSpec, TensorSpec, is_duration, lanes_of
 
 SCHEMA_VERSION = 1
 
@@ -105,6 +105,12 @@ class Manifest:
     def tensor(self, name: str) -> TensorSpec:
         return next(t for t in self.tensors if t.name == name)
 
+    @property
+    def lanes(self) -> int:
+        """Streams that one run takes (runtime.slots)."""
+        ports = [self.tensor(name).shape for name in (*self.inputs, *self.outputs)]
+        return lanes_of([*ports, *(state.shape for state in self.states)])
+
     def variants(self) -> Iterator[tuple[Segment, Variant]]:
         for step in self.plan:
             if isinstance(step, Segment):
@@ -127,7 +133,7 @@ MAX_PARTS = 4
 MAX_TENSOR_BYTES = 1 << 32
 MAX_RANK = 8
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -140,7 +146,7 @@ def check_path(path: str) -> None:
         raise SchemaError(f"file name {path!r}: leads out of the bundle ('..')")
     if len(path) > MAX_PATH or len(parts) > MAX_PARTS:
         raise SchemaError(f"file name {path!r}: longer than {MAX_PATH} characters or {MAX_PARTS} parts")
-    if not all(_NAME.fullmatch(part) for part in parts):
+    if not all(NAME.fullmatch(part) for part in parts):
         raise SchemaError(
             f"file name {path!r}: expected parts of letters, digits, '.', '_' and '-' that begin with no dot"
         )
@@ -220,7 +226,7 @@ def check(manifest: Manifest) -> None:
 
 
 def _check_name(label: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise SchemaError(
             f"{label} {name!r}: expected 1 to 80 letters, digits, '.', '_' or '-', the first one no dot"
         )
@@ -274,6 +280,8 @@ def _check_states(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None
     _unique("state", [s.name for s in manifest.states])
     _known("state input", [s.input for s in manifest.states], tensors)
     _known("state output", [s.output for s in manifest.states], tensors)
+    _unique("state input", [s.input for s in manifest.states])
+    _unique("state output", [s.output for s in manifest.states])
     for state in manifest.states:
         _check_name("state", state.name)
         if state.input in manifest.inputs:
@@ -287,8 +295,10 @@ def _check_states(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None
                 )
         _check_quant(f"state {state.name!r}", state.shape, state.quant)
         for label, seconds in (("nominal_dt_s", state.nominal_dt_s), ("reset_after_s", state.reset_after_s)):
-            if seconds is not None and seconds <= 0:
-                raise SchemaError(f"state {state.name!r}: {label} must be positive, got {seconds}")
+            if seconds is not None and not is_duration(seconds):
+                raise SchemaError(
+                    f"state {state.name!r}: {label} must be positive, at most {MAX_SECONDS:g}, got {seconds}"
+                )
 
 
 def _check_plan(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:

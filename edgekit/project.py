@@ -11,7 +11,6 @@ strict: an unknown key, a wrong type or a missing file is a one-line UsageError.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from edgekit.dataset import (
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
 from edgekit.schema import SchemaError, from_json, printable, to_json
-from edgekit.spec import MAX_LANES, DType
+from edgekit.spec import MAX_LANES, MAX_SECONDS, DType, is_duration
 from edgekit.target import Target
 from edgekit.tasks.detect.coco import COCO_CLASSES
 from edgekit.tasks.preprocess import ImagePreprocess
@@ -137,15 +136,10 @@ class VideoHint:
     def __post_init__(self) -> None:
         for name in ("dt_s", "reset_after_s"):
             seconds = getattr(self, name)
-            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-                raise ValueError(f"{name} must be above 0 seconds, got {seconds}")
+            if seconds is not None and not is_duration(seconds):
+                raise ValueError(f"{name} must be above 0 seconds and at most {MAX_SECONDS:g}, got {seconds}")
         if self.frames is not None and not 1 <= self.frames <= MAX_WINDOW:
             raise ValueError(f"frames must be between 1 and {MAX_WINDOW}, got {self.frames}")
-        if self.dt_s is not None and self.reset_after_s is not None and self.reset_after_s <= self.dt_s:
-            raise ValueError(
-                f"reset_after_s must be longer than dt_s, got {self.reset_after_s} and {self.dt_s}: "
-                "every frame would reset the state"
-            )
 
     def fields(self) -> dict[str, Any]:
         """Those given here that a VideoSpec has under the same name."""

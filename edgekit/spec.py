@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_LANES = 256
 """Streams in one run at most (passes.lanes)."""
+
+MAX_SECONDS = 1e9
+"""Longest step or gap of a state, 30 years: in nanoseconds it fits 64 bits."""
+
+
+def is_duration(seconds: float) -> bool:
+    """Whether a state may have this step or gap: above 0, at most MAX_SECONDS, no NaN."""
+    return 0 < seconds <= MAX_SECONDS
+
+
+def lanes_of(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Streams in one run of a network with inputs, outputs and states of these shapes: the leading size that all of
+    them have in common, else 1."""
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    return max(1, sizes.pop()) if len(sizes) == 1 else 1
 
 
 class DType(str, enum.Enum):

@@ -5,13 +5,12 @@ Pure rules on timestamps: nothing here reads a clock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edgekit.errors import BundleError, UsageError
-from edgekit.spec import StateSpec
+from edgekit.spec import MAX_SECONDS, StateSpec, is_duration
 
 MAX_RUNS = 16
 """Runs for one frame at most, however long the gap: a live stream must not work off a pause."""
@@ -46,8 +45,10 @@ class StateClock:
     def __init__(self, nominal_dt_s: float | None = None, reset_after_s: float | None = None) -> None:
         """None: every frame is one step; no gap is too long."""
         for name, seconds in (("nominal_dt_s", nominal_dt_s), ("reset_after_s", reset_after_s)):
-            if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
-                raise UsageError(f"state clock: {name} {seconds!r}: expected seconds above 0, or None")
+            if seconds is not None and not is_duration(seconds):
+                raise UsageError(
+                    f"state clock: {name} {seconds!r}: expected seconds above 0 and at most {MAX_SECONDS:g}, or None"
+                )
         self._dt_ns = None if nominal_dt_s is None else max(1, round(nominal_dt_s * 1e9))
         self._limit_ns = None if reset_after_s is None else round(reset_after_s * 1e9)
         self.forget()

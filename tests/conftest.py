@@ -8,6 +8,14 @@ import pytest
 
 from tests.helpers import ROOT
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # boards run their tests without it
+    pass
+else:  # how long a test takes says nothing on a busy machine
+    settings.register_profile("edgekit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("edgekit")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:

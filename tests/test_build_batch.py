@@ -132,8 +132,14 @@ def test_a_bundle_with_lanes_does_what_any_other_does(
     found = json.loads(capsys.readouterr().out)
     assert found["self_test"] == "passed"
     assert found["metric"]["top1"] == pytest.approx(built("float32", 1).evidence["metric"]["payload"]["top1"])
-    assert main(["inspect", path]) == 0
-    assert f"{LANES}x3x{SIZE}x{SIZE}" in capsys.readouterr().out.replace(" ", "").replace(",", "x")
+    totals = []
+    for count in (1, LANES):
+        assert main(["inspect", str(built("float32", count).path)]) == 0
+        text = capsys.readouterr().out
+        totals.append(text[text.index("State of one stream") :].split("elements", 1)[1].split("\n", 1)[0])
+    assert totals[0] == totals[1], "states of one lane"
+    assert f"lanes       {LANES} streams in one run" in text
+    assert f"{LANES}x3x{SIZE}x{SIZE}" in text.replace(" ", "").replace(",", "x")
 
 
 def test_a_lane_that_computes_something_else_is_refused(

@@ -27,8 +27,11 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.passes import prepare, probe
+from edgekit.passes.states import picture
 from edgekit.passes.states import states as graph_states
 from edgekit.project import ModelEntry, PreprocessHint, VideoHint, load_project
+from edgekit.quant import likeness
+from edgekit.quant.calibrate import calibrate
 from edgekit.runtime.selftest import golden_values
 from edgekit.spec import DType, QuantParams, StateSpec, TensorSpec
 from edgekit.synth.gestures import GESTURES
@@ -37,7 +40,9 @@ from edgekit.tasks.video.dataset import read_set
 from edgekit.toolchain import clips, recurrent
 from edgekit.toolchain.api import build
 from edgekit.toolchain.running import frames, results, run_here
+from edgekit.toolchain.tasks import half as toolchain_task
 from tests import clip_models
+from tests.helpers import ROOT
 
 SIZE, FRAMES = 16, 4
 RULE = {"resize": "stretch", "color": "rgb", "mean": (127.5,) * 3, "std": (64.0,) * 3}
@@ -419,7 +424,7 @@ def test_the_published_network_in_figures() -> None:
     held = tuple(
         dataclasses.replace(STATE, name=f"state_{i}", shape=(1, c, n, n)) for i, (c, n) in enumerate(sizes)
     )
-    rows = dict(inspect._stream(held))
+    rows = dict(inspect._stream(held, 1))
     assert (rows["states"], rows["elements"]) == ("10", "27,048")
     figures = [rows[f"as {kind}"] for kind in ("float32", "float16", "int8")]
     assert figures == ["105.66 KiB", "52.83 KiB", "26.41 KiB"]
@@ -431,6 +436,8 @@ def test_verify_measures_the_metric(built: Bundle, capsys: pytest.CaptureFixture
     assert found["self_test"] == "passed" and found["images"] == 12
     assert found["metric"]["top1"] == pytest.approx(built.evidence["metric"]["payload"]["top1"])
     assert found["reference"]["top1"] == found["metric"]["top1"]
+    assert main(["verify", "--data", CLIPS, str(built.path)]) == 0
+    assert "on 12 clips" in capsys.readouterr().out
 
 
 def test_compare_with_the_clip_model(
@@ -445,7 +452,7 @@ def test_compare_with_the_clip_model(
     assert tensor["tensor"] == "logits" and 20 < tensor["sqnr_db"] < 80
     assert found["results"]["a"] == 12 * FRAMES
     assert found["latency"]["engine"]["a_ms"] > 0 and found["metric"]["images"] == 12
-    assert page.stat().st_size > 1000
+    assert found["metric"]["of"] == "clips" and "<dt>Clips</dt>" in page.read_text()
     assert main(["compare", str(int8.path), str(int8.path), "--json", "--rounds", "0"]) == 0  # default clips
     found = json.loads(capsys.readouterr().out)
     assert found["outputs"]["tensors"][0]["max_abs"] == 0 and "gestures" in found["pictures"]["what"]
@@ -499,7 +506,8 @@ def _toml(source: Path, more: str = "", video: str = "dt_s = 0.1\n") -> str:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ("dt_s = 0.0\n", "dt_s must be above 0 seconds, got 0.0"),
+        ("dt_s = 0.0\n", "dt_s must be above 0 seconds and at most 1e+09, got 0.0"),
+        ("dt_s = 1e305\n", "dt_s must be above 0 seconds and at most 1e+09"),
         ("dt_s = 0.1\nreset_after_s = 0.05\n", "reset_after_s must be longer than dt_s"),
         ("frames = 0\n", "frames must be between 1 and"),
         ('stepping = "skip"\n', "stepping"),
@@ -601,3 +609,16 @@ def test_a_network_without_shifts_has_no_states(
         assert np.array_equal(pipeline(images[0]).logits, first)
     assert main(["inspect", str(bundle.path)]) == 0
     assert "\nStates" not in capsys.readouterr().out
+
+
+def test_the_calibration_of_the_shipped_app_is_like_what_it_is_judged_on() -> None:
+    (entry,) = load_project(ROOT / "apps/gesture").models
+    task = toolchain_task("video")
+    options = task.prepare_options(entry)
+    prepared = prepare(frontends.load(entry.source), task="video", check=False, **options)
+    model = prepared.model
+    given = (entry, task.make_spec(entry, prepared)[0], model, graph_states(model))
+    options = {"input_name": str(picture(model).name), "progress": lambda *_: None}
+    first = likeness.beginning(model, likeness.first_values(model))
+    seen = calibrate(first, clips.calibration_clips(*given, **options))
+    assert likeness.unlike(model, seen, clips.evaluation_clips(*given, **options)) == ""

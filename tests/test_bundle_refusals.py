@@ -46,6 +46,9 @@ def refusal(tmp_path: Path) -> Callable[..., str]:
 
 
 Refusal = Callable[..., str]
+STATE = {
+    "name": "mem", "dtype": "float32", "shape": [1, 2, 3], "input": "mem_in", "output": "mem_out",
+}  # fmt: skip
 
 
 # --- damage ------------------------------------------------------------------------------------
@@ -430,8 +433,10 @@ def edit(path: str, value: Any) -> Callable[[Any], None]:
         ("states.0.shape", [6], "tensor 'mem_in' is float32 (1, 2, 3), expected float32 (6,)"),
         ("states.0.input", "mem", "state input 'mem': no such tensor"),
         ("states.0.output", "mem_in", "plan: no step produces 'mem_in'"),
+        ("states", [STATE, {**STATE, "name": "again"}], "state input 'mem_in': there twice"),
         ("states.0.input", "images", "state 'mem': 'images' is also an input of the plan"),
-        ("states.0.nominal_dt_s", 0.0, "state 'mem': nominal_dt_s must be positive, got 0.0"),
+        ("states.0.nominal_dt_s", 0.0, "state 'mem': nominal_dt_s must be positive, at most 1e+09, got 0.0"),
+        ("states.0.reset_after_s", 1e305, "state 'mem': reset_after_s must be positive, at most 1e+09"),
         ("states.0.name", "../mem", "state '../mem': expected 1 to 80 letters"),
         ("plan", [], "plan: expected at least one input, one output and one step"),
         ("plan.0", ..., "step 'pool': input 'raw' is not produced before it"),

@@ -464,7 +464,7 @@ def test_an_interrupt_waits_for_an_import_and_survives_a_destructor(tmp_path: Pa
     )
     for work in (in_import, in_destructor):
         python = f"import edgekit.cli.main as m, time\nwork = {work!r}\n"
-        python += "def dispatch(words):\n    exec(work, {}); time.sleep(30)\nm._dispatch = dispatch"
+        python += "def dispatch(words):\n    exec(work, {}); [time.sleep(0.05) for _ in range(600)]\nm._dispatch = dispatch"
         ran = process("build", python=python, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})
         assert refusal(ran, 130) == "edgekit: interrupted"
         assert ran.err.count("\n") == 1

@@ -23,6 +23,8 @@ from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink
 from edgekit.runtime.sources.base import Source
 
+pytestmark = pytest.mark.clock
+
 STREET = "synthetic://street?frames=6"
 
 

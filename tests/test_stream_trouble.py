@@ -29,6 +29,8 @@ from tests import gst_tools
 from tests.classifiers import RULE, network
 from tests.test_stream import Kept, Pool, _no_thread_stays, interrupt  # noqa: F401 - the fixture
 
+pytestmark = pytest.mark.clock
+
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 SOON_S = 4.0
 """What separates works from hangs on a busy machine."""

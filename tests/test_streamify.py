@@ -361,7 +361,7 @@ def test_a_clip_of_channels_over_time(tmp_path: Path) -> None:
     assert made.outputs == {"logits": 2}
     assert op_counts(made.model.graph) == {"Concat": 1, "Conv": 1, "Slice": 1}
     assert verify(model, made, {"clip": noise(1, 6, 9)}) <= TOLERANCE
-    with pytest.raises(ModelError, match="give frames"):
+    with pytest.raises(ModelError, match="give its frames"):
         streamify(model)
 
 
@@ -429,12 +429,17 @@ def test_the_check_can_fail(plain: ir.Model) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda e: "{", "is no JSON"),
+        (lambda e: "{", "not valid JSON"),
+        (lambda e: "[" * 100_000, "nested too deep"),
+        (lambda e: json.dumps([{**e[0], "initial": 10**400}]), "an integer of 401 digits"),
+        (lambda e: json.dumps([{**e[0], "nominal_dt_s": 1e305}]), "nominal_dt_s positive"),
+        (lambda e: json.dumps([{**e[0], "name": "a\nb"}]), "expected a name of 1 to 80 letters"),
         (lambda e: json.dumps({}), "expected a list, got dict"),
         (lambda e: json.dumps([{"name": "a"}]), "expected entries with"),
         (lambda e: json.dumps([{**e[0], "more": 1}]), "expected entries with"),
         (lambda e: json.dumps([{**e[0], "input": 3}]), "names must be text"),
-        (lambda e: json.dumps([{**e[0], "initial": float("nan")}]), "initial must be finite"),
+        (lambda e: json.dumps([{**e[0], "initial": float("nan")}]), "NaN is not a JSON number"),
+        (lambda e: json.dumps([{**e[0], "initial": True}]), "initial must be finite"),
         (lambda e: json.dumps([{**e[0], "nominal_dt_s": 0}]), "nominal_dt_s positive"),
         (lambda e: json.dumps([{**e[0], "input": "nothing"}]), "no pair of an input 'nothing'"),
         (lambda e: json.dumps([{**e[0], "input": "image"}]), "input and output differ"),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgekit
-from edgekit.errors import BundleError, UsageError
+from edgekit.errors import BundleError, StreamError, UsageError
 from edgekit.spec import DType, StateSpec
 from edgekit.tasks.video.agreement import agreement
 from edgekit.tasks.video.pipeline import VideoPipeline
@@ -312,3 +312,30 @@ def test_another_pipeline_goes_on_with_the_last_frame_where_it_can_read_it() -> 
         new.take_over(old)
         assert new(picture(100), taken_ns=200 * MS).steps == 2
         assert [round(float(seen.mean()) * 255) for seen in session.seen] == [filled, 100]
+
+
+def test_a_frame_that_fails_counts_as_one_that_never_came() -> None:
+    failing = {0, 3}
+    session = Script(lambda run: one_hot(1))
+    run, calls = session.run, itertools.count()
+
+    def may_fail() -> None:
+        if next(calls) in failing:
+            raise StreamError("engine: out of memory")
+        run()
+
+    session.run = may_fail  # type: ignore[method-assign]
+    pipeline = VideoPipeline(spec(dt_s=0.1, reset_after_s=0.5), session)
+    with pytest.raises(StreamError):
+        pipeline(picture(), taken_ns=0)
+    first = pipeline(picture(), taken_ns=10 * MS)  # would be too early, had the other one counted
+    assert (first.steps, first.answer, first.taken_ns) == (1, 1, 10 * MS)
+    assert pipeline(picture(), taken_ns=110 * MS).steps == 1
+    with pytest.raises(StreamError):
+        pipeline(picture(), taken_ns=210 * MS)
+    again = pipeline(picture(), taken_ns=310 * MS)
+    assert (again.steps, again.missed) == (2, 0), "the step of the frame that failed is made up"
+    with pytest.raises(UsageError, match="unusable size"):
+        pipeline(np.zeros((1, 100_000, 3), np.uint8), taken_ns=410 * MS, epoch=1)
+    broken = pipeline(picture(), taken_ns=420 * MS, epoch=1)
+    assert broken.reset == "epoch 0 ended", "and the break that it came with is not forgotten"

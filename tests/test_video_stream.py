@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.errors import UsageError
+from edgekit.errors import BundleError, UsageError
 from edgekit.pixels import Pixels
 from edgekit.runtime.engine import Engine
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.sinks import open_sink
 from edgekit.runtime.sinks.live.picture import NOTHING, describe
 from edgekit.runtime.sources.iterator import IteratorSource, PushSource
+from edgekit.tasks.classify.spec import ClassifySpec
 from edgekit.tasks.video.result import VideoResult
 from tests import video_bundles
 from tests.cli_runs import cli
@@ -233,3 +234,11 @@ def test_the_live_page_gets_the_last_seconds(engine: Engine) -> None:
     for _, label, color in history["answers"]:
         assert (color == NOTHING) == (label == "nothing") and (color == "") == (label == "")
     assert len(told["found"]) == 5 and all(thing["box"] is None for thing in told["found"])
+
+
+def test_a_task_that_keeps_no_state_refuses_a_network_that_does(tmp_path: Path) -> None:
+    """Its one pipeline would mix the states of all cameras."""
+    spec = ClassifySpec(video_bundles.RULE, "logits", video_bundles.LABELS)
+    path = video_bundles.write_as(tmp_path / "wrong.edge", "classify", spec)
+    with edgekit.load(path) as engine, pytest.raises(BundleError, match="which would share it"):
+        engine.pipeline()

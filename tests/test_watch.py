@@ -28,6 +28,8 @@ from edgekit.runtime.sources.faulty import FaultySource, Injector, Planned, pars
 from edgekit.runtime.sources.pooled import POISON, PooledSource, stamp
 from edgekit.runtime.watch import Watch, WatchOptions
 
+pytestmark = pytest.mark.clock
+
 LAYOUT = PixelLayout("yuyv", 64, 48)
 QUICK = WatchOptions(poll_s=0.02, stall_s=0.15, first_s=0.3, frozen_s=0.2)
 """Short times, for tests; all of them far above what a busy machine takes for a frame."""

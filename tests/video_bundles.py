@@ -62,14 +62,17 @@ def picture(level: int = 100, side: int = 12) -> np.ndarray:
 
 def write(path: Path, *, reset_after_s: float | None = 0.5, seed: int = 0, **fields: Any) -> Path:
     """A bundle of the network `state_bundles.shifted`: two states, trained for 0.1 s a step."""
+    return write_as(path, "video", spec(**{"dt_s": 0.1} | fields), reset_after_s, seed)
+
+
+def write_as(path: Path, task: str, pipeline: Any, reset_after_s: float | None = 0.5, seed: int = 0) -> Path:
+    """The same network with the `pipeline` of any task."""
     model = state_bundles.shifted(seed)
     states = state_bundles.with_fields(state_bundles.STATES, reset_after_s=reset_after_s)
     plain = path.with_suffix(".plain.edge")
     state_bundles.write(plain, {"float": state_bundles.onnx_payload(model)}, model, states=states)
     with Bundle.open(plain) as bundle:
-        manifest = dataclasses.replace(
-            bundle.manifest, task="video", pipeline=to_json(spec(**{"dt_s": 0.1} | fields))
-        )
+        manifest = dataclasses.replace(bundle.manifest, task=task, pipeline=to_json(pipeline))
         files = {name: bytes(bundle.read(name)) for name in bundle.manifest.files}
     plain.unlink()
     write_bundle(path, dataclasses.replace(manifest, files={}), files, {})

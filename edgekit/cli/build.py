@@ -18,7 +18,7 @@ from edgekit.cli.common import MAX_COUNT, filled, integer, one_of, print_json, s
 from edgekit.errors import UsageError, printable
 from edgekit.project import HEADS, PRECISIONS, QUANTIZATIONS, RESIZES
 from edgekit.signing import check_private_key
-from edgekit.spec import MAX_LANES
+from edgekit.spec import MAX_LANES, MAX_SECONDS, is_duration
 from edgekit.target import Target
 from edgekit.tasks import TASKS
 from edgekit.tasks.video.spec import MAX_WINDOW
@@ -306,8 +306,10 @@ def seconds(option: str) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             value = 0.0
-        if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"option {option} {printable(text)[:60]}: expected seconds above 0, as 0.1")
+        if not is_duration(value):
+            raise UsageError(
+                f"option {option} {printable(text)[:60]}: expected seconds above 0 and at most {MAX_SECONDS:g}, as 0.1"
+            )
         return value
 
     return parse

@@ -132,7 +132,7 @@ def _print(r: dict[str, Any]) -> None:
         key, paired = metric["name"], metric["difference_interval95"]
         shown = f", 95 % {paired[0]:+.4f} to {paired[1]:+.4f}" if paired else ""
         print(
-            f"accuracy on {metric['images']} pictures\n  {key} {metric['a'][key]:.4f} -> {metric['b'][key]:.4f}, "
+            f"accuracy on {metric['images']} {metric['of']}\n  {key} {metric['a'][key]:.4f} -> {metric['b'][key]:.4f}, "
             f"B - A {metric['difference']:+.4f}{shown}"
         )
     size, latency = r["size"], r["latency"]

@@ -149,10 +149,11 @@ def _states(states: Sequence[StateSpec]) -> list[tuple[str, ...]]:
     ]
 
 
-def _stream(states: Sequence[StateSpec]) -> list[tuple[str, ...]]:
+def _stream(states: Sequence[StateSpec], lanes: int) -> list[tuple[str, ...]]:
     """What the states of one stream take in each type they may be held in, and when they end."""
-    total = sum(s.elements for s in states)
+    total = sum(s.elements for s in states) // lanes
     rows: list[tuple[str, ...]] = [
+        *([("lanes", f"{lanes} streams in one run")] if lanes > 1 else []),
         ("states", str(len(states))),
         ("elements", f"{total:,}"),
         *((f"as {t.value}", _size(total * t.itemsize)) for t in (DType.float32, DType.float16, DType.int8)),
@@ -206,7 +207,7 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
     section("Inputs", [_row(manifest.tensor(name)) for name in manifest.inputs])
     section("Outputs", [_row(manifest.tensor(name)) for name in manifest.outputs])
     section("States", _states(manifest.states))
-    section("State of one stream", _stream(manifest.states) if manifest.states else [])
+    section("State of one stream", _stream(manifest.states, manifest.lanes) if manifest.states else [])
     section("Plan", [_step(i, step.name, step) for i, step in enumerate(manifest.plan, start=1)])
     section(
         "Payloads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,14 @@ def _run(bundle: Any, args: argparse.Namespace) -> dict[str, Any]:
         backends = {variant.backend for _, variant in bundle.manifest.variants()}
         if args.data is not None or not all(backend_problem(b) for b in backends):
             raise
-        return {"self_test": f"not run: {error}", "metric": None, "images": 0, "reference": None}
+        return {"self_test": f"not run: {error}", "metric": None, "images": 0, "of": "", "reference": None}
     with engine:
         result: dict[str, Any] = {
             "self_test": "passed",
             "runs": engine.describe(),
             "metric": None,
             "images": 0,
+            "of": "",
             "reference": None,
         }
         if args.data is None:
@@ -85,8 +87,10 @@ def _run(bundle: Any, args: argparse.Namespace) -> dict[str, Any]:
         pipeline = engine.pipeline()  # first: it knows whether the task is known
         task = tasks.task(engine.task)
         data = task.read_set(args.data, args.images, limit=args.limit, labels=engine.labels)
-        metric, _ = task.evaluate(pipeline, data, progress=_progress)
-        result.update(metric=metric, images=len(data.images), reference=_reference(bundle, data))
+        metric, _ = task.evaluate(pipeline, data, progress=partial(_progress, task.LABELLED))
+        result.update(
+            metric=metric, images=len(data.images), of=task.LABELLED, reference=_reference(bundle, data)
+        )
         return result
 
 
@@ -98,9 +102,9 @@ def _reference(bundle: Any, data: Any) -> dict[str, Any] | None:
     return None
 
 
-def _progress(done: int, total: int) -> None:
+def _progress(what: str, done: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done}/{total} pictures", end="" if done < total else "\n", file=sys.stderr, flush=True)
+        print(f"\r{done}/{total} {what}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -112,7 +116,7 @@ def _print(result: dict[str, Any]) -> None:
         print(f"  runs       {printable(segment)}: {printable(runs['variant'])}, {printable(runs['why'])}")
     if result["metric"]:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in result["metric"].items() if isinstance(v, float))
-        print(f"  metric     {shown} on {result['images']} pictures")
+        print(f"  metric     {shown} on {result['images']} {result['of']}")
         if result["reference"]:
             shown = ", ".join(f"{k} {v:.4f}" for k, v in result["reference"].items() if isinstance(v, float))
             print(f"  float      {shown}")

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgekit.errors import ModelError
+from edgekit.manifest import NAME
 from edgekit.passes.graph import listed, shape
-from edgekit.schema import printable
-from edgekit.spec import DType, StateSpec
+from edgekit.schema import SchemaError, parse_json, printable
+from edgekit.spec import DType, StateSpec, is_duration
 
 KEY = "edgekit.states"
 _FIELDS = {"name", "input", "output", "initial", "nominal_dt_s"}
@@ -30,9 +31,9 @@ def states(model: ir.Model) -> tuple[StateSpec, ...]:
     if text is None:
         return ()
     try:
-        entries = json.loads(text)
-    except ValueError:
-        raise _fault("is no JSON") from None
+        entries = parse_json(text.encode(), "text")
+    except SchemaError as error:
+        raise _fault(str(error)) from None
     if not isinstance(entries, list):
         raise _fault(f"expected a list, got {type(entries).__name__}")
     inputs = {v.name: v for v in model.graph.inputs}
@@ -47,7 +48,11 @@ def states(model: ir.Model) -> tuple[StateSpec, ...]:
         initial, step = entry.get("initial", 0.0), entry.get("nominal_dt_s")
         if not all(isinstance(v, str) for v in (name, source, target)):
             raise _fault("names must be text")
-        if not _finite(initial) or not (step is None or (_finite(step) and step > 0)):
+        if not NAME.fullmatch(name):
+            raise _fault(
+                f"state '{printable(name)[:80]}': expected a name of 1 to 80 letters, digits, '.', '_' or '-'"
+            )
+        if not _finite(initial) or not (step is None or (_finite(step) and is_duration(step))):
             raise _fault(
                 f"state '{printable(name)}': initial must be finite and nominal_dt_s positive or null"
             )
@@ -61,7 +66,10 @@ def states(model: ir.Model) -> tuple[StateSpec, ...]:
             raise _fault(
                 f"state '{printable(name)}': input and output differ: {before.shape} and {after.shape}"
             )
-        kind = DType(before.dtype.numpy().name)
+        try:
+            kind = DType(before.dtype.numpy().name)
+        except (TypeError, ValueError):
+            raise _fault(f"state '{printable(name)}': cannot be of type {before.dtype.name}") from None
         found.append(StateSpec(name, kind, sizes, source, target, float(initial), step))
     for what in ("name", "input", "output"):
         used = [getattr(s, what) for s in found]
@@ -75,9 +83,10 @@ def picture(model: ir.Model) -> ir.Value:
     held = {s.input for s in states(model)}
     found = [v for v in model.graph.inputs if v.name not in held]
     if len(found) != 1:
-        raise ModelError(
-            f"model: expected one picture input [1, C, H, W], got {listed(found)}. Export it with batch 1."
-        )
+        wanted, step = "expected one picture input [1, C, H, W]", "Export it with batch 1."
+        if KEY in model.metadata_props:
+            wanted, step = f"{wanted} beside its {len(held)} states", f"Name all of them in {KEY}."
+        raise ModelError(f"model: {wanted}, got {listed(found)}. {step}")
     return found[0]
 
 

@@ -153,6 +153,11 @@ class Engine:
             raise BundleError(f"bundle {self.bundle.path}: task {self.task!r} is not known. Upgrade edgekit")
         task = tasks.task(self.task)
         spec = task.read_spec(self.manifest)
+        if self.manifest.states and not hasattr(spec, "stepping"):
+            raise BundleError(
+                f"bundle {self.bundle.path}: its network keeps state, but the task {self.task} has one pipeline for all "
+                "cameras, which would share it. Build it with --task video"
+            )
         if stepping is not None:
             if not hasattr(spec, "stepping"):
                 raise UsageError(

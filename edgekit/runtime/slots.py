@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.runtime.session import Session, check_snapshot
-from edgekit.spec import StateSpec
+from edgekit.spec import StateSpec, lanes_of
 
 Arrays = Mapping[str, np.ndarray]
 Key = TypeVar("Key", bound=Hashable)
@@ -37,7 +37,8 @@ class Streams:
         self._session = session
         session.reset()
         states = session.states
-        self.lanes = _lanes(session.inputs, session.outputs, states)
+        sides = (session.inputs, session.outputs, states)
+        self.lanes = lanes_of([array.shape for arrays in sides for array in arrays.values()])
         self._rows = [slice(i, i + 1) for i in range(self.lanes)] if self.lanes > 1 else [slice(None)]
         self._inputs: Sequence[Arrays] = [_part(session.inputs, rows) for rows in self._rows]
         self._outputs: Sequence[Arrays] = [_part(session.outputs, rows) for rows in self._rows]
@@ -253,11 +254,6 @@ class StreamSlot:
         """Close the `Streams` if they are nobody else's."""
         if self._owner:
             self._streams.close()
-
-
-def _lanes(*sides: Arrays) -> int:
-    sizes = {array.shape[0] if array.ndim else 0 for arrays in sides for array in arrays.values()}
-    return max(1, sizes.pop()) if len(sizes) == 1 else 1
 
 
 def _part(arrays: Arrays, rows: slice) -> Arrays:

@@ -122,6 +122,8 @@ class Task(Protocol):
     """Key of the metric that the accuracy budget is about, 0..1, larger is better."""
     UNIT: str
     """What `len` of a result counts, plural."""
+    LABELLED: str
+    """What an evaluation set has labels of, plural: pictures or clips."""
 
     def read_spec(self, manifest: Manifest) -> Any:
         """The task's spec in a manifest. Raises: BundleError when it is not one."""

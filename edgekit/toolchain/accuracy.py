@@ -44,7 +44,8 @@ def metric(subject: Subject, data: EvaluationSet, progress: Progress) -> dict[st
     known = measure(subject.reference, subject.spec, data, "accuracy, float", progress)
     what = f"accuracy, {subject.candidate.payload.precision}"
     got = measure(subject.candidate, subject.spec, data, what, progress)
-    name = tasks.of(data).METRIC
+    task = tasks.of(data)
+    name = task.METRIC
     before, after = known["metric"][name], got["metric"][name]
     drops = [
         a - b if a is not None and b is not None else None
@@ -55,6 +56,7 @@ def metric(subject: Subject, data: EvaluationSet, progress: Progress) -> dict[st
         "data": data.name,
         "data_digest": data.digest,
         "images": len(data.images),
+        "of": task.LABELLED,
         "reference": {k: v for k, v in known["metric"].items() if not isinstance(v, (dict, list))},
         "payload": {k: v for k, v in got["metric"].items() if not isinstance(v, (dict, list))},
         **{k: v for k, v in got["metric"].items() if isinstance(v, (dict, list))},

@@ -188,7 +188,7 @@ def judge(
     if work.data.labelled is None:
         found: dict[str, Any] = {"not_measured": work.data.why_unlabelled}
     else:
-        found = {**metric(subject, work.data.labelled, report), "of": work.data.unit}
+        found = metric(subject, work.data.labelled, report)
     accept = work.source.entry.accept
     return (
         found,

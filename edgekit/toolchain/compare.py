@@ -427,6 +427,7 @@ def _metric(sides: tuple[Side, Side], data: Any, options: Options, progress: Pro
         "name": key,
         "data": data.name,
         "images": len(data.images),
+        "of": task.LABELLED,
         "a": {k: v for k, v in found[0].items() if k != "per_class"},
         "b": {k: v for k, v in found[1].items() if k != "per_class"},
         "per_class": _per_class(found),

@@ -210,10 +210,10 @@ def _metric(r: Mapping[str, Any]) -> Markup:
     if paired:
         low, high = (signed(v, 4) for v in paired)
         legend.append(
-            el("span", f"95 % of the {m['name']} difference, over resampled pictures: {low} to {high}")
+            el("span", f"95 % of the {m['name']} difference, over resampled {m['of']}: {low} to {high}")
         )
     parts = [
-        pairs([("Pictures", f"{count(m['images'])} · {m['data']}")]),
+        pairs([(m["of"].capitalize(), f"{count(m['images'])} · {m['data']}")]),
         table(["", "", "A", "B", "B − A"], rows, "", " bnnn"),
         el("p", join(legend), class_="legend"),
     ]

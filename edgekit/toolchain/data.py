@@ -56,11 +56,6 @@ class Pictures:
     clips: Clips | None = None
     """In place of pictures, for a task that sees clips."""
 
-    @property
-    def unit(self) -> str:
-        """What labels are given to, plural."""
-        return "pictures" if self.clips is None else "clips"
-
     def unlabelled(self, count: int) -> Footage:
         """`count` pictures, uint8 [H, W, 3] BGR, the first ones; or as many clips; at least one."""
         if self.clips is not None:

@@ -348,7 +348,7 @@ def metric(s: Subject) -> Markup:
     if reason:
         return absent(reason)
     m, accept = s.evidence.at("metric"), s.evidence.at("accept")
-    key = m.text("name", 20) or "AP"
+    key, unit = m.text("name", 20) or "AP", m.text("of", 20) or "pictures"
     reference, payload = m.numbers("reference", 20), m.numbers("payload", 20)
     low_high = m.interval("interval95")
     rows = []
@@ -380,7 +380,7 @@ def metric(s: Subject) -> Markup:
     parts: list[Markup] = [
         pairs(
             [
-                ("Pictures", " · ".join(filter(None, [count(m.number("images")), m.text("data")]))),
+                (unit.capitalize(), " · ".join(filter(None, [count(m.number("images")), m.text("data")]))),
                 ("Measured by", m.text("measured_by")),
             ]
         ),
@@ -396,7 +396,9 @@ def metric(s: Subject) -> Markup:
         ]
         paired = m.interval("drop_interval95")
         if paired is not None:
-            text = f"95 % of the drop, over resampled pictures: {signed(paired[0], 4)} to {signed(paired[1], 4)}."
+            text = (
+                f"95 % of the drop, over resampled {unit}: {signed(paired[0], 4)} to {signed(paired[1], 4)}."
+            )
             parts.append(el("p", text, class_="legend"))
     wrong = [
         [t.text("truth", 60), t.text("answer", 60), count(t.number("pictures"))]
@@ -405,7 +407,7 @@ def metric(s: Subject) -> Markup:
     if wrong:
         parts += [
             el("h3", "Most frequent mistakes, payload"),
-            table(["Truth", "Answer", "Pictures"], wrong, "tight", "  n"),
+            table(["Truth", "Answer", unit.capitalize()], wrong, "tight", "  n"),
         ]
     classes = sorted(m.numbers("per_class", 400).items(), key=lambda item: (-item[1], item[0]))
     if classes:

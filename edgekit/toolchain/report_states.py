@@ -13,7 +13,8 @@ def states(s: Subject) -> Markup:
     """For a bundle that has some."""
     held = s.bundle.manifest.states
     facts = s.evidence.at("states")
-    total = sum(state.elements for state in held)
+    lanes = s.bundle.manifest.lanes
+    total = sum(state.elements for state in held) // lanes
     sizes = ", ".join(
         f"{scaled(total * t.itemsize, 'B')} {t.value}" for t in (DType.float32, DType.float16, DType.int8)
     )
@@ -21,6 +22,7 @@ def states(s: Subject) -> Markup:
     limits = [state.reset_after_s for state in held if state.reset_after_s is not None]
     rows = [
         ("States", f"{len(held)}, {count(total)} elements"),
+        ("Lanes", f"{lanes} streams in one run" if lanes > 1 else ""),
         ("Of one stream", sizes),
         ("Step", f"{steps[0]:g} s" if steps else "every frame is one step"),
         ("State ends", f"after {min(limits):g} s without a frame" if limits else "at a reset only"),

@@ -166,7 +166,7 @@ def _clip_axis(model: ir.Model, frames: int | None) -> tuple[int, int]:
         wanted = "at least 2 frames" if frames is None else f"{frames} frames"
         raise ModelError(
             f"model: expected a clip of {wanted} along the first axis, got {listed(inputs)}. "
-            "Export it with a clip [T, 3, H, W], or give frames."
+            "Export it with a clip [T, 3, H, W], give its frames, or all sizes where it leaves them open (--shape)."
         )
     return axis, count
 

@@ -12,10 +12,21 @@ from edgekit.tasks.detect.metric import bootstrap
 from edgekit.tasks.detect.pipeline import DetectPipeline as open_pipeline
 from edgekit.tasks.detect.pipeline import read_spec
 
-__all__ = ["METRIC", "UNIT", "agreement", "bootstrap", "evaluate", "open_pipeline", "read_set", "read_spec"]
+__all__ = [
+    "LABELLED",
+    "METRIC",
+    "UNIT",
+    "agreement",
+    "bootstrap",
+    "evaluate",
+    "open_pipeline",
+    "read_set",
+    "read_spec",
+]
 
 METRIC = "AP"
 UNIT = "boxes"
+LABELLED = "pictures"
 
 
 def read_set(

@@ -126,10 +126,15 @@ class VideoPipeline:
         """
         pixels = as_pixels(image)
         start = time.perf_counter_ns()
+        clock, now_ns = copy.copy(self._clock), self._now_ns
         step, missed, reason = self._advance(taken_ns, epoch)
         spent = 0
         if step.runs:
-            outputs, spent = self._run(pixels, step)
+            try:
+                outputs, spent = self._run(pixels, step)
+            except BaseException:  # as if the frame had not come: its steps fall to the next one
+                self._clock, self._now_ns = clock, now_ns
+                raise
             ran = time.perf_counter_ns()
             result = self._take(outputs, score_threshold, top_k)
         else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
+from edgekit.spec import MAX_SECONDS, is_duration
 from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.timebase import Policy
 
@@ -110,15 +110,22 @@ class VideoSpec:
         if not 1 <= self.frames <= MAX_WINDOW:
             raise ValueError(f"frames must be between 1 and {MAX_WINDOW}, got {self.frames}")
         for name, seconds in (("dt_s", self.dt_s), ("reset_after_s", self.reset_after_s)):
-            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-                raise ValueError(f"{name} must be above 0 seconds, got {seconds}")
+            if seconds is not None and not is_duration(seconds):
+                raise ValueError(f"{name} must be above 0 seconds and at most {MAX_SECONDS:g}, got {seconds}")
         for name, value, known in (("stepping", self.stepping, Policy), ("fill", self.fill, Fill)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
-        named = (self.background, *self.smoothing.masked, *self.smoothing.merged)
-        for label in (*named, *self.smoothing.merged.values()):
-            if label and label not in self.labels:
+        if self.reset_after_s is not None and self.dt_s is not None and self.reset_after_s <= self.dt_s:
+            raise ValueError(
+                f"reset_after_s must be longer than dt_s, got {self.reset_after_s} and {self.dt_s}: "
+                "every frame would reset the state"
+            )
+        named = (*self.smoothing.masked, *self.smoothing.merged, *self.smoothing.merged.values())
+        for label in (*named, *filter(None, [self.background])):
+            if label not in self.labels:
                 raise ValueError(f"{label[:60]!r} is not one of the {len(self.labels)} labels")
+        if set(self.labels) <= {*self.smoothing.masked, *self.smoothing.merged}:
+            raise ValueError("no label is left that may be the answer: all of them are masked or merged")
         if self.background in (*self.smoothing.masked, *self.smoothing.merged):
             raise ValueError(f"background {self.background!r} must not be masked or merged into another")
         for source, into in self.smoothing.merged.items():
