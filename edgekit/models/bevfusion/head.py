@@ -35,11 +35,13 @@ class BoxHead(nn.Module):
         self.start()
 
     def start(self) -> None:
-        """The bias of a net that has seen nothing."""
-        for branch in self.heat:
-            last = branch[-1]
-            assert isinstance(last, nn.Conv2d) and last.bias is not None
-            nn.init.constant_(last.bias, PRIOR)
+        """Last layers that say next to nothing: the loss begins at what knowing nothing costs."""
+        for branches, bias in ((self.heat, PRIOR), (self.box, 0.0)):
+            for branch in branches:
+                last = branch[-1]
+                assert isinstance(last, nn.Conv2d) and last.bias is not None
+                nn.init.normal_(last.weight, std=0.01)
+                nn.init.constant_(last.bias, bias)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)

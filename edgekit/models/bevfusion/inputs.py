@@ -13,7 +13,7 @@ from edgekit.kernels.voxelize import voxelize
 from edgekit.models.bevfusion.config import CameraConfig, Config
 from edgekit.models.bevfusion.lidar import voxel_values
 from edgekit.models.tsm import MEAN, STD
-from edgekit.rig import Rig, RigFrame
+from edgekit.rig import Rig, RigFrame, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,19 +110,42 @@ def voxels_of(points: np.ndarray | None, config: Config, threads: int = 0) -> tu
     return found.coordinates, voxel_values(found, settings)
 
 
-def prepare(frame: RigFrame, config: Config, table: Table | None = None, threads: int = 0) -> Sample:
-    """What the network takes of a frame; sensors may be missing. table: of `geometry(frame.rig, config)`, if it is there.
+def prepare(
+    frame: RigFrame, config: Config, table: Table | None = None, threads: int = 0, turned: np.ndarray | None = None
+) -> Sample:
+    """What the network takes of a frame; sensors may be missing.
 
+    table: of `geometry(frame.rig, config, turned)`, if it is there.  turned: float64 [4, 4], seen from above everything is turned,
+    mirrored or scaled by it (training; boxes: `turned_boxes`); pictures and depths stay as they are.
     Raises: UsageError for a rig with another number of cameras.
     """
     if table is None:
-        table = build(geometry(frame.rig, config), threads)
+        table = build(geometry(frame.rig, config, turned), threads)
     images = np.zeros((len(frame.rig.cameras), 3, *config.camera.image), np.float32)
     there = np.zeros(len(images), bool)
     for i, name in enumerate(frame.rig.cameras):
         if name in frame.shots:
             images[i], there[i] = normalised(fitted(config.camera, frame.shots[name].image)), True
-    coordinates, values = voxels_of(frame.points, config, threads)
-    return Sample(
-        images, depth_images(frame, config, threads), table, coordinates, values, there, frame.points is not None
-    )
+    points = frame.points
+    if points is not None and turned is not None:
+        points = points.copy()
+        points[:, :3] = points[:, :3] @ turned[:3, :3].T.astype(np.float32) + turned[:3, 3].astype(np.float32)
+    coordinates, values = voxels_of(points, config, threads)
+    depth = depth_images(frame, config, threads)
+    return Sample(images, depth, table, coordinates, values, there, frame.points is not None)
+
+
+def turning(angle: float, scale: float, mirror_x: bool, mirror_y: bool) -> np.ndarray:
+    """float64 [4, 4]: mirrored across the y or x axis, then turned about z, then scaled."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = (-1.0 if mirror else 1.0 for mirror in (mirror_x, mirror_y))
+    result = np.eye(4)
+    result[:3, :3] = scale * np.array([[cos * x, -sin * y, 0], [sin * x, cos * y, 0], [0, 0, 1]])
+    return result
+
+
+def turned_boxes(boxes: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """Boxes float32 [k, 9] (`rig.BOX_FIELDS`) after a `turning`."""
+    result = moved(boxes, turned)
+    result[:, 3:6] *= np.float32(np.cbrt(abs(np.linalg.det(turned[:3, :3]))))
+    return result

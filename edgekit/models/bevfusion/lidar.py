@@ -1,10 +1,9 @@
 """The LiDAR branch: sparse 3-D convolutions in torch, equal to `kernels.sparse_conv`, for training.
 
 A sparse convolution is the dense one on a grid of zeros, read off at chosen sites: the inputs' own (submanifold), or all
-whose window holds a voxel (strided). It is done here as one matrix product: the kernel's rulebook says which voxel
-lies at each of a site's K kernel positions (row `none`, of zeros, where there is none), these rows side by side are
-[sites, K * in], the weights [K * in, out]. The backward pass gathers through the inverse table in the same way, so no
-sum depends on the order of threads. Tests hold it against `conv3d` times occupancy, and against the kernel.
+whose window holds a voxel (strided). The kernel's rulebook lists which input voxel meets which output voxel at which kernel
+position; position by position these rows are multiplied by that position's weights and added to their output's. Tests hold it
+against `conv3d` times occupancy, and against the kernel. On a CPU, sums run in the rulebook's order: the same bits in every run.
 
 Parameters have the names and shapes that `kernels.sparse_conv.encoder.prepare` takes: `weights(model)` is all it needs.
 """
@@ -26,8 +25,6 @@ from edgekit.kernels.voxelize import Voxels
 from edgekit.models.bevfusion.config import LidarConfig
 from edgekit.models.bevfusion.layers import MOMENTUM
 
-LARGEST = 1 << 25
-"""Values that are gathered at a time; more is done in parts."""
 VALUES = ("x in the voxel", "y in the voxel", "z / 2 m", "intensity", "10 dt", "log(1 + points) / 2")
 """What `local` voxels say: x and y from the voxel's middle in voxel sides."""
 
@@ -50,14 +47,16 @@ def voxel_values(voxels: Voxels, config: LidarConfig) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A rulebook as tables, int64: `table` [outputs, K] of input rows, `back` [inputs, K] of output rows; the number
-    of rows itself where there is none."""
+    """A rulebook as tensors: `inputs`, `outputs` int64 [pairs], sorted by kernel position; `counts`, how many each position has;
+    `sites`, how many outputs there are."""
 
-    table: Tensor
-    back: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    counts: tuple[int, ...]
+    sites: int
 
     def to(self, device: torch.device) -> Window:
-        return Window(self.table.to(device), self.back.to(device))
+        return Window(self.inputs.to(device), self.outputs.to(device), self.counts, self.sites)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,43 +102,44 @@ def cloud(spec: EncoderSpec, parts: Sequence[tuple[np.ndarray, np.ndarray]], thr
 
 
 def window(book: sparse.Rulebook) -> Window:
-    """The tables of a rulebook."""
+    """A rulebook's pairs as tensors."""
     position, inputs, outputs = (part.astype(np.int64) for part in book.pairs())
-    n, m, k = len(book.inputs), len(book.outputs), int(np.prod(book.kernel))
-    table, back = np.full(m * k, n), np.full(n * k, m)
-    table[outputs * k + position] = inputs
-    back[inputs * k + position] = outputs
-    return Window(torch.from_numpy(table.reshape(m, k)), torch.from_numpy(back.reshape(n, k)))
+    counts = np.bincount(position, minlength=int(np.prod(book.kernel)))
+    return Window(torch.from_numpy(inputs), torch.from_numpy(outputs), tuple(counts.tolist()), len(book.outputs))
 
 
-def _gathered(x: Tensor, table: Tensor, weight: Tensor) -> Tensor:
-    """[rows of table, out]: sum over k of x[table[:, k]] @ weight[k], weight [K, in, out]."""
-    padded, (k, inputs, outputs) = functional.pad(x, (0, 0, 0, 1)), weight.shape
-    rows, flat = max(1, LARGEST // (k * inputs)), weight.reshape(k * inputs, outputs)
-    parts = [padded[part].reshape(-1, k * inputs) @ flat for part in table.split(rows)]
-    return torch.cat(parts) if parts else x.new_zeros((0, outputs))
+def _multiplied(rows: Tensor, weight: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """[pairs, out]: each position's rows times its weights, weight [K, in, out]."""
+    out = rows.new_empty((len(rows), weight.shape[2]))
+    for piece, into, matrix in zip(rows.split(counts), out.split(counts), weight, strict=True):
+        torch.mm(piece, matrix, out=into)
+    return out
 
 
 class _Convolve(torch.autograd.Function):
+    """Written out, so that what is gathered and multiplied need not be kept."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, place: Window) -> Tensor:
         ctx.place = place
         ctx.save_for_backward(x, weight)
-        return _gathered(x, place.table, weight)
+        products = _multiplied(x.index_select(0, place.inputs), weight, place.counts)
+        return x.new_zeros((place.sites, weight.shape[2])).index_add_(0, place.outputs, products)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
-        k, inputs, outputs = weight.shape
+        place: Window = ctx.place
+        arriving = gradient.index_select(0, place.outputs)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = _gathered(gradient, ctx.place.back, weight.transpose(1, 2).contiguous())
-        padded = functional.pad(x, (0, 0, 0, 1))
-        to_weight = weight.new_zeros((k * inputs, outputs))
-        rows = max(1, LARGEST // (k * inputs))
-        for part, piece in zip(ctx.place.table.split(rows), gradient.split(rows), strict=True):
-            to_weight += padded[part].reshape(-1, k * inputs).T @ piece
-        return to_x, to_weight.reshape(k, inputs, outputs), None
+            products = _multiplied(arriving, weight.transpose(1, 2), place.counts)
+            to_x = torch.zeros_like(x).index_add_(0, place.inputs, products)
+        to_weight = torch.empty_like(weight)
+        rows = x.index_select(0, place.inputs)
+        for given, came, into in zip(rows.split(place.counts), arriving.split(place.counts), to_weight, strict=True):
+            torch.mm(given.T, came, out=into)
+        return to_x, to_weight, None
 
 
 class _Conv(nn.Module):

@@ -67,7 +67,7 @@ class _Pool(torch.autograd.Function):
     def forward(ctx: Any, depth: Tensor, features: Tensor, points: Points) -> Tensor:
         ctx.points = points
         ctx.save_for_backward(depth, features)
-        products = features[points.pixel] * depth[points.depth, None]
+        products = features.index_select(0, points.pixel) * depth[points.depth, None]
         out = features.new_zeros((points.cells, features.shape[1]))
         return out.index_add_(0, points.cell, products)
 
@@ -75,9 +75,9 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         depth, features = ctx.saved_tensors
         points: Points = ctx.points
-        arriving = gradient[points.cell]
+        arriving = gradient.index_select(0, points.cell)
         to_depth = torch.zeros_like(depth)  # a depth belongs to one point at most: nothing is summed
-        to_depth[points.depth] = (arriving * features[points.pixel]).sum(1)
+        to_depth[points.depth] = (arriving * features.index_select(0, points.pixel)).sum(1)
         to_features = torch.zeros_like(features)
         to_features.index_add_(0, points.pixel, arriving * depth[points.depth, None])
         return to_depth, to_features, None
