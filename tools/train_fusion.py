@@ -404,7 +404,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     defaults = Options()
     known = [name for name, config in CONFIGS.items() if config.head.labels == CLASSES]
-    parser.add_argument("--out", type=Path, default=Path("runs/fusion"), help="folder for all that is written")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/fusion"), help="folder for all that is written"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt if it exists")
     parser.add_argument("--eval-only", action="store_true", help="only measure OUT/segments")
     parser.add_argument("--eval-worlds", type=int, default=25, help="unseen worlds to evaluate on")

@@ -33,7 +33,8 @@ class MeanFuser(nn.Module):
     def forward(self, cameras: Tensor, lidar: Tensor, present: Tensor) -> Tensor:
         share = present / present.sum(1, keepdim=True).clamp(min=1e-6)
         weight = share.reshape(-1, 2, 1, 1, 1)
-        return self.cameras(cameras) * weight[:, 0] + self.lidar(lidar) * weight[:, 1]
+        joined: Tensor = self.cameras(cameras) * weight[:, 0] + self.lidar(lidar) * weight[:, 1]
+        return joined
 
 
 class Decoder(nn.Module):
@@ -51,7 +52,9 @@ class Decoder(nn.Module):
             grow: nn.Module = nn.Conv2d(width, config.up, 1, bias=False)
             if size > 1:
                 grow = nn.ConvTranspose2d(width, config.up, size, size, bias=False)
-            self.ups.append(nn.Sequential(grow, nn.BatchNorm2d(config.up, EPS, MOMENTUM), nn.ReLU(inplace=True)))
+            self.ups.append(
+                nn.Sequential(grow, nn.BatchNorm2d(config.up, EPS, MOMENTUM), nn.ReLU(inplace=True))
+            )
         self.channels = config.up * len(config.widths)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +73,9 @@ class BevNet(nn.Module):
         super().__init__()
         self.shrink: nn.Module = nn.Identity()
         if config.shrink == 2:  # BEVFusion's `downsample`
-            self.shrink = nn.Sequential(conv(cameras, cameras), conv(cameras, cameras, 3, 2), conv(cameras, cameras))
+            self.shrink = nn.Sequential(
+                conv(cameras, cameras), conv(cameras, cameras, 3, 2), conv(cameras, cameras)
+            )
         fuser = {"concat": ConcatFuser, "mean": MeanFuser}[config.fuser]
         self.fuser = fuser(cameras, lidar, config.channels)
         self.decoder = Decoder(config)

@@ -58,7 +58,9 @@ class _Fusion(nn.Module):
         return tuple(out[name] for name in self.names)
 
 
-def export_segments(model: BEVFusion, folder: Path, cameras: int | None = None, opset: int = 17) -> dict[str, Any]:
+def export_segments(
+    model: BEVFusion, folder: Path, cameras: int | None = None, opset: int = 17
+) -> dict[str, Any]:
     """Write the parts into `folder`; returns what `segments.json` says.
 
     cameras: pictures that the camera network takes at once, all by default; 1 to run each when it comes.
@@ -68,7 +70,8 @@ def export_segments(model: BEVFusion, folder: Path, cameras: int | None = None, 
     folder.mkdir(parents=True, exist_ok=True)
     n = config.camera.count if cameras is None else cameras
     images = torch.zeros(n, 3, *config.camera.image)
-    example, names = (images,), ["images"]
+    example: tuple[Tensor, ...] = (images,)
+    names = ["images"]
     if config.camera.lidar_depth:
         example, names = (images, images[:, :1]), ["images", "depth_images"]
     write_onnx(_Camera(model), folder / CAMERA, example, names, ["depth", "features"], opset=opset)
@@ -87,9 +90,12 @@ def export_segments(model: BEVFusion, folder: Path, cameras: int | None = None, 
         grid, joint = torch.zeros(1, config.lidar.neck, *config.shape), "lidar_bev"
     pooled = torch.zeros(1, config.camera.channels, *config.bev.pool.shape)
     inputs, outputs = ["camera_bev", joint, "present"], output_names(config)
-    write_onnx(_Fusion(model), folder / FUSION, (pooled, grid, torch.ones(1, 2)), inputs, outputs, opset=opset)
+    write_onnx(
+        _Fusion(model), folder / FUSION, (pooled, grid, torch.ones(1, 2)), inputs, outputs, opset=opset
+    )
     steps.append({"model": FUSION, "inputs": inputs, "outputs": outputs})
-    np.savez(folder / ENCODER, **weights(model.encoder))
+    with (folder / ENCODER).open("wb") as file:
+        np.savez(file, allow_pickle=False, **weights(model.encoder))
     found = {"config": config.name, "cameras": n, "steps": steps if config.camera.lidar_depth else steps[1:]}
     (folder / STEPS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     model.train(training)
@@ -108,7 +114,9 @@ class Segments:
         def session(name: str) -> Any:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
-            return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(
+                str(folder / name), options, providers=["CPUExecutionProvider"]
+            )
 
         self.config, self.threads = config, threads
         self.camera, self.fusion = session(CAMERA), session(FUSION)
@@ -136,7 +144,9 @@ class Segments:
         n = self.camera.get_inputs()[0].shape[0]
         given = {"images": sample.images}
         if self.config.camera.lidar_depth:
-            given["depth_images"] = sample.depth_images if sample.lidar else np.zeros_like(sample.depth_images)
+            given["depth_images"] = (
+                sample.depth_images if sample.lidar else np.zeros_like(sample.depth_images)
+            )
         parts = [
             self.camera.run(["depth", "features"], {name: a[i : i + n] for name, a in given.items()})
             for i in range(0, len(there), n)
@@ -154,5 +164,3 @@ class Segments:
             return grid
         found: np.ndarray = self.neck.run(None, {"lidar_grid": grid})[0]
         return found
-
-

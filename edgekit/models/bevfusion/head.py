@@ -8,6 +8,8 @@ Differences from the published head: the regressions of a group share their hidd
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,6 +40,7 @@ class BoxHead(nn.Module):
         """Last layers that say next to nothing: the loss begins at what knowing nothing costs."""
         for branches, bias in ((self.heat, PRIOR), (self.box, 0.0)):
             for branch in branches:
+                assert isinstance(branch, nn.Sequential)
                 last = branch[-1]
                 assert isinstance(last, nn.Conv2d) and last.bias is not None
                 nn.init.normal_(last.weight, std=0.01)
@@ -62,7 +65,10 @@ class SegmentHead(nn.Module):
         super().__init__()
         low, high, step = config.head.segment_range
         centres = low + step * (torch.arange(round((high - low) / step)) + 0.5)
-        x, y = (2 * (centres - axis[0]) / (axis[1] - axis[0]) - 1 for axis in (config.bev.pool.x, config.bev.pool.y))
+        x, y = (
+            2 * (centres - axis[0]) / (axis[1] - axis[0]) - 1
+            for axis in (config.bev.pool.x, config.bev.pool.y)
+        )
         rows, columns = torch.meshgrid(y, x, indexing="ij")
         self.register_buffer("grid", torch.stack([columns, rows], -1)[None], persistent=False)
         hidden = config.head.shared
@@ -87,13 +93,14 @@ def pipeline(config: Config, score_threshold: float = 0.1) -> FusionSpec:
     """How `tasks.fusion` decodes the outputs. Suppression by circles where the configuration has them, else by overlap."""
     groups = []
     for i, labels in enumerate(config.head.groups):
-        box = [Channels(f"box_{i}", start) for start in (0, 2, 3, 6, 8)]
-        velocity = box[4] if config.head.velocity else None
-        heat = Channels(f"heat_{i}")
+        offset, height, size, rotation, velocity = (Channels(f"box_{i}", start) for start in (0, 2, 3, 6, 8))
+        group = CenterGroup(labels, Channels(f"heat_{i}"), offset, height, size, rotation)
+        if config.head.velocity:
+            group = replace(group, velocity=velocity)
         if config.head.circles:
-            limits = (config.head.circles[i],)
-            groups.append(CenterGroup(labels, heat, *box[:4], velocity, suppress="circle", limits=limits))
-        else:
-            groups.append(CenterGroup(labels, heat, *box[:4], velocity))
+            group = replace(group, suppress="circle", limits=(config.head.circles[i],))
+        groups.append(group)
     (low_x, _, _), (low_y, _, _) = config.bev.pool.x, config.bev.pool.y
-    return FusionSpec(CenterHead(tuple(groups), low_x, low_y, *config.cell), config.head.labels, score_threshold)
+    return FusionSpec(
+        CenterHead(tuple(groups), low_x, low_y, *config.cell), config.head.labels, score_threshold
+    )

@@ -68,7 +68,9 @@ def fitted(config: CameraConfig, image: np.ndarray) -> np.ndarray:
         import cv2
 
         scaled = (config.scaled_width, round(height * matrix[0, 0]))
-        image = cv2.resize(image, scaled, interpolation=cv2.INTER_AREA if matrix[0, 0] < 1 else cv2.INTER_LINEAR)
+        image = cv2.resize(
+            image, scaled, interpolation=cv2.INTER_AREA if matrix[0, 0] < 1 else cv2.INTER_LINEAR
+        )
     left, above = -int(matrix[0, 2]), -int(matrix[1, 2])
     return image[above : above + rows, left : left + columns]
 
@@ -111,7 +113,11 @@ def voxels_of(points: np.ndarray | None, config: Config, threads: int = 0) -> tu
 
 
 def prepare(
-    frame: RigFrame, config: Config, table: Table | None = None, threads: int = 0, turned: np.ndarray | None = None
+    frame: RigFrame,
+    config: Config,
+    table: Table | None = None,
+    threads: int = 0,
+    turned: np.ndarray | None = None,
 ) -> Sample:
     """What the network takes of a frame; sensors may be missing.
 

@@ -52,7 +52,7 @@ class Window:
 
     inputs: Tensor
     outputs: Tensor
-    counts: tuple[int, ...]
+    counts: list[int]
     sites: int
 
     def to(self, device: torch.device) -> Window:
@@ -88,7 +88,9 @@ def cloud(spec: EncoderSpec, parts: Sequence[tuple[np.ndarray, np.ndarray]], thr
     ]
     at = sparse.sites(np.concatenate(coordinates), spec.shape, len(parts))
     values = np.concatenate([values for _, values in parts])[at.order]
-    made: dict[int, tuple[sparse.Rulebook, Window]] = {}  # the rulebook too: an id is another's when it is gone
+    made: dict[
+        int, tuple[sparse.Rulebook, Window]
+    ] = {}  # the rulebook too: an id is another's when it is gone
     windows = []
     for layer in spec.layers():
         book = layer.book(at, threads)
@@ -105,13 +107,13 @@ def window(book: sparse.Rulebook) -> Window:
     """A rulebook's pairs as tensors."""
     position, inputs, outputs = (part.astype(np.int64) for part in book.pairs())
     counts = np.bincount(position, minlength=int(np.prod(book.kernel)))
-    return Window(torch.from_numpy(inputs), torch.from_numpy(outputs), tuple(counts.tolist()), len(book.outputs))
+    return Window(torch.from_numpy(inputs), torch.from_numpy(outputs), counts.tolist(), len(book.outputs))
 
 
-def _multiplied(rows: Tensor, weight: Tensor, counts: tuple[int, ...]) -> Tensor:
+def _multiplied(rows: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
     """[pairs, out]: each position's rows times its weights, weight [K, in, out]."""
     out = rows.new_empty((len(rows), weight.shape[2]))
-    for piece, into, matrix in zip(rows.split(counts), out.split(counts), weight, strict=True):
+    for piece, into, matrix in zip(torch.split(rows, counts), torch.split(out, counts), weight, strict=True):
         torch.mm(piece, matrix, out=into)
     return out
 
@@ -137,7 +139,9 @@ class _Convolve(torch.autograd.Function):
             to_x = torch.zeros_like(x).index_add_(0, place.inputs, products)
         to_weight = torch.empty_like(weight)
         rows = x.index_select(0, place.inputs)
-        for given, came, into in zip(rows.split(place.counts), arriving.split(place.counts), to_weight, strict=True):
+        for given, came, into in zip(
+            torch.split(rows, place.counts), torch.split(arriving, place.counts), to_weight, strict=True
+        ):
             torch.mm(given.T, came, out=into)
         return to_x, to_weight, None
 
@@ -150,7 +154,7 @@ class _Conv(nn.Module):
         nn.init.normal_(self.weight, std=(2.0 / (max(1.0, np.prod(kernel) / 4) * inputs)) ** 0.5)
 
     def forward(self, x: Tensor, place: Window) -> Tensor:
-        out: Tensor = _Convolve.apply(x, self.weight.flatten(0, 2), place)
+        out: Tensor = _Convolve.apply(x, self.weight.flatten(0, 2), place)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -159,7 +163,9 @@ class _Norm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) < 2:
-            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         return super().forward(x)
 
 
@@ -182,7 +188,9 @@ class SparseEncoder(nn.Module):
         nz, ny, nx = self.spec.out_shape
         dense = x.new_zeros((given.batch * nz * ny * nx, x.shape[1]))
         dense = dense.index_put((given.cells,), x)
-        return dense.reshape(given.batch, nz, ny, nx, -1).permute(0, 4, 1, 2, 3).reshape(given.batch, -1, ny, nx)
+        return (
+            dense.reshape(given.batch, nz, ny, nx, -1).permute(0, 4, 1, 2, 3).reshape(given.batch, -1, ny, nx)
+        )
 
 
 def weights(encoder: SparseEncoder) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def bump_radius(length: float, width: float) -> float:
         (4.0, 2 * total, (1 - m) * area),
         (4 * m, -2 * m * total, (m - 1) * area),
     )
-    return min((b + (b * b - 4 * a * c) ** 0.5) / 2 for a, b, c in cases)
+    return min((b + math.sqrt(b * b - 4 * a * c)) / 2 for a, b, c in cases)
 
 
 def targets(config: Config, boxes: Sequence[np.ndarray], classes: Sequence[np.ndarray]) -> Targets:
@@ -96,7 +97,9 @@ def _bump(heat: np.ndarray, row: int, column: int, radius: int) -> None:
     part = heat[top : row + radius + 1, left : column + radius + 1]
     y, x = np.ogrid[top : top + part.shape[0], left : left + part.shape[1]]
     spread = (2 * radius + 1) / 6
-    np.maximum(part, np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * spread**2)), out=part, casting="same_kind")
+    np.maximum(
+        part, np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * spread**2)), out=part, casting="same_kind"
+    )
 
 
 def heat_loss(logits: Tensor, heat: Tensor) -> Tensor:

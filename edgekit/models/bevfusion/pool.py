@@ -33,8 +33,8 @@ class Points:
     cells: int
 
     def to(self, device: torch.device) -> Points:
-        moved = (t.to(device) for t in (self.depth, self.pixel, self.cell))
-        return Points(*moved, self.depths, self.pixels, self.cells)
+        depth, pixel, cell = (t.to(device) for t in (self.depth, self.pixel, self.cell))
+        return Points(depth, pixel, cell, self.depths, self.pixels, self.cells)
 
 
 def points_of(table: Table) -> Points:
@@ -44,22 +44,26 @@ def points_of(table: Table) -> Points:
     rows = runs[:, 2] & ((1 << COUNT_BITS) - 1)
     within = (np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)) * width
     of_run = np.repeat(np.arange(len(table.starts) - 1), np.diff(table.starts))
-    found = (np.repeat(runs[:, 0], rows) + within, np.repeat(runs[:, 1], rows) + within, np.repeat(of_run, rows))
+    found = (
+        np.repeat(runs[:, 0], rows) + within,
+        np.repeat(runs[:, 1], rows) + within,
+        np.repeat(of_run, rows),
+    )
+    depth, pixel, cell = map(torch.from_numpy, found)
     size = cameras * height * width
-    return Points(*(torch.from_numpy(part) for part in found), size * bins, size, len(table.starts) - 1)
+    return Points(depth, pixel, cell, size * bins, size, len(table.starts) - 1)
 
 
 def stacked(parts: list[Points]) -> Points:
     """Points of a batch: samples one after the other, in all three."""
-    sums = [0, 0, 0]
-    columns: tuple[list[Tensor], ...] = ([], [], [])
+    depths = pixels = cells = 0
+    depth, pixel, cell = [], [], []
     for part in parts:
-        for k, (values, size) in enumerate(
-            ((part.depth, part.depths), (part.pixel, part.pixels), (part.cell, part.cells))
-        ):
-            columns[k].append(values + sums[k])
-            sums[k] += size
-    return Points(*(torch.cat(column) for column in columns), *sums)
+        depth.append(part.depth + depths)
+        pixel.append(part.pixel + pixels)
+        cell.append(part.cell + cells)
+        depths, pixels, cells = depths + part.depths, pixels + part.pixels, cells + part.cells
+    return Points(torch.cat(depth), torch.cat(pixel), torch.cat(cell), depths, pixels, cells)
 
 
 class _Pool(torch.autograd.Function):
@@ -91,5 +95,5 @@ def pool(depth: Tensor, features: Tensor, points: Points, shape: tuple[int, int]
     """
     channels = features.shape[1]
     flat = features.float().permute(0, 2, 3, 1).reshape(-1, channels)
-    out: Tensor = _Pool.apply(depth.float().reshape(-1), flat, points)
+    out: Tensor = _Pool.apply(depth.float().reshape(-1), flat, points)  # type: ignore[no-untyped-call]
     return out.reshape(-1, *shape, channels).permute(0, 3, 1, 2).contiguous()
