@@ -86,6 +86,17 @@ def test_a_drawn_frame_is_the_worlds_and_a_batch_depends_on_its_step_alone(tool,
     assert ((cameras > 0) & (cameras < 6)).any() and not ((lidar == 0) & (cameras == 0)).any()
 
 
+def test_modes_leave_out_what_they_say(tool) -> None:
+    sample = nets.sample(nets.TINY)
+    cases = tool.cases(sample, 8)
+    assert tuple(cases) == tool.MODES
+    left = {mode: (given.cameras.sum() - len(lost), given.lidar) for mode, (given, lost) in cases.items()}
+    assert left == {
+        "camera+lidar": (6, True), "lidar": (0, True), "camera": (6, False), "one camera lost": (5, True)
+    }  # fmt: skip
+    assert cases["one camera lost"][1] == (2,) and tool.cases(sample, 9)["one camera lost"][1] == (3,)
+
+
 def test_what_is_measured_tells_modes_apart(tool) -> None:
     frame = nets.frame(1)
     truth = frame.truth[(np.abs(frame.truth.boxes[:, :2]) < 20).all(1)]

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -231,10 +231,18 @@ def batch(frames: Frames, options: Options, step: int, threads: int) -> tuple[An
 # --- evaluation -------------------------------------------------------------------------------------
 
 
+def cases(sample: Any, number: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """What the network is given of frame `number`, by mode: (sample, cameras to do without)."""
+    return {
+        "camera+lidar": (sample, ()),
+        "lidar": (replace(sample, cameras=np.zeros_like(sample.cameras)), ()),
+        "camera": (replace(sample, lidar=False), ()),
+        "one camera lost": (sample, (number % len(sample.cameras),)),
+    }
+
+
 def evaluate(folder: Path, frames: Frames, config_name: str, threads: int = 1) -> dict[str, Any]:
     """By mode: mAP with its interval, AP by class, and the errors; and the differences of modes with theirs."""
-    from dataclasses import replace
-
     from rich.progress import track
 
     from edgekit.kernels.bev_pool import build
@@ -255,13 +263,7 @@ def evaluate(folder: Path, frames: Frames, config_name: str, threads: int = 1) -
             tables = {key: build(geometry(frame.rig, config), threads)}
         sample = prepare(frame, config, tables[key], threads)
         truths.append(frame.truth)
-        cases = {
-            "camera+lidar": (sample, ()),
-            "lidar": (replace(sample, cameras=np.zeros_like(sample.cameras)), ()),
-            "camera": (replace(sample, lidar=False), ()),
-            "one camera lost": (sample, (i % len(sample.cameras),)),
-        }
-        for mode, (given, lost) in cases.items():
+        for mode, (given, lost) in cases(sample, i).items():
             outputs = segments(given, lost)
             decoder = decoder or CenterDecoder(pipeline(config, score_threshold=0.02), outputs)
             found[mode].append(decoder(outputs))
