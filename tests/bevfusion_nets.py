@@ -39,7 +39,7 @@ TINY = Config(
 OTHER = Config(
     "other",
     CameraConfig(
-        image=(40, 64), scaled_width=64, depth=(1.0, 21.0, 2.0), backbone="resnet50", width=0.125, fpn=8,
+        image=(40, 64), scaled_width=64, depth=(1.0, 21.0, 2.0), backbone="mobilenet_v2", width=0.25, fpn=8,
         channels=8, hidden=8, lidar_depth=False,
     ),
     LidarConfig(
@@ -53,7 +53,7 @@ OTHER = Config(
         circles=(2.0, 0.5),
     ),
 )  # fmt: skip
-"""Everything that TINY is not: LSS, ConvFuser, pooled finer, no neck, a map of the ground, no velocity."""
+"""Everything that TINY is not: MobileNetV2, LSS, ConvFuser, pooled finer, no neck, a map of the ground, no velocity."""
 
 
 @functools.lru_cache(4)

@@ -189,8 +189,22 @@ def test_full_has_the_published_geometry() -> None:
 def test_configurations_that_do_not_meet_and_backbones_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pooled into \(180, 180\) cells"):
         Config("wrong", LITE.camera, LITE.lidar, BevConfig(), LITE.head)
-    with pytest.raises(UsageError, match="expected a ResNet"):
-        Backbone("mobilenet_v2", 1.0)
+    with pytest.raises(UsageError, match="unknown"):
+        Backbone("mobilenet_v9", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("resnet18", (128, 256, 512)), ("resnet50", (512, 1024, 2048)), ("mobilenet_v2", (32, 96, 320))],
+)
+def test_backbones_give_features_at_strides_8_16_and_32(name: str, channels: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        net = Backbone(name, 1.0)
+        found = net(torch.zeros(1, 3, 64, 96))
+    assert net.channels == channels
+    assert [tuple(x.shape) for x in found] == [
+        (1, c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)
+    ]
 
 
 def test_lss_needs_no_lidar_and_depthlss_uses_it() -> None:

@@ -1,6 +1,6 @@
 """Train the lite BEVFusion (cameras and LiDAR, from above) on the synthetic street, from nothing.
 
-    python tools/train_fusion.py --out runs/fusion --bf16      # about half an hour on two CPU cores that know bfloat16
+    python tools/train_fusion.py --out runs/fusion --bf16      # on two CPU cores that know bfloat16
     python tools/train_fusion.py --out runs/fusion --resume    # go on after an interruption
     python tools/train_fusion.py --out runs/fusion --eval-only # only measure OUT/segments
 
@@ -19,6 +19,7 @@ to frame). Intervals (95 %) are of frames drawn anew; those of differences draw 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -54,7 +55,7 @@ class Options:
     """Of each world."""
     gap: int = 25
     """Frames of the world (a tenth of a second each) from one that is drawn to the next."""
-    steps: int = 1800
+    steps: int = 1500
     batch: int = 8
     lr: float = 2e-3
     weight_decay: float = 0.01
@@ -305,6 +306,18 @@ def judged(truths: Sequence[Any], found: dict[str, list[Any]], labels: tuple[str
 # --- training ---------------------------------------------------------------------------------------
 
 
+def keep_memory() -> None:
+    """Tell glibc to keep what is freed: tensors of tens of megabytes come and go, and mapping their pages anew each time costs
+    a third of the time. Other libraries are left as they are."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-2, 64 << 20)  # M_TOP_PAD
+
+
 def train(args: argparse.Namespace, options: Options) -> bool:
     """Train and export into OUT/segments; False if stopped before the end."""
     import torch
@@ -446,4 +459,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

@@ -14,37 +14,56 @@ from torch.nn import functional
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.models.bevfusion.config import CameraConfig
 from edgekit.models.bevfusion.layers import conv
-from edgekit.models.tsm import BACKBONES, ResNet
+from edgekit.models.tsm import BACKBONES, InvertedResidual, MobileNetV2, ResNet
 
 LEVELS = (2, 3, 4)
-"""Stages of the ResNet whose results are used: 1/8, 1/16 and 1/32 of the picture."""
+"""Stages of a ResNet whose results are used: 1/8, 1/16 and 1/32 of the picture."""
+LAYERS = (6, 13, 17)
+"""Layers of a MobileNetV2, likewise."""
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class Backbone(nn.Module):
-    """A ResNet of `tsm.BACKBONES` without its classifier: images [N, 3, H, W] -> features at strides 8, 16, 32."""
+    """A network of `tsm.BACKBONES` without its classifier: images [N, 3, H, W] -> features at strides 8, 16, 32, with
+    `channels` each. Parameters have torchvision's names below `net`.
+
+    Raises: UsageError for an unknown name.
+    """
 
     def __init__(self, name: str, width: float) -> None:
         super().__init__()
-        names = [known for known in BACKBONES if known.startswith("resnet")]
-        if name not in names:
-            raise UsageError(f"camera backbone {name!r}: expected a ResNet. {did_you_mean(name, names)}")
-        net = BACKBONES[name](1, width)
-        assert isinstance(net, ResNet)
-        last = net.fc.in_features
-        self.channels = tuple(last >> (LEVELS[-1] - level) for level in LEVELS)
-        del net.fc
-        self.net = net
+        if name not in BACKBONES:
+            raise UsageError(f"camera backbone {name!r}: unknown. {did_you_mean(name, BACKBONES)}")
+        self.net = BACKBONES[name](1, width)
+        if isinstance(self.net, ResNet):
+            last = self.net.fc.in_features
+            self.channels = tuple(last >> (LEVELS[-1] - level) for level in LEVELS)
+            del self.net.fc
+        else:
+            assert isinstance(self.net, MobileNetV2)
+            del self.net.classifier, self.net.features[LAYERS[-1] + 1 :]
+            norms = (
+                [p for p in self.net.features[i].modules() if isinstance(p, nn.BatchNorm2d)] for i in LAYERS
+            )
+            self.channels = tuple(found[-1].num_features for found in norms)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        net = self.net
-        x: Tensor = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        found = []
-        for level in range(1, LEVELS[-1] + 1):
-            for block in net.get_submodule(f"layer{level}").children():
-                x = block(x, lambda same: same)
-            if level in LEVELS:
+        net, x, found = self.net, images, []
+        if isinstance(net, ResNet):
+            x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+            for level in range(1, LEVELS[-1] + 1):
+                for block in net.get_submodule(f"layer{level}").children():
+                    x = block(x, _same)
                 found.append(x)
-        return found
+            return [found[level - 1] for level in LEVELS]
+        assert isinstance(net, MobileNetV2)
+        for part in net.features:
+            x = part(x, _same) if isinstance(part, InvertedResidual) else part(x)
+            found.append(x)
+        return [found[layer] for layer in LAYERS]
 
 
 class Pyramid(nn.Module):

@@ -23,7 +23,7 @@ class CameraConfig:
 
     count: cameras.  image: (height, width) that the network sees; pictures are scaled to `scaled_width`, then cut
     to it: the middle columns, the lowest rows.  depth: (first, end, step) of the depth bins, metres.
-    backbone, width: of `tsm.BACKBONES`, a ResNet.  fpn: channels of the feature pyramid.
+    backbone, width: of `tsm.BACKBONES`.  fpn: channels of the feature pyramid.
     channels: of the features that are lifted.  hidden: of the layers that choose depth.
     lidar_depth: whether the LiDAR's depth image is an input (DepthLSS; else LSS).  depth_channels: of its layers.
     """
