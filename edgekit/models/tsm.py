@@ -18,7 +18,6 @@ ResNet (He et al. 2016), every block. Parameter names are those of torchvision's
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import ModelError, UsageError, did_you_mean
+from edgekit.models.exporting import write_onnx
 
 Mode = Literal["offline", "online", "none"]
 Shift = Callable[[Tensor], Tensor]
@@ -318,28 +318,5 @@ def _export(
     model: nn.Module, path: Path, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str],
     states: list[dict[str, object]], opset: int,
 ) -> None:  # fmt: skip
-    import onnx
-
-    training = model.training
-    part = path.with_name(path.name + ".part")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the older exporter gives the plainer graph
-        warnings.filterwarnings(
-            "ignore", "Converting a tensor to a Python"
-        )  # sizes are meant to be constants
-        torch.onnx.export(
-            model.eval(),
-            example,
-            str(part),
-            input_names=inputs,
-            output_names=outputs,
-            opset_version=opset,
-            dynamo=False,
-            do_constant_folding=True,
-        )
-    model.train(training)
-    if states:
-        proto = onnx.load(part)
-        onnx.helper.set_model_props(proto, {"edgekit.states": json.dumps(states)})
-        onnx.save(proto, part)
-    part.replace(path)
+    metadata = {"edgekit.states": json.dumps(states)} if states else None
+    write_onnx(model, path, example, inputs, outputs, metadata, opset)
