@@ -47,6 +47,10 @@ def test_apps_are_listed_with_their_purpose() -> None:
     assert [line.split(None, 1) for line in lines] == [
         ["count", "Counts words."],
         ["detect", "The shipped detector, live: a camera in, boxes out, and a page to watch it on."],
+        [
+            "gesture",
+            "The shipped gesture recogniser, live: frames in, what moves and since when out, and a page to watch it on.",
+        ],
     ]
 
 
