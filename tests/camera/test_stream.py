@@ -39,7 +39,7 @@ def test_nothing_is_copied_between_the_driver_s_buffer_and_the_engine(prepared, 
         load(prepared / f"{bundle}.edge") as engine,
         edgekit.stream(engine, uri, watch_options=PATIENT) as stream,
     ):
-        detector = stream._workers[0]._pipeline
+        (detector,) = stream._workers[0].holder.current.opened
         (tensor,) = detector.session.inputs.values()
         for count, item in enumerate(stream):
             ranges = mappings(mapped)
