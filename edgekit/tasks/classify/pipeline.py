@@ -6,14 +6,14 @@ import time
 
 import numpy as np
 
-from edgekit.errors import BundleError, UsageError
-from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
+from edgekit.errors import BundleError
 from edgekit.manifest import Manifest
-from edgekit.pixels import PixelLayout, Pixels, as_pixels
+from edgekit.pixels import Pixels, as_pixels
 from edgekit.schema import SchemaError, from_json
 from edgekit.tasks import Runnable
 from edgekit.tasks.classify.classification import Classification
 from edgekit.tasks.classify.spec import ClassifySpec
+from edgekit.tasks.picture_input import PictureInput, only_input, unfit
 
 
 def read_spec(manifest: Manifest) -> ClassifySpec:
@@ -39,25 +39,15 @@ class ClassifyPipeline:
     """
 
     def __init__(self, spec: ClassifySpec, session: Runnable) -> None:
-        if len(session.inputs) != 1:
-            raise BundleError(f"bundle: a classifier has one input, got {len(session.inputs)}")
-        (self._input,) = session.inputs.values()
+        array = only_input(session, "a classifier has one input")
         output = session.outputs.get(spec.output)
         if output is None or output.size != len(spec.labels):
             got = "nothing" if output is None else f"{output.size}"
-            raise BundleError(
-                f"bundle: its pipeline does not fit its network: expected {len(spec.labels)} values "
-                f"in output {spec.output!r}, got {got}"
-            )
-        try:  # one pixel: what does not fit is found now
-            letterbox(np.zeros((1, 1, 3), np.uint8), spec.preprocess, self._input)
-        except UsageError as error:
-            raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
+            raise unfit(f"expected {len(spec.labels)} values in output {spec.output!r}, got {got}")
+        self._input = PictureInput(spec.preprocess, array)
         self.spec = spec
         self.session = session
         self.stage_ns = (0, 0, 0)
-        self._layout: PixelLayout | None = None
-        self._plan: LetterboxPlan
 
     def __call__(
         self,
@@ -75,11 +65,7 @@ class ClassifyPipeline:
         """
         pixels = as_pixels(image)
         start = time.perf_counter_ns()
-        padded = pixels.layout == self._layout
-        if not padded:
-            self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
-        self._plan.run(pixels, self._input, padded)
-        self._layout = pixels.layout  # not after an error: its padding may not be there
+        self._input.place(pixels)
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()
