@@ -6,11 +6,9 @@ import time
 
 import numpy as np
 
-from edgekit.errors import BundleError
 from edgekit.manifest import Manifest
 from edgekit.pixels import Pixels, as_pixels
-from edgekit.schema import SchemaError, from_json
-from edgekit.tasks import Runnable
+from edgekit.tasks import Runnable, spec_in
 from edgekit.tasks.classify.classification import Classification
 from edgekit.tasks.classify.spec import ClassifySpec
 from edgekit.tasks.picture_input import PictureInput, only_input, unfit
@@ -18,10 +16,7 @@ from edgekit.tasks.picture_input import PictureInput, only_input, unfit
 
 def read_spec(manifest: Manifest) -> ClassifySpec:
     """The classifier's spec in a manifest. Raises: BundleError when it is not one."""
-    try:
-        return from_json(ClassifySpec, manifest.pipeline, "manifest pipeline")
-    except SchemaError as error:
-        raise BundleError(f"bundle: {error}") from None
+    return spec_in(manifest, ClassifySpec)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:

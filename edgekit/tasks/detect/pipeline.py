@@ -6,11 +6,10 @@ import time
 
 import numpy as np
 
-from edgekit.errors import BundleError, UsageError
+from edgekit.errors import UsageError
 from edgekit.manifest import Manifest
 from edgekit.pixels import Pixels, as_pixels
-from edgekit.schema import SchemaError, from_json
-from edgekit.tasks import Runnable
+from edgekit.tasks import Runnable, spec_in
 from edgekit.tasks.detect.decode import Postprocess
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.spec import DetectSpec
@@ -20,10 +19,7 @@ from edgekit.tasks.preprocess import place
 
 def read_spec(manifest: Manifest) -> DetectSpec:
     """The detector's spec in a manifest. Raises: BundleError when it is not one."""
-    try:
-        return from_json(DetectSpec, manifest.pipeline, "manifest pipeline")
-    except SchemaError as error:
-        raise BundleError(f"bundle: {error}") from None
+    return spec_in(manifest, DetectSpec)
 
 
 class DetectPipeline:

@@ -12,8 +12,7 @@ import numpy as np
 from edgekit.errors import BundleError
 from edgekit.manifest import Manifest
 from edgekit.pixels import Pixels, as_pixels
-from edgekit.schema import SchemaError, from_json
-from edgekit.tasks import Runnable
+from edgekit.tasks import Runnable, spec_in
 from edgekit.tasks.picture_input import PictureInput, only_input, unfit
 from edgekit.tasks.video.events import Edge, EventTracker
 from edgekit.tasks.video.result import UNKNOWN, History, VideoResult
@@ -32,10 +31,7 @@ _NO_STEP_NS = 100_000_000
 
 def read_spec(manifest: Manifest) -> VideoSpec:
     """The spec in a manifest. Raises: BundleError when it is not one."""
-    try:
-        return from_json(VideoSpec, manifest.pipeline, "manifest pipeline")
-    except SchemaError as error:
-        raise BundleError(f"bundle: {error}") from None
+    return spec_in(manifest, VideoSpec)
 
 
 class VideoPipeline:
