@@ -353,7 +353,7 @@ def clip_accuracy(
     frame to the end. The mean of all outputs counts. Raises: ModelError.
     """
     from edgekit.quant.simulate import open_session
-    from edgekit.tasks.classify.metric import accuracy
+    from edgekit.tasks.classify.metric import accuracy, judge
     from edgekit.toolchain.data import fed
 
     session = open_session(model)
@@ -372,7 +372,5 @@ def clip_accuracy(
             run = np.stack([a[0] for a in arrays[begin : begin + made.frames]], made.axis - (len(sizes) - 4))
             (result,) = session.run(None, {str(value.name): run.reshape(sizes)})
             total += np.asarray(result, np.float64).reshape(-1, len(spec.labels)).mean(axis=0)
-        cls = data.images[number].cls
-        rank = int((total > total[cls]).sum() + (total[:cls] == total[cls]).sum())
-        answers.append((int(np.argmax(total)), rank))
+        answers.append(judge(total, data.images[number].cls))
     return accuracy(data, answers), answers

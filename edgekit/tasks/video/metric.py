@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.tasks.classify.metric import Answer, accuracy, bootstrap
+from edgekit.tasks.classify.metric import Answer, accuracy, bootstrap, judge
 from edgekit.tasks.video.dataset import Frames, VideoSet
 from edgekit.tasks.video.pipeline import VideoPipeline
 
@@ -32,10 +32,7 @@ def evaluate(
     """
     answers: list[Answer] = []
     for i, item in enumerate(data.images):
-        scores = score_clip(pipeline, data.clip(i), segments=segments, crops=crops)
-        own = scores[item.cls]
-        rank = int((scores > own).sum() + (scores[: item.cls] == own).sum())
-        answers.append((int(np.argmax(scores)), rank))
+        answers.append(judge(score_clip(pipeline, data.clip(i), segments=segments, crops=crops), item.cls))
         if progress is not None:
             progress(i + 1, len(data.images))
     return accuracy(data, answers), answers
