@@ -65,12 +65,7 @@ class Clips(Sequence[Sequence[np.ndarray]]):
         if isinstance(index, slice):
             return replace(self, chosen=self.chosen[index])
         clip = self.data.clip(self.chosen[operator.index(index)])
-        images = clip.images
-        if clip.step_s is not None and self.dt_s is not None:
-            count = max(1, round(len(images) * clip.step_s / self.dt_s))
-            last = len(images) - 1
-            images = [images[min(last, round(i * self.dt_s / clip.step_s))] for i in range(count)]
-        return images[: self.frames]
+        return clip.played(self.dt_s)[: self.frames]
 
     def of(self, count: int) -> Clips:
         """At most `count` of them, evenly spaced."""

@@ -54,10 +54,7 @@ def score_clip(pipeline: VideoPipeline, clip: Frames, *, segments: int = 1, crop
             f"clip: {segments} segments of {crops} crops: expected at least 1, and 1, 3 or 5 crops"
         )
     spec = pipeline.spec
-    images = clip.images
-    if clip.step_s is not None and spec.dt_s is not None:
-        count = max(1, round(len(images) * clip.step_s / spec.dt_s))
-        images = [images[min(len(images) - 1, round(i * spec.dt_s / clip.step_s))] for i in range(count)]
+    images = clip.played(spec.dt_s)
     total = np.zeros(len(spec.labels), np.float64)
     runs = 0
     for part in _segments(len(images), segments, spec.frames):
