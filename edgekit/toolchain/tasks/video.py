@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, cast
 
 from edgekit.errors import ModelError, UsageError
@@ -12,9 +11,9 @@ from edgekit.passes.graph import listed, shape
 from edgekit.passes.states import answer_values, states
 from edgekit.project import HeadHint, ModelEntry
 from edgekit.schema import printable
+from edgekit.tasks.video.dataset import class_names
 from edgekit.tasks.video.spec import Activation, VideoSpec
 from edgekit.toolchain import recurrent
-from edgekit.toolchain.clips import labelled_clips
 from edgekit.toolchain.tasks import picture_rule
 
 SEGMENT = "video"
@@ -73,11 +72,10 @@ def _labels(entry: ModelEntry, count: int) -> tuple[tuple[str, ...], str]:
     """The names given, else those of the evaluation set where it has as many, else class_0 and on."""
     if entry.classes:
         return entry.labels(count)
-    if entry.evaluation is not None:
-        data = entry.evaluation
-        found = labelled_clips(replace(data, count=1) if data.source else data, (), 1).labels
-        if len(found) == count:
-            where = data.source or str(data.data)
-            return found, f"no class names given: taken from {printable(where)}, in its order"
+    data = entry.evaluation
+    where = None if data is None else data.source or data.data or data.images
+    found = () if where is None else class_names(where)
+    if len(found) == count:
+        return found, f"no class names given: taken from {printable(str(where))}, in its order"
     names = tuple(f"class_{i}" for i in range(count))
     return names, f"no class names given: called {names[0]} to {names[-1]}"
