@@ -9,21 +9,15 @@ import numpy as np
 from edgekit.manifest import Manifest
 from edgekit.pixels import Pixels, as_pixels
 from edgekit.tasks import Runnable, spec_in
+from edgekit.tasks.classes import best, check_output, softmax
 from edgekit.tasks.classify.classification import Classification
 from edgekit.tasks.classify.spec import ClassifySpec
-from edgekit.tasks.picture_input import PictureInput, only_input, unfit
+from edgekit.tasks.picture_input import PictureInput, only_input
 
 
 def read_spec(manifest: Manifest) -> ClassifySpec:
     """The classifier's spec in a manifest. Raises: BundleError when it is not one."""
     return spec_in(manifest, ClassifySpec)
-
-
-def softmax(values: np.ndarray) -> np.ndarray:
-    """exp(x - max) / sum of it, float32 [C]."""
-    exponents = np.exp(values - values.max())
-    result: np.ndarray = exponents / exponents.sum()
-    return result
 
 
 class ClassifyPipeline:
@@ -35,10 +29,7 @@ class ClassifyPipeline:
 
     def __init__(self, spec: ClassifySpec, session: Runnable) -> None:
         array = only_input(session, "a classifier has one input")
-        output = session.outputs.get(spec.output)
-        if output is None or output.size != len(spec.labels):
-            got = "nothing" if output is None else f"{output.size}"
-            raise unfit(f"expected {len(spec.labels)} values in output {spec.output!r}, got {got}")
+        check_output(session, spec.output, len(spec.labels))
         self._input = PictureInput(spec.preprocess, array)
         self.spec = spec
         self.session = session
@@ -72,7 +63,6 @@ class ClassifyPipeline:
         spec = self.spec
         values = self.session.outputs[spec.output].reshape(-1).astype(np.float32)
         scores = softmax(values) if spec.activation == "softmax" else values
-        order = np.argsort(-scores, kind="stable")[: spec.top_k if top_k is None else top_k]
         least = spec.score_threshold if score_threshold is None else score_threshold
-        best = order[scores[order] >= least] if least > 0 else order
-        return Classification(best.astype(np.int32), scores[best], scores, spec.labels)
+        classes = best(scores, spec.top_k if top_k is None else top_k, least)
+        return Classification(classes, scores[classes], scores, spec.labels)

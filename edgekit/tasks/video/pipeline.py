@@ -13,7 +13,8 @@ from edgekit.errors import BundleError
 from edgekit.manifest import Manifest
 from edgekit.pixels import Pixels, as_pixels
 from edgekit.tasks import Runnable, spec_in
-from edgekit.tasks.picture_input import PictureInput, only_input, unfit
+from edgekit.tasks.classes import best, check_output
+from edgekit.tasks.picture_input import PictureInput, only_input
 from edgekit.tasks.video.events import Edge, EventTracker
 from edgekit.tasks.video.result import UNKNOWN, History, VideoResult
 from edgekit.tasks.video.smoothing import Smoother
@@ -43,10 +44,7 @@ class VideoPipeline:
 
     def __init__(self, spec: VideoSpec, session: Runnable) -> None:
         array = only_input(session, "a video network has one input beside its states")
-        output = session.outputs.get(spec.output)
-        if output is None or output.size != len(spec.labels):
-            got = "nothing" if output is None else f"{output.size}"
-            raise unfit(f"expected {len(spec.labels)} values in output {spec.output!r}, got {got}")
+        check_output(session, spec.output, len(spec.labels))
         self._input = PictureInput(spec.preprocess, array)
         self.spec = spec
         self.session = session
@@ -208,12 +206,11 @@ class VideoPipeline:
             scores = smoother.scores(output)
             answer = smoother.answer(scores)
             self._pending += self._events.step(answer, smoother.grouped(scores), self._now_ns)
-        order = np.argsort(-scores, kind="stable")[: spec.top_k if top_k is None else top_k]
         least = spec.score_threshold if score_threshold is None else score_threshold
-        best = order[scores[order] >= least] if least > 0 else order
+        classes = best(scores, spec.top_k if top_k is None else top_k, least)
         return VideoResult(
-            classes=best.astype(np.int32),
-            scores=scores[best],
+            classes=classes,
+            scores=scores[classes],
             all_scores=scores,
             raw_scores=smoother.activate(output),
             logits=output,
