@@ -418,7 +418,7 @@ class PoolCameras(KernelExecutable):
                 f"step {step.name}: {self.channels} channels, expected at most {pooling.MAX_CHANNELS}"
             )
         self.turnable = frozenset(step.outputs)
-        self._layouts: set[Layout] = {"NCHW"}  # that sessions use
+        self._layouts: set[Layout] = set()
         self.folder = (options.cache_dir or default_dir()) / TABLES
         self._tables: OrderedDict[tuple[bytes, Layout], Future[BevPool]] = OrderedDict()
         self._lock = threading.Lock()
@@ -452,23 +452,32 @@ class PoolCameras(KernelExecutable):
         mine.set_result(made)
         return made
 
+    def bind_to(self, given: Arrays, beside: Binding | None = None) -> KernelBinding:
+        """As of any kernel."""
+        binding = super().bind_to(given, beside)
+        with self._lock:
+            self._layouts.add(_layout(binding.outputs[self.outputs[0].name]))
+        return binding
+
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """Of what sessions had it write so far."""
-        return tuple(sorted(self._layouts))
+        """Of what sessions have it write."""
+        with self._lock:
+            return tuple(sorted(self._layouts)) or ("NCHW",)
 
     def _work(self, inputs: Sequence[np.ndarray], out: np.ndarray, kept: dict[str, Any]) -> None:
         depth, features, cameras, intrinsics, to_lidar = inputs
         now = _calibration(intrinsics, to_lidar)
-        if not kept:
-            kept["layout"] = "NCHW" if out.flags.c_contiguous else "NHWC"
-            self._layouts.add(kept["layout"])
         if kept.get("calibration") != now:
-            kept["pool"], kept["calibration"] = self.table(intrinsics, to_lidar, kept["layout"]), now
+            kept["pool"], kept["calibration"] = self.table(intrinsics, to_lidar, _layout(out)), now
         pool: BevPool = kept["pool"]
         if pool.layout == "NHWC":
             out = out.transpose(TO_LAST)
         pool.run(depth, features, out, cameras=(cameras != 0).tolist(), threads=self.threads)
+
+
+def _layout(out: np.ndarray) -> Layout:
+    return "NCHW" if out.flags.c_contiguous else "NHWC"
 
 
 def _calibration(intrinsics: np.ndarray, camera_to_lidar: np.ndarray) -> bytes:
@@ -486,19 +495,16 @@ def prefetch(
     """
     if not isinstance(executable, PoolCameras):
         raise UsageError(f"prefetch: expected a step of kernel {PoolCameras.KERNEL}, got {executable!r:.80}")
-    given = []
-    for array, spec in zip((intrinsics, camera_to_lidar), executable.inputs[3:], strict=True):
-        given.append(np.array(array, np.float32, order="C"))
-        if given[-1].shape != spec.shape:
-            raise UsageError(
-                f"prefetch: {spec.name}: expected {list(spec.shape)}, got {list(given[-1].shape)}"
-            )
+    of_pixels, to_lidar = (np.array(array, np.float32, order="C") for array in (intrinsics, camera_to_lidar))
+    for array, spec in zip((of_pixels, to_lidar), executable.inputs[3:], strict=True):
+        if array.shape != spec.shape:
+            raise UsageError(f"prefetch: {spec.name}: expected {list(spec.shape)}, got {list(array.shape)}")
     future: Future[BevPool] = Future()
 
     def work() -> None:
         try:
             for layout in executable.layouts:
-                made = executable.table(*given, layout)
+                made = executable.table(of_pixels, to_lidar, layout)
             future.set_result(made)
         except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
             future.set_exception(error)
