@@ -15,7 +15,6 @@ from typing import Literal
 from edgekit.kernels.bev_pool import BevGrid, Frustum
 from edgekit.kernels.sparse_conv.encoder import BEVFUSION, EncoderSpec, Stage
 from edgekit.kernels.voxelize import NUSCENES, VoxelGrid
-from edgekit.kernels.voxelize.values import Values
 
 NUSCENES_CAMERAS = (
     "CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT",
@@ -65,7 +64,7 @@ class LidarConfig:
     """The LiDAR branch.
 
     values: of a voxel: `raw` = the means of x, y, z, intensity, dt (the published network's); `local` =
-    `voxelize.values.LOCAL`, of ordinary size without training.
+    `kernels.voxelize.VALUES`, of ordinary size without training.
     max_points, max_voxels: limits of voxelization, 0 = none.  neck: channels of a 3x3 convolution after the encoder, 0 = none.
     cloud: points of a moment that an exported network has room for.  reach: metres along x and y, from the LiDAR, beyond which
     points are not taken, 0 = all are.
@@ -73,7 +72,7 @@ class LidarConfig:
 
     grid: VoxelGrid = NUSCENES
     encoder: EncoderSpec = BEVFUSION
-    values: Values = "raw"
+    values: Literal["raw", "local"] = "raw"
     max_points: int = 10
     max_voxels: int = 160_000
     neck: int = 0

@@ -106,14 +106,17 @@ def pipeline(config: Config, score_threshold: float = 0.1) -> FusionSpec:
     (low_x, _, _), (low_y, _, _) = config.bev.pool.x, config.bev.pool.y
     voxels, reach = config.lidar.grid, config.bev.pool.x[1]
     labels = config.head.labels
-    known = NUSCENES_RANGES if set(labels) <= set(NUSCENES_RANGES) and reach >= 50 else dict.fromkeys(labels, reach)
+    known = (
+        NUSCENES_RANGES
+        if set(labels) <= set(NUSCENES_RANGES) and reach >= 50
+        else dict.fromkeys(labels, reach)
+    )
     return FusionSpec(
         CenterHead(tuple(groups), low_x, low_y, *config.cell),
         labels,
         score_threshold,
         cameras=config.camera.names,
         preprocess=rule(config.camera),
-        max_points=config.lidar.cloud,
         reach=config.lidar.reach,
         voxels=VoxelCells(voxels.low, voxels.high, voxels.size),
         ranges={label: known[label] for label in labels},

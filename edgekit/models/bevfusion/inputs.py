@@ -11,8 +11,8 @@ from edgekit.kernels.bev_pool import Geometry, Table, build
 from edgekit.kernels.depth_raster import depth_raster
 from edgekit.kernels.letterbox import letterbox
 from edgekit.kernels.voxelize import voxelize
-from edgekit.kernels.voxelize.values import voxel_values
 from edgekit.models.bevfusion.config import CameraConfig, Config
+from edgekit.models.bevfusion.lidar import voxel_values
 from edgekit.rig import Rig, RigFrame, moved
 from edgekit.tasks.fusion.calibration import Calibration, within
 from edgekit.tasks.fusion.spec import PICTURE
@@ -76,7 +76,7 @@ def voxels_of(points: np.ndarray | None, config: Config, threads: int = 0) -> tu
     found = voxelize(
         points, settings.grid, max_points=settings.max_points, max_voxels=settings.max_voxels, threads=threads
     )
-    return found.coordinates, voxel_values(found, settings.grid, settings.values, settings.encoder.inputs)
+    return found.coordinates, voxel_values(found, settings)
 
 
 def prepare(

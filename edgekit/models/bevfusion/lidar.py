@@ -21,7 +21,19 @@ from torch.nn import functional
 
 from edgekit.kernels import sparse_conv as sparse
 from edgekit.kernels.sparse_conv.encoder import EncoderSpec
+from edgekit.kernels.voxelize import VALUES, Voxels, local_values
+from edgekit.models.bevfusion.config import LidarConfig
 from edgekit.models.bevfusion.layers import MOMENTUM
+
+__all__ = ["VALUES", "Cloud", "SparseEncoder", "Window", "cloud", "voxel_values", "weights", "window"]
+
+
+def voxel_values(voxels: Voxels, config: LidarConfig) -> np.ndarray:
+    """Inputs of the encoder, float32 [m, encoder.inputs], of voxels of points x, y, z, intensity, dt."""
+    if config.values == "raw":
+        return voxels.features[:, : config.encoder.inputs]
+    return local_values(voxels, config.grid)
+
 
 @dataclass(frozen=True, eq=False)
 class Window:

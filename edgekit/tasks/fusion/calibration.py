@@ -75,4 +75,5 @@ def within(points: np.ndarray, reach: float) -> np.ndarray:
     """The points [n, >=2] that lie nearer than `reach` metres along x and along y; all for 0."""
     if not reach:
         return points
-    return points[(np.abs(points[:, :2]) < reach).all(axis=1)]
+    near: np.ndarray = (np.abs(points[:, :2]) < reach).all(axis=1)
+    return points[near]

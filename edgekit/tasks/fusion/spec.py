@@ -16,7 +16,6 @@ Axis = Literal["x", "y"]
 SizeOrder = Literal["lwh", "wlh"]
 MAX_BOXES = 100_000
 MAX_CAMERAS = 64
-MAX_POINTS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,6 @@ class FusionSpec:
 
     cameras: names of the rig's, in the order in which the plan takes them; () = a plan without.
     preprocess: from each camera's picture to the plan's.
-    max_points: of a moment that the plan has room for; of more, the nearest are taken.
     reach: metres along x and y, from the LiDAR, beyond which points are not taken; 0 = all are.
     camera_step: the step that sees one camera at a time, run as soon as its picture is there. camera_tensors: what
     is kept of it. Without such a step ("") it is the picture, as the plan takes it.
@@ -159,7 +157,6 @@ class FusionSpec:
     max_detections: int = 500
     cameras: tuple[str, ...] = ()
     preprocess: ImagePreprocess = PICTURE
-    max_points: int = 300_000
     reach: float = 0.0
     camera_step: str = "camera"
     camera_tensors: tuple[str, ...] = ("pyramid",)
@@ -184,8 +181,6 @@ class FusionSpec:
             raise ValueError("cameras must differ, and none is called 'lidar'")
         if len(self.cameras) > MAX_CAMERAS:
             raise ValueError(f"at most {MAX_CAMERAS} cameras, got {len(self.cameras)}")
-        if not 1 <= self.max_points <= MAX_POINTS:
-            raise ValueError(f"max_points must be between 1 and {MAX_POINTS}, got {self.max_points}")
         if not (math.isfinite(self.reach) and self.reach >= 0):
             raise ValueError(f"reach must be 0 or more metres, got {self.reach}")
         for label, metres in self.ranges.items():
