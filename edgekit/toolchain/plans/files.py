@@ -19,11 +19,11 @@ from typing import Any
 
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.manifest import NAME
+from edgekit.project import PLAN_NAME
 from edgekit.schema import SchemaError, from_json, parse_json, printable
 from edgekit.spec import DType, TensorSpec
 from edgekit.tasks import TASKS
 
-FILE_NAME = "plan.json"
 FORMAT = "edgekit-plan-1"
 MAX_BYTES = 4 << 20
 MAX_REPEAT = 64
@@ -94,18 +94,13 @@ class PlanFile:
         return f"plan {printable(str(self.path), 200)}"
 
 
-def is_plan(source: Path) -> bool:
-    """A folder that holds a plan.json, or such a file."""
-    return (source.is_dir() and (source / FILE_NAME).is_file()) or source.name == FILE_NAME
-
-
 def read_plan(source: Path) -> PlanFile:
     """Read the plan in the folder `source`, or the file itself.
 
     Raises: UsageError, one line, for a file that cannot be read, an unknown key, a wrong type, files that are missing,
     and steps that cannot run in their order.
     """
-    path = source / FILE_NAME if source.is_dir() else source
+    path = source / PLAN_NAME if source.is_dir() else source
     what = f"plan {printable(str(path), 200)}"
     try:
         with path.open("rb") as stream:
