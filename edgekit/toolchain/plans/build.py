@@ -20,7 +20,7 @@ from edgekit.target import Target
 from edgekit.toolchain import cache, evidence, tasks
 from edgekit.toolchain.build import Built, Options, is_here, plan
 from edgekit.toolchain.plans import prove, quantize
-from edgekit.toolchain.plans.moments import Moments, calibration_moments, evaluation_moments, moments
+from edgekit.toolchain.plans.moments import calibration_moments, evaluation_moments, moments
 from edgekit.toolchain.plans.prove import Ground, Judged
 from edgekit.toolchain.plans.quantize import Bench, Quantization
 from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop, manifest, variant_name
@@ -80,7 +80,7 @@ def grounds(entry: ModelEntry, floats: PlanRunning, options: Options) -> Ground:
     else:
         why = tasks.half(entry.task).NO_LABELS
         given = entry.calibration
-        found = moments(given or DEFAULT, floats.spec.labels)
+        found = moments(given or DEFAULT)
         what = found.name if given is not None else f"{found.name} (no moments were given)"
     count = min(AGREEMENT_MOMENTS, len(found))
     frames = tuple(found.read(i) for i in range(count))
