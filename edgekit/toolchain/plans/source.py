@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from edgekit import frontends
 from edgekit.errors import ModelError, UsageError
-from edgekit.manifest import KernelStep
+from edgekit.kernels.steps import pack
+from edgekit.manifest import KernelStep, kernel_path
 from edgekit.passes import PassRecord, prepare
 from edgekit.passes.graph import shape
 from edgekit.passes.graph_facts import facts
@@ -126,9 +127,8 @@ def _kernel(file: PlanFile, step: PlanStep, data: bytes) -> tuple[KernelStep, di
     files: dict[str, bytes] = {}
     if step.weights is not None:
         arrays = _arrays(file, step, data)
-        options["weights"] = [[name, list(array.shape)] for name, array in arrays.items()]
-        paths["weights"] = f"kernels/{step.name}/weights.bin"
-        files[paths["weights"]] = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
+        paths["weights"] = kernel_path(step.name, "weights")
+        options["weights"], files[paths["weights"]] = pack(arrays)
     made = KernelStep(step.name, step.kernel, step.inputs, step.outputs, options, when=step.when, files=paths)
     return made, files
 
