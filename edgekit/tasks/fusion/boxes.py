@@ -90,7 +90,7 @@ class Boxes3D:
         if self.moment is None:
             return draw.captioned(image, self.caption())
         cameras = self.moment.rig.cameras.values()
-        width = min(480, max((camera.width for camera in cameras), default=480))
+        width = min(480, max(256, *(camera.width for camera in cameras))) if cameras else 480
         return draw.draw(replace(self.moment, truth=None), self, width=width)
 
     def caption(self) -> str:

@@ -76,4 +76,5 @@ def within(points: np.ndarray, reach: float) -> np.ndarray:
     if not reach:
         return points
     near: np.ndarray = (np.abs(points[:, :2]) < reach).all(axis=1)
-    return points[near]
+    kept: np.ndarray = points[near]
+    return kept
