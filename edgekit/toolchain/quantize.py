@@ -130,10 +130,13 @@ def quantize(
     scheme: str,
     shared: dict[str, Quantized],
     progress: Progress,
+    *,
+    tighten: bool = False,
 ) -> Int8:
     """Search by the rules of the preferred backend, and lower for all of them.
 
     shared: results of this build so far, by the rules' repr; added to. scheme: one of project.QUANTIZATIONS.
+    tighten: go on from the result that is there, by this `gate` (search.tighten).
     Raises: LoweringError when no backend can take the network.
     """
     order = sorted(backends, key=PREFERENCE.index)
@@ -153,7 +156,7 @@ def quantize(
             return None
 
     found = shared.get(repr(rules))
-    if found is None:
+    if found is None or tighten:
         problem = Problem(
             known.model,
             known.stats,
@@ -163,7 +166,10 @@ def quantize(
             judged,
             seconds,
         )
-        found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
+        if found is not None:
+            found = search.tighten(problem, found, progress)
+        else:
+            found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
         shared[repr(rules)] = found
     payloads, models, reports, problems = [], [], {}, {}
     for backend in order:

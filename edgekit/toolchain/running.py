@@ -83,21 +83,21 @@ def run_by(payload: Payload, facts: Mapping[str, Any]) -> str:
     return f"{here}, running the {payload.precision} graph that {payload.backend} compiles on the board"
 
 
-Still = np.ndarray | Sequence[np.ndarray]
-"""One of them: a still, or a clip."""
+Still = Any
+"""One of them: a still uint8 [H, W, 3], a moment of a rig (rig.RigFrame), or a clip (a sequence of stills)."""
 Footage = Sequence[Still]
 """Stills or clips."""
 
 
-def frames(pictures: Footage) -> Iterator[tuple[np.ndarray, bool]]:
-    """(picture [H, W, 3], whether state begins anew with it) of stills and clips, in order."""
+def frames(pictures: Footage) -> Iterator[tuple[Any, bool]]:
+    """(picture [H, W, 3] or moment, whether state begins anew with it) of stills and clips, in order."""
     for picture in pictures:
-        clip: Sequence[np.ndarray] = [picture] if isinstance(picture, np.ndarray) else picture
+        clip: Sequence[Any] = picture if isinstance(picture, Sequence) else [picture]
         for number, frame in enumerate(clip):
             yield frame, number == 0
 
 
-def results(pipelines: Sequence[Pipeline], pictures: Footage) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
+def results(pipelines: Sequence[Pipeline], pictures: Footage) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """(picture, what each of `pipelines` finds in it), each with its own state."""
     for picture, begins in frames(pictures):
         if begins:

@@ -15,6 +15,7 @@ from edgekit.dataset import DataSet
 from edgekit.errors import UsageError
 from edgekit.manifest import Golden
 from edgekit.project import ModelEntry
+from edgekit.quant.search import Look
 from edgekit.schema import to_json
 from edgekit.target import Target
 from edgekit.toolchain import cache, evidence, tasks
@@ -55,7 +56,7 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     progress(f"{entry.name}: read and prepare", 0, 1)
     source = read(entry)
     shop = Workshop(source)
-    floats = shop.open({n: quantize.lowered(w, "onnxruntime", targets[0], "float32") for n, w in source.networks.items()})
+    floats = shop.open(quantize.floats(source, targets[0]))
     try:
         work = Work(source, shop, grounds(entry, floats, options), options)
         built = []
@@ -121,19 +122,32 @@ def quantized(
     """
     shop, ground = work.shop, work.ground
     if work.bench is None:
-        found = calibration_moments(work.source.entry)
-        work.bench = Bench.of(shop, ground.floats, found, work.options.quantization, progress)
+        data = calibration_moments(work.source.entry)
+        work.bench = Bench.of(shop, ground.floats, data, work.options.quantization, progress)
     made = quantize.search(work.bench, target, backends, progress)
     order = list(made.columns)
+
+    def judged(payloads: Payloads) -> Judged:
+        found = prove.judge(shop, ground, payloads, "int8", progress)
+        made.looks.append({"float": sorted(made.given_back), "partly": sorted(made.tightened), **to_json(found.look)})
+        return found
+
     while True:
-        judged = prove.judge(shop, ground, made.columns[order[0]], "int8", progress)
-        made.looks.append({"float": sorted(made.given_back), **to_json(judged.look)})
+        found = judged(made.columns[order[0]])
         name = quantize.worst(made)
-        if judged.verdict["passed"] is not False or name is None:
+        if found.verdict["passed"] is not False or name is None:
             break
-        quantize.give_back(made, work.bench, target, name, f"gave back to float: {judged.verdict['reason']}")
+        if name not in made.tightened and work.options.quantization == "search":
+            column = made.columns[order[0]]
+
+            def gate(payload: Payload, name: str = name, column: Payloads = column) -> Look:
+                return judged({**column, name: payload}).look
+
+            quantize.tighten(made, work.bench, target, name, gate, progress)
+        else:
+            quantize.give_back(made, work.bench, target, name, f"gave back to float: {found.verdict['reason']}")
     others = [prove.judge(shop, ground, made.columns[b], f"int8 {b}", progress) for b in order[1:]]
-    return made, [judged, *others]
+    return made, [found, *others]
 
 
 def passing(columns: Sequence[Judged]) -> tuple[list[Judged], dict[str, str]]:

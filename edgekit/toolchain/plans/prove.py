@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from edgekit.target import Target
 from edgekit.tasks.fusion.draw import draw
 from edgekit.toolchain import accuracy, evidence
 from edgekit.toolchain.plans.moments import Moments, without
-from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop
+from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop, variant_name
 
 Progress = Callable[[str, int, int], None]
 
@@ -165,39 +165,34 @@ def samples(
 
 def timing(shop: Workshop, ground: Ground, payloads: Payloads, progress: Progress) -> dict[str, Any]:
     """Times on this machine: stages, and of the plan each step, one after the other and with overlap."""
-    from edgekit.runtime.bench import machine, run_once, summarize
+    from edgekit.runtime.bench import machine, run_once, step_times, summarize
 
     frame = ground.frames[0]
+    taken: list[tuple[int, ...]] = []
+    runs: dict[bool, list[dict[str, tuple[int, int]]]] = {False: [], True: []}
     with shop.opened(payloads) as running:
-        session, taken, each = running.session, [], {False: [], True: []}
-        progress("time", 0, 1)
+        session = running.session
+        side_by_side = session.overlap
+        progress("time", 0, 1)  # not once a run: drawing it would be timed too
         for turn in range(TIMING_WARMUP + TIMING_RUNS):
-            for overlap in (False, True):
+            for overlap in (False, side_by_side):
                 session.overlap = overlap
                 sample = run_once(running.pipeline, frame)
                 if turn >= TIMING_WARMUP:
-                    each[overlap].append({name: end - start for name, (start, end) in session.step_ns.items()} | {"": _span(session.step_ns)})
-                    if overlap:
-                        taken.append(sample)
-        session.overlap = True
-    def median(rows: list[dict[str, int]], name: str) -> float:
-        return round(float(np.median([row[name] for row in rows])) / 1e6, 4)
-
-    names = [name for name in each[False][0] if name]
+                    runs[overlap].append(dict(session.step_ns))
+                    taken += [sample] if overlap == side_by_side else []
+    alone, beside = step_times(runs[False]), step_times(runs[side_by_side])
     return {
         "machine": machine(shop.threads),
-        "payload": "/".join(dict.fromkeys(f"{p.backend}-{p.precision}" for p in payloads.values())),
+        "payload": "/".join(dict.fromkeys(variant_name(p) for p in payloads.values())),
         "stages": summarize(np.array(taken)),
-        "steps": {name: {"alone_ms": median(each[False], name), "overlapped_ms": median(each[True], name)} for name in names},
-        "serial_ms": median(each[False], ""),
-        "overlapped_ms": median(each[True], ""),
+        "steps": {
+            name: {"alone_ms": ms, "overlapped_ms": beside["median_ms"][name]} for name, ms in alone["median_ms"].items()
+        },
+        "serial_ms": alone["span_ms"],
+        "overlapped_ms": beside["span_ms"],
         "runs": TIMING_RUNS,
-    }  # fmt: skip
-
-
-def _span(steps: Mapping[str, tuple[int, int]]) -> int:
-    """Nanoseconds from the first start to the last end."""
-    return max(end for _, end in steps.values()) - min(start for start, _ in steps.values())
+    }
 
 
 def limits(target: Target, judged: Judged, timed: bool, kernels: Sequence[str]) -> list[str]:

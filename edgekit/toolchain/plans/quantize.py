@@ -2,7 +2,7 @@
 
 A network's search asks what its rounding does to the outputs of the whole plan, the others being float. Then all of them are
 put together and the task's metric decides; while it refuses, the network whose rounding does the most damage goes back to
-float.
+float: first some of its values, found by its search with that metric as the gate, then all of it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from edgekit.target import Target
 from edgekit.toolchain import cache, quantize
 from edgekit.toolchain.plans.moments import LOST, Moments, without
 from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop
-from edgekit.toolchain.plans.source import Network, key
-from edgekit.toolchain.quantize import PREFERENCE, Calibrated, Int8
+from edgekit.toolchain.plans.source import Network, PlanSource, key
+from edgekit.toolchain.quantize import PREFERENCE, Calibrated, Gate, Int8
 
 Progress = Callable[[str, int, int], None]
 
@@ -182,6 +182,7 @@ class Quantization:
     effects: dict[str, float]
     given_back: dict[str, str] = field(default_factory=dict)
     not_lowered: dict[str, str] = field(default_factory=dict)
+    tightened: list[str] = field(default_factory=list)
     looks: list[dict[str, Any]] = field(default_factory=list)
     """What the task's metric said, each time it was asked, and which networks were float then."""
 
@@ -192,35 +193,50 @@ def search(bench: Bench, target: Target, backends: Sequence[str], progress: Prog
     Raises: LoweringError when a network cannot be lowered for the preferred backend in float either.
     """
     order = sorted(backends, key=PREFERENCE.index)
-    columns: dict[str, dict[str, Payload]] = {backend: {} for backend in order}
-    made = Quantization(columns, {}, {})
-    for name, network in bench.shop.source.networks.items():
-
-        def report(what: str, done: int, of: int, name: str = name) -> None:
-            progress(f"{name}: {what}", done, of)
+    made = Quantization({backend: {} for backend in order}, {}, {})
+    for name in bench.shop.source.networks:
 
         def gate(payload: Payload, name: str = name) -> Look:
             error = bench.error({name: payload})
-            passed = error <= MAX_ERROR
-            return Look(passed, reason=f"error of the plan's outputs {error:.4f}, at most {MAX_ERROR}")
+            return Look(error <= MAX_ERROR, reason=f"error of the plan's outputs {error:.4f}, at most {MAX_ERROR}")
 
-        shared = bench.searches.setdefault(name, {})
-        try:
-            found = quantize.quantize(bench.known(name, report), target, order, gate, bench.scheme, shared, report)
-        except LoweringError as error:
-            made.given_back[name] = str(error)
-        else:
-            made.found[name] = found
-            for payload in found.payloads:
-                columns[payload.backend][name] = payload
-            for backend, why in found.record["not_lowered"].items():
-                made.not_lowered[f"{name}/{backend}"] = why
-            report("its part in the plan's error", 0, 1)
-            made.effects[name] = bench.error({name: found.payloads[0]})
-        for backend in order:
-            if name not in columns[backend]:
-                columns[backend][name] = lowered(network, backend, target, resting(target, backend))
+        _take(made, bench, target, name, gate, progress)
     return made
+
+
+def tighten(made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress) -> None:
+    """Put as much of a network back to float as the gate, which knows the task's metric, asks for."""
+    made.tightened.append(name)
+    _take(made, bench, target, name, gate, progress, again=True)
+
+
+def _take(
+    made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress, again: bool = False
+) -> None:
+    """A network's INT8 payloads, by search or going on from it, into the columns; its float ones where there are none."""
+
+    def report(what: str, done: int, of: int) -> None:
+        progress(f"{name}: {what}", done, of)
+
+    order, network = list(made.columns), bench.shop.source.networks[name]
+    shared = bench.searches.setdefault(name, {})
+    try:
+        found = quantize.quantize(
+            bench.known(name, report), target, order, gate, bench.scheme, shared, report, tighten=again
+        )
+    except LoweringError as error:
+        made.given_back[name] = str(error)
+    else:
+        made.found[name] = found
+        for payload in found.payloads:
+            made.columns[payload.backend][name] = payload
+        for backend, why in found.record["not_lowered"].items():
+            made.not_lowered[f"{name}/{backend}"] = why
+        report("its part in the plan's error", 0, 1)
+        made.effects[name] = bench.error({name: found.payloads[0]})
+    for backend, payloads in made.columns.items():
+        if name not in payloads:
+            payloads[name] = lowered(network, backend, target, resting(target, backend))
 
 
 def give_back(made: Quantization, bench: Bench, target: Target, name: str, why: str) -> None:
@@ -240,6 +256,11 @@ def worst(made: Quantization) -> str | None:
 def resting(target: Target, backend: str) -> str:
     """The float that a network goes back to: the one that the backend prefers on that board."""
     return next((p for p in target.precisions.get(backend, ()) if p in FLOATS), "float32")
+
+
+def floats(source: PlanSource, target: Target) -> dict[str, Payload]:
+    """The float plan that everything is held against: every network on ONNX Runtime in float32."""
+    return {name: lowered(n, "onnxruntime", target, "float32") for name, n in source.networks.items()}
 
 
 def lowered(network: Network, backend: str, target: Target, precision: str) -> Payload:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from edgekit import tasks
@@ -147,9 +147,9 @@ class Workshop:
         return PlanRunning(dict(payloads), spec or self.spec, session, pipeline, facts, tuple(content))
 
     @contextmanager
-    def opened(self, payloads: Payloads) -> Iterator[PlanRunning]:
+    def opened(self, payloads: Payloads, spec: Any | None = None) -> Iterator[PlanRunning]:
         """`open`, closed at the end."""
-        running = self.open(payloads)
+        running = self.open(payloads, spec)
         try:
             yield running
         finally:
@@ -170,8 +170,3 @@ class Workshop:
             executable.close()
         self._networks.clear()
         self._kernels.clear()
-
-
-def without_kernel_files(step: KernelStep) -> KernelStep:
-    """A kernel step as the evidence shows it."""
-    return replace(step, options={k: v for k, v in step.options.items() if k != "weights"})
