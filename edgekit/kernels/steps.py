@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
+from edgekit import __version__
 from edgekit.backends.base import Binding, LoadOptions, usable, zeros
 from edgekit.backends.tensorrt.cache import default_dir
 from edgekit.errors import BundleError, StreamError, UsageError
@@ -175,6 +176,7 @@ class KernelExecutable:
         return {
             "kernel": self.KERNEL,
             "library": "edgekit",
+            "version": __version__,
             "device": "CPU",
             "threads": self.threads or "all cores",
             "precision": self.precision,
