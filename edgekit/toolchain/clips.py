@@ -210,6 +210,10 @@ class StateFeeds:
                 found.append(free[int(len(free) * (i * GOLDEN % 1.0))])
         return sorted(found)
 
+    def pick(self, which: Collection[int]) -> dict[int, dict[str, np.ndarray]]:
+        """The feeds at these positions."""
+        return {i: feed for i, feed in enumerate(self) if i in which}
+
     def first(self, count: int) -> StateFeeds:
         """Of at most `count` frames (`spread`), with the same states as in the whole."""
         known = range(sum(self.lengths)) if self.chosen is None else sorted(self.chosen)
