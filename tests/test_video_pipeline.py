@@ -144,6 +144,24 @@ def test_missed_steps_are_run_with_what_the_spec_says() -> None:
     }
 
 
+def test_a_run_that_fails_leaves_no_mixture_behind() -> None:
+    pipeline, session = opened(fill="blend", reset_after_s=5.0)
+    run = session.run
+
+    def fails() -> None:
+        run()
+        session.run = run  # type: ignore[method-assign]
+        raise StreamError("engine: out of memory")
+
+    pipeline(picture(40), taken_ns=0)
+    session.run = fails  # type: ignore[method-assign]
+    with pytest.raises(StreamError):
+        pipeline(picture(100), taken_ns=300 * MS)
+    pipeline(picture(160), taken_ns=400 * MS)
+    levels = [round(float(seen.mean()) * 255) for seen in session.seen]
+    assert levels == [40, 60, 115, 130, 145, 160], "from 100, the frame that was there last"
+
+
 def test_a_reset_for_missed_steps_is_the_networks_own() -> None:
     pipeline, session = opened(stepping="reset", smoothing=Smoothing(3), events=EventRule(min_on=1))
     pipeline(picture(), taken_ns=0)

@@ -192,10 +192,12 @@ class VideoPipeline:
         self._place(pixels)
         if last is not None:
             this = array.copy()
-            for at in made_up:
-                _mix(last, this, at, array)
-                run()
-            np.copyto(array, this)
+            try:
+                for at in made_up:
+                    _mix(last, this, at, array)
+                    run()
+            finally:  # no mixture stays there for the next frame to be mixed with
+                np.copyto(array, this)
         elif fill == "this":
             for _ in made_up:
                 run()
