@@ -66,7 +66,7 @@ def cases(draw: st.DrawFn) -> tuple[ImagePreprocess, QuantParams | None, Pixels]
     spec = ImagePreprocess(
         draw(st.integers(1, 40)),
         draw(st.integers(1, 40)),
-        draw(st.sampled_from(("letterbox", "letterbox-center", "stretch", "crop"))),
+        draw(st.sampled_from(("letterbox", "letterbox-center", "stretch", "crop", "crop-bottom"))),
         draw(st.integers(0, 255)),
         draw(st.sampled_from(("bgr", "rgb"))),
         (0.0,) * 3 if plain else (123.7, 116.3, 103.5),

@@ -74,7 +74,8 @@ class Result(Protocol):
 
 
 class Pipeline(Protocol):
-    """One thread's way from a picture, uint8 [H, W, 3] BGR or Pixels, to a result.
+    """One thread's way from a picture, uint8 [H, W, 3] BGR or Pixels, to a result; one whose class says `takes_rigs = True`
+    takes a `rig.RigFrame` instead.
 
     stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
 
@@ -88,7 +89,7 @@ class Pipeline(Protocol):
 
     def __call__(
         self,
-        image: np.ndarray | Pixels,
+        image: Any,
         *,
         score_threshold: float | None = None,
         taken_ns: int | None = None,
@@ -110,8 +111,9 @@ class EvaluationSet(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def read(self, index: int) -> np.ndarray:
-        """Picture `index`, uint8 [H, W, 3] BGR. Raises: UsageError for a file that is no picture."""
+    def read(self, index: int) -> Any:
+        """Picture `index`, uint8 [H, W, 3] BGR, or a `rig.RigFrame` for a task that takes these. Raises: UsageError for a
+        file that is no picture."""
         ...
 
 
