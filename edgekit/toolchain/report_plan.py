@@ -27,7 +27,7 @@ def concerns(s: Subject) -> bool:
 
 
 def plan(s: Subject) -> Markup:
-    parts = [_steps(s), _times(s)]
+    parts = [_steps(s), _times(s), _modes(s)]
     known = s.evidence.at("segments")
     if known:
         parts += [_path(s, known), _networks(known)]
@@ -83,11 +83,29 @@ def _times(s: Subject) -> Markup:
     )
 
 
+def _modes(s: Subject) -> Markup:
+    """The metric where sensors are lost."""
+    known, key = s.evidence.at("modes"), s.evidence.at("metric").text("name", 20) or "Metric"
+    rows = []
+    for name in list(known.value)[:8]:
+        m = known.at(name)
+        low_high = m.interval("drop_interval95")
+        between = f"{signed(low_high[0], 4)} to {signed(low_high[1], 4)}" if low_high else "–"
+        rows.append(
+            [as_text(name, 40), fixed(m.number("reference"), 3), fixed(m.number("payload"), 3), signed(m.number("drop"), 4), between]
+        )
+    if not rows:
+        return Markup("")
+    head = ["", f"{key}, float", "Payloads", "Drop", "95 % of the drop"]
+    return join([el("h3", "With sensors lost"), table(head, rows, "", " nnnn")])
+
+
 def _path(s: Subject, known: Facts) -> Markup:
     """How the metric was asked, and what went back to float."""
     rows = []
     for look in known.tables("looks", MAX_LOOKS):
         floats, passed = look.texts("float"), look.flag("passed")
+        floats += [f"{name} in part" for name in look.texts("partly") if name not in floats]
         rows.append(
             [
                 ", ".join(floats) or "none",

@@ -4,6 +4,7 @@ down."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,9 +119,10 @@ def one(work: Work, target: Target, backends: Sequence[str], precision: str, pro
     progress("golden values and samples", 0, 1)
     golden, files = prove.golden(work.shop, work.ground, [c.payloads for c in columns])
     samples, pictures = prove.samples(work.shop, work.ground, first.payloads, precision)
+    modes = prove.modes(work.shop, work.ground, first.payloads, precision, progress)
     timed = is_here(target) and not first.simulated
     timing = prove.timing(work.shop, work.ground, first.payloads, progress) if timed else None
-    record = facts(work, target, [first, *columns[1:]], made, left_out, timing)
+    record = facts(work, target, [first, *columns[1:]], made, left_out, timing, modes)
     record["samples"] = samples
     return write(work, target, columns, golden, {**files, **pictures}, record, progress)
 
@@ -139,10 +141,15 @@ def quantized(
     made = quantize.search(work.bench, target, backends, progress)
     order = list(made.columns)
 
+    known: dict[tuple[bytes, ...], Judged] = {}
+
     def judged(payloads: Payloads) -> Judged:
-        found = prove.judge(shop, ground, payloads, "int8", progress)
-        made.looks.append({"float": sorted(made.given_back), "partly": sorted(made.tightened), **to_json(found.look)})
-        return found
+        key = tuple(hashlib.sha256(payload.data).digest() for payload in payloads.values())
+        if key not in known:
+            known[key] = found = prove.judge(shop, ground, payloads, "int8", progress)
+            part = {"float": sorted(made.given_back), "partly": sorted(made.tightened)}
+            made.looks.append({**part, **to_json(found.look)})
+        return known[key]
 
     while True:
         found = judged(made.columns[order[0]])
@@ -175,7 +182,7 @@ def _library(column: Judged) -> str:
 
 def facts(
     work: Work, target: Target, columns: Sequence[Judged], made: Quantization | None, left_out: Mapping[str, str],
-    timing: dict[str, Any] | None,
+    timing: dict[str, Any] | None, modes: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The evidence, samples aside."""
     source, ground, first = work.source, work.ground, columns[0]
@@ -202,9 +209,10 @@ def facts(
         "payloads": {_column_name(column): _column(work, column) for column in columns},
         "agreement": first.agreement,
         "metric": first.metric,
+        **({"modes": modes} if modes else {}),
         "timing": timing or {"not_measured": f"the bundle was not built on that board ({target.title})"},
         "accept": first.verdict,
-        "limits": prove.limits(target, first, timing is not None, kernels),
+        "limits": [*prove.limits(target, first, timing is not None, kernels), *prove.mode_limits(modes, source.entry.accept)],
     }
     if made is not None:
         record["segments"] = segments(work, made, left_out, columns)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,19 +12,18 @@ from edgekit import tasks
 from edgekit.bundle import golden_bytes, golden_path
 from edgekit.errors import EvidenceError, ModelError
 from edgekit.manifest import Golden, GoldenTensor
+from edgekit.project import Accept
 from edgekit.quant.search import Look
 from edgekit.rig import RigFrame
 from edgekit.target import Target
 from edgekit.tasks.fusion.draw import draw
 from edgekit.toolchain import accuracy, evidence
-from edgekit.toolchain.plans.moments import Moments, without
+from edgekit.toolchain.plans.moments import LOSSES, Moments, without
 from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop, variant_name
 
 Progress = Callable[[str, int, int], None]
 
 SAMPLES, SAMPLE_WIDTH, CAMERA_WIDTH = 3, 1280, 320
-LOSSES = ("", "lidar", "cameras")
-"""What the agreement is looked at without, too: a rig may lose it."""
 TIMING_WARMUP, TIMING_RUNS = 5, 40
 
 
@@ -38,6 +37,39 @@ class Ground:
     labelled: Moments | None
     why_unlabelled: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Labelled moments without a kind of sensor, as an evaluation set (`moments.without`)."""
+
+    task: ClassVar[str] = "fusion"
+
+    whole: Moments
+    lost: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.whole.name}, without {self.lost}"
+
+    @property
+    def digest(self) -> str:
+        return f"{self.whole.digest} without {self.lost}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.whole.labels
+
+    @property
+    def labelled_in(self) -> tuple[str, ...]:
+        return self.whole.labelled_in
+
+    @property
+    def images(self) -> range:
+        return self.whole.images
+
+    def read(self, index: int) -> RigFrame:
+        return without(self.whole.read(index), self.lost)
 
 
 @dataclass(frozen=True)
@@ -85,8 +117,43 @@ def judge(shop: Workshop, ground: Ground, payloads: Payloads, what: str, progres
         return Judged(payloads, found, agreement, verdict, rows, running.simulated, running.run_by)
 
 
-def _metric(ground: Ground, running: PlanRunning, what: str, progress: Progress) -> dict[str, Any]:
-    data = ground.labelled
+def modes(
+    shop: Workshop, ground: Ground, payloads: Payloads, what: str, progress: Progress
+) -> dict[str, Any]:
+    """The task's metric where a kind of sensor is lost all the time: float plan, payloads, drop with its interval; {}
+    without labels. A network may lean on one of them so much that its rounding of the other shows nowhere else."""
+    if ground.labelled is None:
+        return {}
+    found = {}
+    with shop.opened(payloads) as running:
+        for lost in filter(None, LOSSES):
+            part = _metric(ground, running, f"{what}, without {lost}", progress, Lost(ground.labelled, lost))
+            name = part["name"]
+            found[f"without {lost}"] = {
+                "name": name,
+                "reference": part["reference"][name],
+                "payload": part["payload"][name],
+                "drop": part["drop"],
+                "drop_interval95": part["drop_interval95"],
+            }
+    return found
+
+
+def mode_limits(found: Mapping[str, Any], accept: Accept) -> list[str]:
+    """A sentence for each mode whose drop is beyond the budget, which is held with all sensors."""
+    return [
+        f"{mode.capitalize()}, {m['name']} drops by {m['drop']:.4f} from {m['reference']:.4f}, beyond the {accept.max_drop} that is "
+        "held with all sensors."
+        for mode, m in found.items()
+        if m["drop"] is not None and m["drop"] > accept.max_drop
+    ]
+
+
+def _metric(
+    ground: Ground, running: PlanRunning, what: str, progress: Progress, part: Lost | None = None
+) -> dict[str, Any]:
+    """part: instead of the labelled moments."""
+    data: Any = part or ground.labelled
     if data is None:
         return {"not_measured": ground.why_unlabelled}
 

@@ -21,7 +21,7 @@ from edgekit.quant.search import Look, Quantized
 from edgekit.quant.sensitivity import output_error
 from edgekit.target import Target
 from edgekit.toolchain import cache, quantize
-from edgekit.toolchain.plans.moments import LOST, Moments, without
+from edgekit.toolchain.plans.moments import LOSSES, LOST, Moments, without
 from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop
 from edgekit.toolchain.plans.source import Network, PlanSource, key
 from edgekit.toolchain.quantize import PREFERENCE, Calibrated, Gate, Int8
@@ -32,10 +32,11 @@ CODE = ("kernels", "tasks", "runtime/session.py", "backends/onnxruntime")
 """What decides, beside the plan, what its networks are fed with."""
 SLICES = 2
 """Slices of a repeated network that are taken of each moment, in turn: the cameras of a moment see alike light."""
-CHECKED = 6
-"""Moments on which the outputs of the whole plan are compared."""
+CHECKED = 4
+"""Moments on which the outputs of the whole plan are compared, each with all sensors and without each kind of them."""
 MAX_ERROR = 0.04
-"""Noise over variance of the plan's outputs that one network's rounding may cause: 14 dB, as `quant.search.NOISY`."""
+"""Noise over variance of the plan's outputs that one network's rounding may cause, all sensors or not: 14 dB, as
+`quant.search.NOISY`."""
 FLOATS = ("float32", "float16")
 
 
@@ -123,7 +124,8 @@ def _parts(network: Network, floats: PlanRunning, index: int) -> list[int | None
 
 @dataclass
 class Bench:
-    """What the searches of all targets share. exact: the outputs of the float plan at the moments `checked`."""
+    """What the searches of all targets share. exact: the outputs of the float plan at the moments `checked`, by what is
+    lost."""
 
     shop: Workshop
     moments: Moments
@@ -132,7 +134,7 @@ class Bench:
     """Of the float plan."""
     feeds: Mapping[str, Recorded]
     scheme: str
-    exact: list[dict[str, np.ndarray]] = field(default_factory=list)
+    exact: dict[str, list[dict[str, np.ndarray]]] = field(default_factory=dict)
     checked: tuple[int, ...] = ()
     calibrated: dict[str, Calibrated] = field(default_factory=dict)
     searches: dict[str, dict[str, Quantized]] = field(default_factory=dict)
@@ -140,26 +142,31 @@ class Bench:
     @staticmethod
     def of(shop: Workshop, floats: PlanRunning, moments: Moments, scheme: str, progress: Progress) -> Bench:
         feeds = recorded(shop, floats, moments, progress)
-        whole = [i for i in range(len(moments)) if not LOST[i % len(LOST)]]
-        count = min(CHECKED, len(whole))
-        checked = tuple(whole[i * len(whole) // count] for i in range(count))
-        bench = Bench(shop, moments, floats, floats.payloads, feeds, scheme, [], checked)
+        count = min(CHECKED, len(moments))
+        checked = tuple(i * len(moments) // count for i in range(count))
+        bench = Bench(shop, moments, floats, floats.payloads, feeds, scheme, {}, checked)
         bench.exact = bench.outputs(floats)
         return bench
 
-    def outputs(self, running: PlanRunning) -> list[dict[str, np.ndarray]]:
-        found = []
-        for index in self.checked:
-            running.pipeline(self.moments.read(index))
-            found.append({name: array.copy() for name, array in running.session.outputs.items()})
+    def outputs(self, running: PlanRunning) -> dict[str, list[dict[str, np.ndarray]]]:
+        found: dict[str, list[dict[str, np.ndarray]]] = {}
+        for lost in LOSSES:
+            for index in self.checked:
+                running.pipeline(without(self.moments.read(index), lost))
+                outputs = {name: array.copy() for name, array in running.session.outputs.items()}
+                found.setdefault(lost, []).append(outputs)
         return found
 
     def error(self, payloads: Payloads) -> float:
         """Noise over variance of the plan's outputs (`sensitivity.output_error`) with these payloads in place of the
-        float ones."""
+        float ones: with all sensors or without some, whichever is worst."""
         with self.shop.opened({**self.payloads, **payloads}) as running:
             got = self.outputs(running)
-        return float(np.mean([output_error(x, y) for x, y in zip(self.exact, got, strict=True)]))
+        errors = {
+            lost: float(np.mean([output_error(x, y) for x, y in zip(rows, got[lost], strict=True)]))
+            for lost, rows in self.exact.items()
+        }
+        return max(errors.values())
 
     def known(self, name: str, progress: Progress) -> Calibrated:
         """Statistics of a network, calibrated once for all targets."""
