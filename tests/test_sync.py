@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -226,7 +227,7 @@ def test_without_lidar_moments_keep_its_pace_as_far_as_cameras_can(camera):
     sensors[0].gaps = [(1000, 9000)]
     moments, *_ = run(sensors, 4000, offsets=OFFSETS)
     blind = [m.taken_ns / MS for m in moments if LIDAR in m.missing and m.taken_ns > 1200 * MS]
-    steps = [b - a for a, b in zip(blind, blind[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(blind)]
     assert max(steps) <= 165
     assert sum(steps) / len(steps) == pytest.approx(100.0, rel=0.25)
 
@@ -312,7 +313,7 @@ def test_a_clock_that_drifts_is_measured():
 def test_moments_as_far_apart_as_asked():
     sensors = rig(50.0, 80.0)
     moments, _, drops = run(sensors, offsets=OFFSETS, options=SyncOptions(period_ms=100))
-    steps = [b.taken_ns - a.taken_ns for a, b in zip(moments, moments[1:], strict=False)]
+    steps = [b.taken_ns - a.taken_ns for a, b in itertools.pairwise(moments)]
     assert all(step == pytest.approx(100 * MS, abs=1) for step in steps)
     assert Counter(why for p, why in drops if p.sensor == LIDAR) == {"thinned": pytest.approx(20, abs=2)}
 

@@ -121,6 +121,7 @@ class _Sensor:
         self.correct_ns = 0
         self.state: State = "running"
         self.parts: list[Part] = []
+        self.depth = 8
         self.used_ns: int | None = None
         """Time of the last part that a moment took."""
         self.newest_ns: int | None = None
@@ -191,6 +192,7 @@ class Synchroniser:
     timed: parts come when they were taken, and waiting has an end; False for files: a moment waits until the other
         sensors are past it or at their end, and `full` says whose parts are not to be added now.
     dropped: called with every part that goes into no moment, and why (`DROPS`).
+    depths: parts of a sensor that wait at most, where that is fewer than `options.depth`: a driver has few buffers.
     """
 
     def __init__(
@@ -201,6 +203,7 @@ class Synchroniser:
         options: SyncOptions | None = None,
         timed: bool = True,
         dropped: Callable[[Part, str], None] | None = None,
+        depths: Mapping[str, int] | None = None,
     ) -> None:
         self.options = options or SyncOptions()
         self._timed = timed
@@ -208,6 +211,8 @@ class Synchroniser:
         self._cameras = {name: _Sensor(name, offset) for name, offset in cameras.items()}
         self._lidar = _Sensor(LIDAR, 0.0) if lidar else None
         self._sensors = {**self._cameras, **({LIDAR: self._lidar} if self._lidar else {})}
+        for name, sensor in self._sensors.items():
+            sensor.depth = max(1, min(self.options.depth, (depths or {}).get(name, self.options.depth)))
         self._first_ns: int | None = None
         self._last_ns: int | None = None
         self._last_swept = True
@@ -236,12 +241,17 @@ class Synchroniser:
             return
         insort(sensor.parts, part, key=lambda p: p.at_ns)
         if sensor is not self._lidar:
-            while len(sensor.parts) > self.options.depth:
+            while len(sensor.parts) > sensor.depth:
                 self._drop(sensor, sensor.parts.pop(0), "unmatched")
 
     def full(self, name: str) -> bool:
         """Of a file: whether its parts that wait are as many as may."""
-        return len(self._sensors[name].parts) >= self.options.depth
+        return len(self._sensors[name].parts) >= self._sensors[name].depth
+
+    def pictures(self) -> list[Part]:
+        """The cameras' parts that wait, oldest first."""
+        parts = [part for camera in self._cameras.values() for part in camera.parts]
+        return sorted(parts, key=lambda part: part.at_ns)
 
     def tell(self, name: str, state: State) -> None:
         """What the sensor's watchdog says of it. A part that comes says `running`."""
@@ -442,7 +452,7 @@ class Synchroniser:
 
     def _crowded(self) -> bool:
         """Sweeps wait as many as may: the first one goes."""
-        return self._lidar is not None and len(self._lidar.parts) > self.options.depth
+        return self._lidar is not None and len(self._lidar.parts) > self._lidar.depth
 
     def _match(self, camera: _Sensor, ref: int, now_ns: int, forced: bool) -> tuple[Part | None, Why | None]:
         """The camera's picture for a moment, or why there is none; neither while that is open."""
@@ -455,7 +465,7 @@ class Synchroniser:
         best = min(near, key=lambda p: abs(p.at_ns - expected), default=None)
         gone = self._gone(camera, now_ns)
         later = bool(camera.parts) and camera.parts[-1].at_ns > expected
-        later |= len(camera.parts) >= self.options.depth
+        later |= len(camera.parts) >= camera.depth
         if best is not None:
             off = best.at_ns - expected
             settled = later or gone or forced or off >= 0 or (period is not None and off > -period // 2)
