@@ -178,13 +178,15 @@ class RigWorker(Worker):
         part.item.frame.release()
 
     def _ask_watchdogs(self, sync: Synchroniser) -> None:
-        some = False
+        some = ended = False
         for name in self._sensors:
-            state = "lost" if self.box.over(name) else self._condition(name)
+            over = self.box.over(name)
+            ended |= over
+            state = "lost" if over else self._condition(name)
             if state != "running":
                 sync.tell(name, cast("State", state))
             some |= state == "running"
-        if self._live and not some and self._blind_since is None:
+        if self._live and not some and not ended and self._blind_since is None:
             self._blind_since = time.monotonic()
             self._metrics.fault(self.name, "blind", "no sensor of the rig is there")
 
