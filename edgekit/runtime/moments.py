@@ -67,7 +67,7 @@ class Builder:
         """The pose that a part brings."""
         frame: Frame = part.item.frame
         if frame.rig is not None and frame.rig.pose is not None:
-            self.ego.add(part.at_ns + frame.rig.taken_ns - part.taken_ns, frame.rig.pose)
+            self.ego.add(part.at_ns + _after(part.sensor, frame.rig), frame.rig.pose)
 
     def rig_frame(self, moment: Moment) -> RigFrame:
         """Raises: UsageError for a LiDAR without points."""
@@ -111,7 +111,7 @@ class Builder:
         motion = self.ego.motion(ref_ns, part.at_ns, ref, then)
         if motion is None and shot is not None and own is not None:
             # its own frame of the rig is (nearly) the moment's: what it says holds
-            apart = abs(part.at_ns + own.taken_ns - part.taken_ns - ref_ns)
+            apart = abs(part.at_ns + _after(name, own) - ref_ns)
             motion = shot.motion if apart < 2_000_000 else None
         return FrameShot(frame, part.at_ns, motion)
 
@@ -133,6 +133,12 @@ class Builder:
         rig = self.rig if same else dataclasses.replace(self.rig, cameras=cameras)
         self._sized = (self.rig, sizes, rig)
         return rig
+
+
+def _after(sensor: str, own: RigFrame) -> int:
+    """How long after the sensor measured is the time of the rig's frame that it came in, ns; whatever its clock says."""
+    shot = own.shots.get(sensor)
+    return own.taken_ns - shot.taken_ns if shot is not None else 0
 
 
 def check_sensor(name: str, frame: Frame) -> None:

@@ -152,7 +152,7 @@ class _Sensor:
             back = self.newest_ns is not None and at < self.newest_ns - (
                 0 if part.epoch != self.epoch else 3 * period
             )
-            ahead = at > part.arrived_ns + _MS
+            ahead = at > part.arrived_ns + _MS and not self.settling
             if back or ahead:
                 stepped = self.newest_ns is not None
                 self.floor_ns = max(0, floor if floor is not None else 0)
