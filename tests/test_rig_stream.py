@@ -215,7 +215,7 @@ def test_recalibration_while_running_loses_no_moment(tmp_path):
             if len(digests) == 5:
                 stream.recalibrate(path)
     assert digests == [RIG.digest()] * 5 + [other.digest()] * 7
-    assert engine.opened[0].prepared == [other.digest()]
+    assert engine.opened[0].prepared == [RIG.digest(), other.digest()]
     events = [e["name"] for e in stream.metrics.snapshot()["events"]]
     assert events == ["recalibrated"]
 

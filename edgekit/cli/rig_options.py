@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import UsageError, did_you_mean, printable
 
@@ -45,20 +44,19 @@ def read_sync(text: str | None) -> SyncOptions | None:
         return None
     from edgekit.runtime.sync import SyncOptions
 
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         key, _, value = item.partition("=")
         if key not in _KEYS:
             raise UsageError(
                 f"option --sync: unknown key {printable(key)[:40]!r}. {did_you_mean(key, _KEYS)}"
             )
-        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value):
+        if not re.fullmatch(r"[0-9]{1,6}" if key == "depth" else r"[0-9]{1,6}(\.[0-9]{1,3})?", value):
             raise UsageError(
                 f"option --sync {key}={printable(value)[:40]}: expected a number, as in {key}=30"
             )
-        found[_KEYS[key]] = float(value)
-    depth = int(found.pop("depth", SyncOptions.depth))
-    return dataclasses.replace(SyncOptions(depth=depth), **found)
+        found[_KEYS[key]] = int(value) if key == "depth" else float(value)
+    return SyncOptions(**found)
 
 
 def named_sources(sources: list[str]) -> list[str] | dict[str, str]:

@@ -115,24 +115,34 @@ class Builder:
             motion = shot.motion if apart < 2_000_000 else None
         return FrameShot(frame, part.at_ns, motion)
 
+    def fitted(self, rig: Rig) -> Rig:
+        """A rig, its cameras as large as the pictures that came so far."""
+        sizes = self._sized[1] if self._sized is not None else {}
+        return fitted(rig, sizes)
+
     def _fitting(self, frames: Mapping[str, Frame]) -> Rig:
-        """The rig, its cameras as large as their pictures are: a calibration holds for scaled pictures too."""
         sizes = {n: (f.width, f.height) for n, f in frames.items() if n in self.rig.cameras}
-        if self._sized is not None and self._sized[0] is self.rig:
+        if self._sized is not None:
             known = self._sized[1]
-            if all(known.get(name) == size for name, size in sizes.items()):
+            if self._sized[0] is self.rig and all(known.get(name) == size for name, size in sizes.items()):
                 return self._sized[2]
             sizes = known | sizes
-        cameras = {
-            name: camera
-            if sizes.get(name, (camera.width, camera.height)) == (camera.width, camera.height)
-            else camera.resized(*sizes[name])
-            for name, camera in self.rig.cameras.items()
-        }
-        same = all(cameras[name] is camera for name, camera in self.rig.cameras.items())
-        rig = self.rig if same else dataclasses.replace(self.rig, cameras=cameras)
+        rig = fitted(self.rig, sizes)
         self._sized = (self.rig, sizes, rig)
         return rig
+
+
+def fitted(rig: Rig, sizes: Mapping[str, tuple[int, int]]) -> Rig:
+    """A rig, its cameras as large as their pictures are: a calibration holds for scaled pictures too. The same one where
+    they are."""
+    cameras = {
+        name: camera
+        if sizes.get(name, (camera.width, camera.height)) == (camera.width, camera.height)
+        else camera.resized(*sizes[name])
+        for name, camera in rig.cameras.items()
+    }
+    same = all(cameras[name] is camera for name, camera in rig.cameras.items())
+    return rig if same else dataclasses.replace(rig, cameras=cameras)
 
 
 def _after(sensor: str, own: RigFrame) -> int:

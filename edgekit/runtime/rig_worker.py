@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -91,6 +92,12 @@ class RigWorker(Worker):
         check_rig(rig, self._sensors)
         self._new = rig
 
+    def prepare(self, pipelines: Pipelines, rig: Rig | None = None) -> list[Future[Any]]:
+        builder = self._builder
+        if builder is None:
+            return []
+        return super().prepare(pipelines, builder.fitted(rig or builder.rig))
+
     def step(self, wait_s: float) -> StreamResult | None:
         until = time.monotonic() + wait_s
         while True:
@@ -131,6 +138,7 @@ class RigWorker(Worker):
             offsets, lidar=LIDAR in self._sensors, options=self._options, timed=self._live, dropped=self._drop,
             depths=self._spare,
         )  # fmt: skip
+        self.prepare(self.holder.current)  # done, with luck, when the first sweep is there
 
     def _may_take(self, sensor: str) -> bool:
         return self._live or self._sync is None or not self._sync.full(sensor)

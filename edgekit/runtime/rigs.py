@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError, UsageError, did_you_mean
+from edgekit.runtime.mailbox import POLL_S, Mailbox
 from edgekit.runtime.sync import LIDAR, State, SyncOptions
 
 if TYPE_CHECKING:
     from edgekit.rig import Rig
     from edgekit.runtime.frames import Frame
-    from edgekit.runtime.mailbox import Mailbox
     from edgekit.runtime.sources import Source
     from edgekit.runtime.stream import Stream
     from edgekit.runtime.swap import Pipelines
@@ -72,7 +75,6 @@ def open_worker(
 
     Raises: UsageError where they do not fit.
     """
-    from edgekit.runtime.mailbox import Mailbox
     from edgekit.runtime.worker import Worker
 
     sources = stream.sources
@@ -128,10 +130,18 @@ def recalibrate(stream: Stream, rig: Rig | str | Path) -> None:
         if isinstance(worker, RigWorker):
             check_rig(found, stream.sources)
     for worker in workers:
-        prepare: Any = getattr(worker.pipelines[0], "prepare", None)
-        if prepare is not None:
-            prepare(found)
+        wait_for(worker.prepare(worker.holder.current, found), stream._stop)
+    for worker in workers:
         worker.recalibrate(found)
+
+
+def wait_for(futures: Iterable[Future[Any]], stop: threading.Event) -> None:
+    """Until all are done, or `stop`. Raises: what they raise."""
+    for future in futures:
+        while not stop.is_set():
+            with contextlib.suppress(NotYet):
+                future.result(POLL_S)
+                break
 
 
 def follow(

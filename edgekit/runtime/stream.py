@@ -410,6 +410,7 @@ class Stream:
     def recalibrate(self, rig: Rig | str | Path) -> None:
         """Go on with another calibration (or its file) from the next moment, without losing one. From any thread.
 
+        Returns when the engine has what it needs of it (tables, made beside the running stream), so that no moment waits.
         Raises: UsageError for a file that is none, a rig without a sensor of this stream, or when no engine takes a rig.
         Then the calibration before goes on.
         """

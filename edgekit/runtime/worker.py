@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import UsageError
@@ -59,6 +60,13 @@ class Worker:
     def recalibrate(self, rig: Rig) -> None:
         """From the next frame on. From any thread."""
         self.rig = rig
+
+    def prepare(self, pipelines: Pipelines, rig: Rig | None = None) -> list[Future[Any]]:
+        """Begin what pipelines need for the next frames, so that none waits for it: tables of a calibration (None: of the
+        one in use). Done when the futures are. From any thread."""
+        rig = rig or self.rig
+        make = getattr(pipelines.opened[0], "prepare", None)
+        return (make(rig) or []) if make is not None and rig is not None else []
 
     def step(self, wait_s: float) -> StreamResult | None:
         """The next result, or None after so long without. Raises: Closed at the end, StreamError of the engine."""
