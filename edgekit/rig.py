@@ -164,6 +164,8 @@ class Truth:
 
     boxes: float32 [n, 9], `BOX_FIELDS`.  classes: int32 [n] into `names`.  points: int32 [n], LiDAR points inside.
     pixels: int32 [n], pixels of all pictures in which it is seen; -1 where nobody counted.
+    rectangles: by camera, float32 [n, 4]: x1 y1 x2 y2 around it in the picture as the labels have it, pixels; NaN
+        where they have none.
     """
 
     boxes: Array
@@ -171,15 +173,18 @@ class Truth:
     names: tuple[str, ...]
     points: Array
     pixels: Array
+    rectangles: Mapping[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, which: Array) -> Truth:
         """The boxes that a mask or index array picks."""
+        rectangles = {name: found[which] for name, found in self.rectangles.items()}
         return Truth(
-            self.boxes[which], self.classes[which], self.names, self.points[which], self.pixels[which]
-        )
+            self.boxes[which], self.classes[which], self.names, self.points[which], self.pixels[which],
+            rectangles,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +315,35 @@ def corners(boxes: Array) -> Array:
     z = np.array([-1, -1, -1, -1, 1, 1, 1, 1]) / 2 * box[:, 5:6]
     cos, sin = np.cos(box[:, 6:7]), np.sin(box[:, 6:7])
     return np.stack([cos * x - sin * y, sin * x + cos * y, z], -1) + box[:, None, :3]
+
+
+_EDGES = np.array(
+    [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
+)
+
+
+def outlines(camera: Camera, to_camera: Array, boxes: Array) -> Array:
+    """Rectangles around boxes [n, >=7] in a picture, cut at its edges: float64 [n, 4], x1 y1 x2 y2 in pixels.
+
+    to_camera: [4, 4], from the frame of the boxes. What of a box is behind the lens does not count; NaN where nothing
+    of it is in the picture.
+    """
+    result = np.full((len(boxes), 4), np.nan)
+    size = np.array([camera.width, camera.height])
+    for row, corner in zip(result, corners(boxes) @ to_camera[:3, :3].T + to_camera[:3, 3], strict=True):
+        start, end = corner[_EDGES[:, 0]], corner[_EDGES[:, 1]]
+        spots = [corner[corner[:, 2] > MIN_DEPTH]]
+        cut = (start[:, 2] > MIN_DEPTH) != (end[:, 2] > MIN_DEPTH)
+        if cut.any():  # the edges that pass the lens end there
+            start, end = start[cut], end[cut]
+            at = (MIN_DEPTH * 1.001 - start[:, 2]) / (end[:, 2] - start[:, 2])
+            spots.append(start + at[:, None] * (end - start))
+        uv, _ = project(camera, np.eye(4), np.concatenate(spots))
+        if len(uv):
+            low, high = np.clip(uv.min(0), 0, size), np.clip(uv.max(0), 0, size)
+            if (high > low).all():
+                row[:] = *low, *high
+    return result
 
 
 def inside(points: Array, box: Array, margin: float = 0.0) -> Array:
