@@ -24,13 +24,16 @@ FITS = 0.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "show   how every sensor is mounted and what it sees; with --out the sanity picture: points coloured by\n"
-        "       depth and boxes on every camera's picture, and the same from above\n"
-        "check  what speaks against the calibration: edges in the pictures against jumps in distance, boxes\n"
-        "       against points, boxes against rectangles drawn on the pictures. Exit code 1 when something does\n"
+        "show   how every sensor is mounted and what it sees; with --out the sanity\n"
+        "       picture: points coloured by depth and boxes on every camera's\n"
+        "       picture, and the same from above\n"
+        "check  what speaks against the calibration: edges in the pictures against\n"
+        "       jumps in distance, boxes against the points in them, boxes against\n"
+        "       rectangles in the pictures. Exit code 1 when something does\n"
         "\n"
-        "PLACE is a rig's TOML file (its mounting alone), an info file of nuScenes or KITTI (*.json), a file of one\n"
-        "KITTI frame (training/calib/000001.txt), or synthetic://street-rig?seed=7.\n"
+        "PLACE is a rig's TOML file (its mounting alone), an info file of nuScenes or\n"
+        "KITTI (*.json), a file of one KITTI frame (training/calib/000001.txt), or\n"
+        "synthetic://street-rig?seed=7.\n"
         "\n"
         "examples:\n"
         "  edgekit rig show frame.json --out rig.png\n"
@@ -62,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bare", action="store_true", help="leave points off the pictures (show)")
     parser.add_argument("--boxes", action="store_true", help="print a line for every box and picture (check)")
-    parser.add_argument("--json", action="store_true", help="print JSON objects")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -119,15 +122,15 @@ def _show(args: argparse.Namespace) -> int:
         if frame is None:
             raise UsageError(f"rig {printable(args.place)}: has no frame {args.frame}")
         rig = frame.rig
+    if args.out is not None and frame is not None:  # what may fail comes before what is printed
+        _draw(frame, args.out, args.width, not args.bare)
+        say(f"wrote {args.out}")
     if args.json:
         print_json(_facts(rig, frame))
     else:
         print("\n".join(_page(rig, frame)))
     for line in oddities(rig, frame):
         say(f"edgekit: warning: {line}")
-    if args.out is not None and frame is not None:
-        _draw(frame, args.out, args.width, not args.bare)
-        say(f"wrote {args.out}")
     return 0
 
 
@@ -292,14 +295,16 @@ def _check(args: argparse.Namespace) -> int:
             f"expected {FITS:g} or more. Check the calibration and the boxes' convention"
         )
     if args.json:
-        for each in seen if args.boxes else ():
-            print_json(asdict(each))
-        print_json(
-            {
-                "rig": name, "frames": count, "cameras": [asdict(each) for each in cameras],
-                "fit": asdict(every), "turned_degrees": CONTROL, "turned_fit": asdict(worst), "warnings": warnings,
-            }
-        )  # fmt: skip
+        found: dict[str, Any] = {
+            "rig": name,
+            "frames": count,
+            "cameras": [asdict(each) for each in cameras],
+            "fit": asdict(every),
+            "turned_degrees": CONTROL,
+            "turned_fit": asdict(worst),
+            "warnings": warnings,
+        }
+        print_json(found | ({"boxes": [asdict(each) for each in seen]} if args.boxes else {}))
     else:
         print("\n".join(_report(name, count, cameras, seen, every, worst, args.boxes)))
         for line in warnings:
