@@ -320,6 +320,28 @@ def corners(boxes: Array) -> Array:
 _EDGES = np.array(
     [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
 )
+_FRONT = np.array([(0, 7), (3, 4)])
+"""The front face crossed."""
+
+
+def wires(camera: Camera, to_camera: Array, box: Array, front: bool = True) -> Array:
+    """The edges of one box [>=7] as lines in a picture: float64 [n, 4], x1 y1 x2 y2 in pixels, not cut at its edges.
+
+    to_camera: [4, 4], from the frame of the box. What is behind the lens is left out. front: the front face is crossed.
+    """
+    corner = corners(box[None])[0] @ to_camera[:3, :3].T + to_camera[:3, 3]
+    pairs = np.concatenate([_EDGES, _FRONT]) if front else _EDGES
+    start, end = corner[pairs[:, 0]], corner[pairs[:, 1]]
+    near = MIN_DEPTH * 1.001
+    keep = np.maximum(start[:, 2], end[:, 2]) > near
+    start, end = start[keep], end[keep]
+    cut = start.copy()  # where an edge passes the lens
+    passes = (start[:, 2] < near) != (end[:, 2] < near)
+    way = (end - start)[passes]
+    cut[passes] += ((near - start[passes, 2]) / way[:, 2])[:, None] * way
+    start, end = (np.where(part[:, 2:] < near, cut, part) for part in (start, end))
+    ends = [project(camera, np.eye(4), part)[0] for part in (start, end)]
+    return np.concatenate(ends, 1)
 
 
 def outlines(camera: Camera, to_camera: Array, boxes: Array) -> Array:
@@ -330,15 +352,8 @@ def outlines(camera: Camera, to_camera: Array, boxes: Array) -> Array:
     """
     result = np.full((len(boxes), 4), np.nan)
     size = np.array([camera.width, camera.height])
-    for row, corner in zip(result, corners(boxes) @ to_camera[:3, :3].T + to_camera[:3, 3], strict=True):
-        start, end = corner[_EDGES[:, 0]], corner[_EDGES[:, 1]]
-        spots = [corner[corner[:, 2] > MIN_DEPTH]]
-        cut = (start[:, 2] > MIN_DEPTH) != (end[:, 2] > MIN_DEPTH)
-        if cut.any():  # the edges that pass the lens end there
-            start, end = start[cut], end[cut]
-            at = (MIN_DEPTH * 1.001 - start[:, 2]) / (end[:, 2] - start[:, 2])
-            spots.append(start + at[:, None] * (end - start))
-        uv, _ = project(camera, np.eye(4), np.concatenate(spots))
+    for row, box in zip(result, boxes, strict=True):
+        uv = wires(camera, to_camera, box, front=False).reshape(-1, 2)
         if len(uv):
             low, high = np.clip(uv.min(0), 0, size), np.clip(uv.max(0), 0, size)
             if (high > low).all():
