@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgekit.errors import did_you_mean
-from edgekit.schema import SchemaError, canonical_json
+from edgekit.schema import LATER, SchemaError, canonical_json
 from edgekit.spec import MAX_SECONDS, QuantParams, StateSpec, TensorSpec, is_duration, lanes_of
 
 SCHEMA_VERSION = 1
@@ -31,18 +31,29 @@ class Variant:
 
 @dataclass(frozen=True)
 class Segment:
-    """A network: the device keeps the fastest of `variants` that passes its self-test."""
+    """A network: the device keeps the fastest of `variants` that passes its self-test.
+
+    repeat: above 1, the payloads have 1 along the first axis of all their tensors where the plan's have `repeat`;
+    they are run once per slice.
+    when: an input of the plan that says whether the step is run: where it is all zeros the step is skipped, and its
+    outputs are zeros. Of a repeated step it has one number per slice and decides slice by slice.
+    """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     variants: tuple[Variant, ...]
     kind: Literal["segment"] = "segment"
+    repeat: int = field(default=1, metadata=LATER)
+    when: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
 class KernelStep:
-    """A kernel of edgekit's own, run between segments."""
+    """A kernel of edgekit's own, run between segments (kernels.steps). `inputs` and `outputs` are in its own order.
+
+    when: as of `Segment`. files: role -> path of a file that it needs, `kernels/<step>/<role>.bin`.
+    """
 
     name: str
     kernel: str
@@ -50,6 +61,8 @@ class KernelStep:
     outputs: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     kind: Literal["kernel"] = "kernel"
+    when: str | None = field(default=None, metadata=LATER)
+    files: dict[str, str] = field(default_factory=dict, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,9 @@ class Manifest:
 
     @property
     def lanes(self) -> int:
-        """Streams that one run takes (runtime.slots)."""
+        """Streams that one run takes (runtime.slots); 1 where the first axis counts something else."""
+        if any(isinstance(step, KernelStep) or step.repeat > 1 for step in self.plan):
+            return 1
         ports = [self.tensor(name).shape for name in (*self.inputs, *self.outputs)]
         return lanes_of([*ports, *(state.shape for state in self.states)])
 
@@ -132,6 +147,8 @@ MAX_PATH = 240
 MAX_PARTS = 4
 MAX_TENSOR_BYTES = 1 << 32
 MAX_RANK = 8
+MAX_REPEAT = 256
+MAX_STEPS = 1000
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -174,6 +191,11 @@ def payload_path(segment: str, variant: str, format: str) -> str:
     return f"segments/{segment}/{variant}.{format}"
 
 
+def kernel_path(step: str, role: str) -> str:
+    """Where a bundle keeps a file of a kernel step: `kernels/<step>/<role>.bin`."""
+    return f"kernels/{step}/{role}.bin"
+
+
 # --- digests -----------------------------------------------------------------------------------
 
 DECIDING = ("task", "target", "model", "inputs", "outputs", "tensors", "states", "plan", "pipeline")
@@ -183,9 +205,18 @@ def payload_digest(manifest: Mapping[str, Any]) -> str:
     """ "sha256:<hex>" over the canonical JSON of the keys `DECIDING` of a manifest in JSON form.
 
     They decide what the bundle computes; the payload bytes take part through the digests in
-    `plan`. Evidence, golden values and provenance do not.
+    `plan`, those of kernels' files through the key `kernel_files`: path -> SHA-256, where there are some.
+    Evidence, golden values and provenance do not.
     """
     picked = {key: manifest[key] for key in DECIDING if key in manifest}
+    files = manifest.get("files")
+    if isinstance(files, Mapping):  # else it is no manifest, which `check` says
+        entries = {path: entry for path, entry in files.items() if path.startswith("kernels/")}
+        if entries:
+            picked["kernel_files"] = {
+                path: entry.get("sha256") if isinstance(entry, Mapping) else entry
+                for path, entry in entries.items()
+            }
     return digest(canonical_json(picked, MANIFEST))
 
 
@@ -219,7 +250,7 @@ def check(manifest: Manifest) -> None:
     tensors = _check_tensors(manifest)
     _check_states(manifest, tensors)
     _check_plan(manifest, tensors)
-    referenced = _check_payloads(manifest) | _check_golden(manifest, tensors)
+    referenced = _check_payloads(manifest) | _check_kernel_files(manifest) | _check_golden(manifest, tensors)
     for path in manifest.files:
         if path not in referenced and path != EVIDENCE and not path.startswith("evidence/"):
             raise SchemaError(f"file {path!r}: nothing in the manifest refers to it")
@@ -307,6 +338,8 @@ def _check_plan(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
     _known("plan output", manifest.outputs, tensors)
     if not manifest.inputs or not manifest.outputs or not manifest.plan:
         raise SchemaError("plan: expected at least one input, one output and one step")
+    if len(manifest.plan) > MAX_STEPS:
+        raise SchemaError(f"plan: expected at most {MAX_STEPS} steps, got {len(manifest.plan)}")
     _unique("step", [step.name for step in manifest.plan])
     ready = set(manifest.inputs) | {s.input for s in manifest.states}
     produced: set[str] = set()
@@ -316,6 +349,7 @@ def _check_plan(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
         _known(f"output of step {step.name!r}", step.outputs, tensors)
         if not step.outputs:
             raise SchemaError(f"step {step.name!r}: has no output")
+        _check_repeat(manifest, step, tensors)
         for name in step.inputs:
             if name not in ready:
                 raise SchemaError(f"step {step.name!r}: input {name!r} is not produced before it")
@@ -327,6 +361,53 @@ def _check_plan(manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
     for name in (*manifest.outputs, *(s.output for s in manifest.states)):
         if name not in produced:
             raise SchemaError(f"plan: no step produces {name!r}")
+
+
+def _check_repeat(manifest: Manifest, step: Segment | KernelStep, tensors: Mapping[str, TensorSpec]) -> None:
+    """`repeat` and `when` of a step fit its tensors; neither goes with recurrent state."""
+    where = f"step {step.name!r}"
+    repeat = step.repeat if isinstance(step, Segment) else 1
+    if not 1 <= repeat <= MAX_REPEAT:
+        raise SchemaError(f"{where}: expected repeat from 1 to {MAX_REPEAT}, got {repeat}")
+    if repeat > 1:
+        for name in (*step.inputs, *step.outputs):
+            if tensors[name].shape[:1] != (repeat,):
+                raise SchemaError(
+                    f"{where}: is repeated, but tensor {name!r} has shape {tensors[name].shape}, "
+                    f"expected {repeat} along the first axis"
+                )
+    if step.when is not None:
+        if step.when not in manifest.inputs:
+            raise SchemaError(
+                f"{where}: when {step.when!r}: no input of the plan. "
+                f"{did_you_mean(step.when[:80], list(manifest.inputs)[:200])}"
+            )
+        if repeat > 1 and tensors[step.when].shape != (repeat,):
+            raise SchemaError(
+                f"{where}: when {step.when!r}: has shape {tensors[step.when].shape}, expected {(repeat,)}"
+            )
+    if repeat > 1 or step.when is not None:
+        for state in manifest.states:
+            if state.output in step.outputs or (repeat > 1 and state.input in step.inputs):
+                raise SchemaError(
+                    f"{where}: is repeated or may be skipped, so it cannot keep state {state.name!r}"
+                )
+
+
+def _check_kernel_files(manifest: Manifest) -> set[str]:
+    paths: set[str] = set()
+    for step in manifest.plan:
+        if isinstance(step, KernelStep):
+            _check_name(f"step {step.name!r}: kernel", step.kernel)
+            for role, path in step.files.items():
+                where = f"step {step.name!r}: file {role!r}"
+                _check_name(f"{where}: role", role)
+                if path != kernel_path(step.name, role):
+                    raise SchemaError(f"{where}: path {path!r}, expected {kernel_path(step.name, role)!r}")
+                if path not in manifest.files:
+                    raise SchemaError(f"{where}: {path!r} is missing from the file table")
+                paths.add(path)
+    return paths
 
 
 def _check_payloads(manifest: Manifest) -> set[str]:

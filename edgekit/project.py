@@ -45,7 +45,7 @@ AnySpec = TypeVar("AnySpec", bound=Any)
 
 FILE_NAME = "edgekit.toml"
 
-TaskName = Literal["detect", "classify", "video"]
+TaskName = Literal["detect", "classify", "video", "fusion"]
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8", "dynamic"]
 RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")

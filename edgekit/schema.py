@@ -153,7 +153,7 @@ def to_json(value: Any) -> Any:
         return {
             f.name: to_json(item)
             for f, item in items
-            if item is not None and not ("later" in f.metadata and item == f.default)
+            if item is not None and not ("later" in f.metadata and item == _default(f))
         }
     if isinstance(value, enum.Enum):
         return value.value
@@ -162,6 +162,10 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [to_json(v) for v in value]
     return value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def from_json(cls: type[T], data: Any, where: str) -> T:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from edgekit.models.bevfusion.config import LITE
-from edgekit.models.bevfusion.export import Segments, export_segments
+from edgekit.models.bevfusion.export import export_segments
 from edgekit.models.bevfusion.head import BOX, output_names, pipeline
 from edgekit.models.bevfusion.loss import (
     box_loss,
@@ -22,7 +23,11 @@ from edgekit.models.bevfusion.loss import (
     targets,
 )
 from edgekit.models.bevfusion.model import BEVFusion, collate
+from edgekit.models.bevfusion.segments import Segments
+from edgekit.schema import from_json
 from edgekit.tasks.fusion.decode import CenterDecoder
+from edgekit.tasks.fusion.pipeline import FusionPipeline
+from edgekit.tasks.fusion.spec import FusionSpec
 from tests import bevfusion_nets as nets
 
 
@@ -159,32 +164,40 @@ def test_it_learns_a_scene() -> None:
 
 
 @pytest.mark.parametrize("config", [LITE, nets.OTHER], ids=lambda c: c.name)
-def test_exported_parts_with_kernels_between_them_give_what_torch_gives(config, tmp_path) -> None:
+def test_the_exported_plan_gives_what_torch_gives(config, tmp_path) -> None:
     model, sample = nets.network(config), nets.sample(config)
-    said = export_segments(model, tmp_path, cameras=None if config is LITE else 1)
-    assert json.loads((tmp_path / "segments.json").read_text()) == said
-    known = {"points"} | {"images", "present"}
+    said = export_segments(model, tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text()) == said
+    known = set(said["inputs"])
     for step in said["steps"]:  # every tensor was made before it is taken
-        assert set(step["inputs"]) <= known
+        assert set(step["inputs"]) <= known and step.get("when", "lidar") in said["inputs"]
         known |= set(step["outputs"])
+    assert set(said["outputs"]) <= known
+    assert {Path(step["model"]).name for step in said["steps"] if "model" in step} == {
+        path.name for path in tmp_path.glob("*.onnx")
+    }
     assert not model.training and (tmp_path / "lidar.onnx").exists() == bool(config.lidar.neck)
-    size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert size < 12 << 20
-    segments, given = Segments(tmp_path, config), collate([sample], config)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 12 << 20
+    session = Segments(tmp_path)
+    spec = from_json(FusionSpec, said["pipeline"], "pipeline")
+    assert spec == pipeline(config)
+    look = FusionPipeline(spec, session)
+    given = collate([sample], config)
+    height, width = config.camera.image
+    frame = nets.frame(1, width, height)
     one = torch.ones(1, 6)
     one[0, 4] = 0
+    lost = {name: shot for name, shot in frame.shots.items() if name != config.camera.names[4]}
     cases = {
-        "all": (sample, (), given),
-        "camera lost": (sample, (4,), given.without(cameras=one)),
-        "no lidar": (dataclasses.replace(sample, lidar=False), (), given.without(lidar=torch.zeros(1))),
-        "no cameras": (
-            dataclasses.replace(sample, cameras=np.zeros(6, bool)), (), given.without(torch.zeros(1, 6)),
-        ),
-    }  # fmt: skip
-    for name, (seen, lost, batch) in cases.items():
-        mine, wanted = segments(seen, lost), outputs(model, batch)
-        assert list(mine) == output_names(config)
-        for key, value in mine.items():
+        "all": (frame, given),
+        "camera lost": (dataclasses.replace(frame, shots=lost), given.without(cameras=one)),
+        "no lidar": (dataclasses.replace(frame, points=None), given.without(lidar=torch.zeros(1))),
+        "no cameras": (dataclasses.replace(frame, shots={}), given.without(torch.zeros(1, 6))),
+    }
+    for name, (seen, batch) in cases.items():
+        look(seen)
+        wanted = outputs(model, batch)
+        assert list(session.outputs) == output_names(config)
+        for key, value in session.outputs.items():
             assert value.dtype == np.float32
             assert nets.difference(value, wanted[key]) < 1e-4, (name, key)
-    CenterDecoder(pipeline(config), mine)  # the task knows these tensors

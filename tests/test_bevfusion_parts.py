@@ -14,8 +14,9 @@ from edgekit.kernels.sparse_conv import encoder
 from edgekit.models.bevfusion import lidar, pool
 from edgekit.models.bevfusion.camera import LSS, Backbone, CameraNet
 from edgekit.models.bevfusion.config import FULL, LITE, BevConfig, CameraConfig, Config
-from edgekit.models.bevfusion.inputs import augmentation, geometry, prepare, turned_boxes, turning
+from edgekit.models.bevfusion.inputs import geometry, prepare, rule, turned_boxes, turning
 from edgekit.rig import count_inside
+from edgekit.tasks.fusion.calibration import fit
 from tests import bevfusion_nets as nets
 
 WINDOWS = [
@@ -134,11 +135,9 @@ def test_gradients_of_pooling_are_those_of_the_lifted_tensor() -> None:
 
 
 def test_pictures_are_fitted_as_the_published_network_does() -> None:
-    matrix = augmentation(FULL.camera, 1600, 900)
+    matrix = fit(rule(FULL.camera), 1600, 900)
     assert np.allclose(matrix, [[0.48, 0, -32], [0, 0.48, -176], [0, 0, 1]])
-    assert np.array_equal(augmentation(LITE.camera, 256, 144), np.eye(3))
-    with pytest.raises(UsageError, match="scaled to 768x240, expected at least 704x256"):
-        augmentation(FULL.camera, 1600, 500)
+    assert np.array_equal(fit(rule(LITE.camera), 256, 144), np.eye(3))
 
 
 def test_local_values_say_where_in_its_voxel_a_point_is() -> None:

@@ -232,13 +232,15 @@ def batch(frames: Frames, options: Options, step: int, threads: int) -> tuple[An
 # --- evaluation -------------------------------------------------------------------------------------
 
 
-def cases(sample: Any, number: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """What the network is given of frame `number`, by mode: (sample, cameras to do without)."""
+def cases(frame: RigFrame, number: int) -> dict[str, RigFrame]:
+    """What the network is given of frame `number`, by mode."""
+    lost = list(frame.rig.cameras)[number % len(frame.rig.cameras)]
+    others = {name: shot for name, shot in frame.shots.items() if name != lost}
     return {
-        "camera+lidar": (sample, ()),
-        "lidar": (replace(sample, cameras=np.zeros_like(sample.cameras)), ()),
-        "camera": (replace(sample, lidar=False), ()),
-        "one camera lost": (sample, (number % len(sample.cameras),)),
+        "camera+lidar": frame,
+        "lidar": replace(frame, shots={}),
+        "camera": replace(frame, points=None),
+        "one camera lost": replace(frame, shots=others),
     }
 
 
@@ -246,28 +248,19 @@ def evaluate(folder: Path, frames: Frames, config_name: str, threads: int = 1) -
     """By mode: mAP with its interval, AP by class, and the errors; and the differences of modes with theirs."""
     from rich.progress import track
 
-    from edgekit.kernels.bev_pool import build
     from edgekit.models.bevfusion.config import CONFIGS
-    from edgekit.models.bevfusion.export import Segments
     from edgekit.models.bevfusion.head import pipeline
-    from edgekit.models.bevfusion.inputs import geometry, prepare
-    from edgekit.tasks.fusion.decode import CenterDecoder
+    from edgekit.models.bevfusion.segments import Segments
+    from edgekit.tasks.fusion.pipeline import FusionPipeline
 
     config = CONFIGS[config_name]
-    segments, decoder = Segments(folder, config, threads), None
+    look = FusionPipeline(pipeline(config), Segments(folder, threads))
     found: dict[str, list[Any]] = {mode: [] for mode in MODES}
-    truths, tables = [], {}
+    truths = []
     for i in track(range(len(frames)), "evaluate"):
-        frame = frames[i]
-        key = frame.rig.digest()
-        if key not in tables:
-            tables = {key: build(geometry(frame.rig, config), threads)}
-        sample = prepare(frame, config, tables[key], threads)
-        truths.append(frame.truth)
-        for mode, (given, lost) in cases(sample, i).items():
-            outputs = segments(given, lost)
-            decoder = decoder or CenterDecoder(pipeline(config, score_threshold=0.02), outputs)
-            found[mode].append(decoder(outputs))
+        truths.append(frames[i].truth)
+        for mode, given in cases(frames[i], i).items():
+            found[mode].append(replace(look(given, score_threshold=0.02), moment=None))
     return judged(truths, found, config.head.labels)
 
 
@@ -444,7 +437,7 @@ def main(argv: list[str] | None = None) -> int:
     options = Options(**{name: getattr(args, name) for name in asdict(defaults)})
     segments = args.out / "segments"
     if args.eval_only:
-        if not (segments / "fusion.onnx").is_file():
+        if not (segments / "plan.json").is_file():
             print(f"network {segments}: not found, expected exported segments", file=sys.stderr)
             return 2
     elif not train(args, options):

@@ -9,7 +9,8 @@ The device half imports numpy and its own library only.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,6 +78,19 @@ class Executable(Protocol):
         ...
 
 
+class Fitting(Protocol):
+    """What an executable adds to `Executable` where it can work in arrays of others: a plan then needs no copies
+    between its steps."""
+
+    def bind_to(self, given: Mapping[str, np.ndarray], beside: Binding | None = None) -> Binding:
+        """As `bind`, in those of the arrays in `given`, by tensor, that it can use as they lie; these very objects are then
+        in the binding's `inputs` and `outputs`. For the others it has memory of its own.
+
+        beside: a binding of this executable that never runs at the same time, whose working memory may be shared.
+        """
+        ...
+
+
 class Turning(Protocol):
     """What an executable adds to `Executable` where recurrent state can go round without a copy."""
 
@@ -89,6 +103,29 @@ class Turning(Protocol):
         binding's next run reads as states from the device to the arrays in `inputs`, and back.
         """
         ...
+
+
+ALIGN = 64
+"""Bytes: arrays that steps exchange begin at a cache line, which kernels with vectors want."""
+
+
+def zeros(shape: Sequence[int], dtype: str) -> np.ndarray:
+    """Zeros, C-contiguous, the first one at a multiple of ALIGN bytes."""
+    import numpy as np
+
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    memory = np.zeros(size + ALIGN, np.uint8)
+    start = -memory.ctypes.data % ALIGN
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
+def usable(array: np.ndarray | None, spec: TensorSpec, axes: Sequence[int] | None = None) -> bool:
+    """Whether `array` can be the memory of a tensor that is stored as `array.transpose(axes)`."""
+    if array is None or array.shape != spec.shape or array.dtype != spec.dtype.value:
+        return False
+    stored = array if axes is None else array.transpose(axes)
+    return bool(stored.flags.c_contiguous and stored.flags.writeable and stored.flags.aligned)
 
 
 TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)

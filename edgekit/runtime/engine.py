@@ -47,7 +47,8 @@ def load(
     """Open a bundle and make it ready to run.
 
     bundle: a path, which the engine opens and closes, or an open bundle, which stays the caller's.
-    threads: CPU threads of the inference library, 0 = its own choice.
+    threads: CPU threads of the inference library and of kernels, 0 = their own choice; in a plan with branches that
+        run at the same time, each branch's share of the cores.
     variant: name of the payload to use; by default the fastest that passes its self-test.
     self_test: golden input -> golden output within tolerance, no NaN, plausible latency.
     tune: where several variants pass, run the fastest: as recorded on this device, else timed now (at
@@ -100,19 +101,26 @@ class Engine:
         self._owner = owner
         self._pipelines = threading.local()
         effort = None if not tune or tuning.switched_off() else tuning.AT_LOAD
+        segments = variants.segments(bundle)
+        options = LoadOptions(threads, cache_dir, progress=progress)
+        kernels = variants.load_kernels(bundle, options)
         selected = variants.select(
             bundle,
-            variants.segments(bundle),
-            LoadOptions(threads, cache_dir, progress=progress),
+            segments,
+            options,
             wanted=variant,
             test=self_test,
             effort=effort,
+            kernels=kernels,
         )
         self.refused: dict[str, str] = selected.refused
         self.why: dict[str, str] = selected.why
         self.tuning: tuning.Record | None = selected.record
         self.variants: dict[str, Variant] = {name: c.variant for name, c in selected.chosen.items()}
-        self._executables: dict[str, Executable] = {name: c.executable for name, c in selected.chosen.items()}
+        self._executables: dict[str, Executable] = {
+            **kernels,
+            **{name: c.executable for name, c in selected.chosen.items()},
+        }
 
     @property
     def task(self) -> str:
@@ -197,17 +205,17 @@ class Engine:
         return pipeline(image, score_threshold=score_threshold, taken_ns=taken_ns, epoch=epoch)
 
     def describe(self) -> dict[str, Any]:
-        """What runs here and why, per segment: payload, library, version, threads (JSON values)."""
-        return {
-            name: {
-                "variant": v.name,
-                "precision": v.precision,
-                "why": self.why[name],
-                **self._executables[name].describe(),
-            }
-            for name, v in self.variants.items()
-            if name in self._executables
-        }
+        """What runs here and why, per step: of segments payload, library, version, threads; of kernels that they are,
+        library and threads (JSON values)."""
+
+        def facts(name: str) -> dict[str, Any]:
+            said = self._executables[name].describe()
+            used = self.variants.get(name)
+            if used is None:
+                return said
+            return {"variant": used.name, "precision": used.precision, "why": self.why[name], **said}
+
+        return {step.name: facts(step.name) for step in self.manifest.plan if step.name in self._executables}
 
     def close(self) -> None:
         """Release the payloads, and the bundle if the engine opened it. Closing twice is fine.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import SelfTestError
 from edgekit.manifest import GoldenTensor
+from edgekit.runtime.crew import usable_cores
 from edgekit.runtime.session import Session
 from edgekit.runtime.state import convert
 
@@ -138,13 +138,6 @@ def check_latency(bundle: str, recorded_ms: float, run: Callable[[], None]) -> N
 def conditions(threads: int) -> dict[str, Any]:
     """What has to be equal for two timings to be comparable. `threads` 0 = the library's choice."""
     return {"cpu": cpu_name(), "arch": platform.machine(), "cores": usable_cores(), "threads": threads}
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cpu_name() -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+import weakref
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 
 import numpy as np
 
-from edgekit.backends.base import Binding, Executable
-from edgekit.errors import StreamError, UsageError
+from edgekit.backends.base import Executable
+from edgekit.errors import StreamError, UsageError, did_you_mean
 from edgekit.manifest import Manifest
-from edgekit.runtime.state import held_as, initial_value, private_states
+from edgekit.runtime.crew import Crew, usable_cores
+from edgekit.runtime.plan import Copies, Job, Layout, Part, beside, lay_out
+from edgekit.runtime.state import held_as, initial_value
 from edgekit.spec import StateSpec
-
-Copies = tuple[tuple[np.ndarray, np.ndarray], ...]
-"""(target, source), in order."""
 
 _ALL = slice(None)
 
@@ -29,59 +30,46 @@ class Session:
     It owns the recurrent state of its plan, which is in neither of them: what a run writes to a state's
     output is what the next run reads. `states` are the values that the next run reads, by name.
     A run that fails leaves the state as it was.
+
+    Steps of the plan that do not wait for each other run at the same time, on a few threads of the session's own
+    that sleep between runs; results are the same bits. `overlap = False` runs them one after the other.
     """
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
+    buffers: Mapping[str, np.ndarray]
+    """Every tensor of the plan where its producer writes it, inputs and outputs included; states that take turns are
+    not among them (`states`)."""
 
     def __init__(self, manifest: Manifest, executables: Mapping[str, Executable]) -> None:
         """Buffers for every step of the plan; `executables` by step name. States are at their initial values.
 
         Raises: StreamError when a device has no memory left for them.
         """
-        self._bindings: list[Binding] = []
-        pairs: list[tuple[Binding, Binding]] = []  # for odd and for even runs, the same one mostly
-        turned: dict[str, np.ndarray] = {}  # state input -> what the second of its pair reads
+        self.executables: Mapping[str, Executable] = MappingProxyType(dict(executables))
+        layout = self._layout = Layout()
+        self._crew: Crew | None = None
         try:
-            for step in manifest.plan:
-                private = private_states(manifest, step)
-                pair = _bind(executables[step.name], {s.input: s.output for s in private})
-                self._bindings += dict.fromkeys(pair)
-                pairs.append(pair)
-                for name in (s.input for s in private):
-                    if pair[1].inputs[name] is not pair[0].inputs[name]:
-                        turned[name] = pair[1].inputs[name]
+            lay_out(manifest, executables, layout)
         except BaseException:
             self.close()
             raise
-        inputs: dict[str, np.ndarray] = {}
-        produced: dict[str, np.ndarray] = {}
-        copies: list[Copies] = []
-        for step, (binding, _) in zip(manifest.plan, pairs, strict=True):
-            moves = []
-            for name in step.inputs:
-                source = produced.get(name, inputs.get(name))
-                if source is None:  # of the plan or of a state, read for the first time: it is written here
-                    inputs[name] = binding.inputs[name]
-                else:
-                    moves.append((binding.inputs[name], source))
-            copies.append(tuple(moves))
-            produced.update({name: binding.outputs[name] for name in step.outputs})
-        self.inputs = {name: inputs[name] for name in manifest.inputs}
-        self.outputs = {name: produced[name] for name in manifest.outputs}
+        buffers, turned = layout.buffers, layout.turned
+        away = {name for s in manifest.states if s.input in turned for name in (s.input, s.output)}
+        self.inputs = {name: buffers[name] for name in manifest.inputs}
+        self.outputs = {name: buffers[name] for name in manifest.outputs}
+        self.buffers = MappingProxyType({name: a for name, a in buffers.items() if name not in away})
 
         self._returns: Copies = tuple(
-            (inputs[s.input], produced[s.output]) for s in manifest.states if s.input not in turned
+            (buffers[s.input], buffers[s.output]) for s in manifest.states if s.input not in turned
         )
-        self.bytes_copied_per_run = sum(
-            target.nbytes for moves in (*copies, self._returns) for target, _ in moves
-        )
+        self.bytes_copied_per_run = layout.copied + sum(target.nbytes for target, _ in self._returns)
         """Copies between the steps of the plan, and from a run to the next, made by the CPU."""
-        self.state_specs: tuple[StateSpec, ...] = tuple(held_as(s, inputs[s.input]) for s in manifest.states)
+        self.state_specs: tuple[StateSpec, ...] = tuple(held_as(s, buffers[s.input]) for s in manifest.states)
         """The states as this session holds them: a payload may hold one as codes that another holds as reals."""
         self._initial = {spec.name: initial_value(spec) for spec in self.state_specs}
         self._states: tuple[Mapping[str, np.ndarray], ...] = tuple(
-            {s.name: arrays[s.input] for s in manifest.states} for arrays in (inputs, {**inputs, **turned})
+            {s.name: arrays[s.input] for s in manifest.states} for arrays in (buffers, {**buffers, **turned})
         )
         self._views = tuple(
             MappingProxyType({name: _read_only(array) for name, array in arrays.items()})
@@ -90,35 +78,90 @@ class Session:
         # states that stay on a device
         self._pulls, self._pushes = (
             tuple(
-                tuple(getattr(pair[turn], move) for pair in pairs if hasattr(pair[turn], move))
+                tuple(getattr(pair[turn], move) for pair in layout.pairs if hasattr(pair[turn], move))
                 for turn in (0, 1)
             )
             for move in ("pull", "push")
         )
-        self._turns = tuple(
-            tuple(zip([pair[turn].run for pair in pairs], copies, strict=True)) for turn in (0, 1)
-        )
+        self._jobs: tuple[Job, ...] = tuple(layout.jobs)
+        self._numbers = {job.name: i for i, job in enumerate(self._jobs)}
+        self._times: dict[str, tuple[int, int]] = {}
+        helpers = min(max(beside(manifest)), max(2, usable_cores())) - 1
+        self.overlap = helpers > 0
+        """Whether steps may run at the same time; never so where the plan has none that could."""
+        if self.overlap:
+            self._crew = Crew([job.after for job in self._jobs], helpers)
+            weakref.finalize(self, self._crew.close)  # for sessions that nobody closes
         self._turn = 0
+        first = self._jobs[0]
         if manifest.states:
             try:
                 self.reset()
             except BaseException:
                 self.close()
                 raise
-        elif len(pairs) == 1 and not copies[0]:
-            self.run = self._bindings[0].run  # type: ignore[method-assign]  # no hop for the common case
+        elif len(self._jobs) == len(first.parts) == 1 and first.when is None and not layout.copied:
+            self.run = first.parts[0].runs[0]  # type: ignore[assignment,method-assign]  # no hop for the common case
 
-    def run(self) -> None:
-        """Run the whole plan once. Raises: StreamError when an engine fails or the session is closed."""
-        if not self._turns:
+    @property
+    def step_ns(self) -> Mapping[str, tuple[int, int]]:
+        """By step: when it began and ended in the last run (time.perf_counter_ns). Empty for a plan of one step, where
+        it would cost more than it says."""
+        return MappingProxyType(self._times)
+
+    def run(self, done: Collection[str] = ()) -> None:
+        """Run the whole plan once.
+
+        done: steps whose outputs are in `buffers` already; these are not run. What `when` switches off of them is set to
+        zeros all the same, so that the rest sees what a whole run would give.
+        Raises: StreamError when an engine fails or the session is closed; UsageError for an unknown step.
+        """
+        if not self._jobs:
             raise StreamError("session: closed. Make another with engine.session()")
-        for run, moves in self._turns[self._turn]:
-            for target, source in moves:
-                np.copyto(target, source)
-            run()
+        skip = {self._number(name) for name in done} if done else ()
+        if self._crew is not None and self.overlap:
+            self._crew.run(lambda number: self._do(number, number in skip))
+        else:
+            for number in range(len(self._jobs)):
+                self._do(number, number in skip)
         for target, source in self._returns:
             np.copyto(target, source)
         self._turn ^= 1
+
+    def run_slot(self, step: str, slot: int) -> None:
+        """Run one slice of a repeated step now, in this thread, from the plan's inputs as they are; its outputs are in
+        that slice of `buffers`. What `when` says does not matter.
+
+        Raises: StreamError as `run`; UsageError for an unknown step or slot, or a step that reads what another one writes.
+        """
+        if not self._jobs:
+            raise StreamError("session: closed. Make another with engine.session()")
+        job = self._jobs[self._number(step)]
+        if not 0 <= slot < len(job.parts) or len(job.parts) == 1 or job.after:
+            raise UsageError(
+                f"run_slot: step {step!r}, slot {slot}: expected a repeated step that reads inputs of the plan only, "
+                f"and one of its {len(job.parts)} slots"
+            )
+        _run(job.parts[slot], self._turn)
+
+    def _number(self, step: str) -> int:
+        if step not in self._numbers:
+            raise UsageError(
+                f"step {step!r}: not in this plan. {did_you_mean(str(step)[:80], self._numbers)}"
+            )
+        return self._numbers[step]
+
+    def _do(self, number: int, done: bool) -> None:
+        """A step: every part that its `when` does not switch off."""
+        job, turn = self._jobs[number], self._turn
+        begin = time.perf_counter_ns()
+        for i, part in enumerate(job.parts):
+            if job.when is not None and not job.when[i].any():
+                for array in part.outputs:
+                    array.fill(0)
+            elif not done:
+                _run(part, turn)
+        self._times[job.name] = begin, time.perf_counter_ns()
 
     @property
     def states(self) -> Mapping[str, np.ndarray]:
@@ -169,10 +212,11 @@ class Session:
 
     def close(self) -> None:
         """Free what the session holds on its device; its arrays stay readable. Closing twice is fine."""
-        for binding in self._bindings:
-            binding.close()
-        self._bindings = []
-        self._turns = ()
+        crew, self._crew = self._crew, None
+        if crew is not None:
+            crew.close()
+        self._layout.close()
+        self._jobs = ()
 
     def __enter__(self) -> Session:
         return self
@@ -208,12 +252,9 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _bind(executable: Executable, states: Mapping[str, str]) -> tuple[Binding, Binding]:
-    """The bindings for odd and for even runs: two that have the buffers of states (input -> output) swapped
-    where the backend can (`base.Turning`), else the same one twice."""
-    bind_turns = getattr(executable, "bind_turns", None)
-    if states and bind_turns is not None:
-        first, second = bind_turns(states)
-        return first, second
-    binding = executable.bind()
-    return binding, binding
+def _run(part: Part, turn: int) -> None:
+    for target, source in part.before:
+        np.copyto(target, source)
+    part.runs[turn]()
+    for target, source in part.after:
+        np.copyto(target, source)

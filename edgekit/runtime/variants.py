@@ -21,7 +21,9 @@ from edgekit.errors import BundleError, EdgekitError, OutputError, SelfTestError
 from edgekit.host import backend_problem
 from edgekit.manifest import KernelStep, Manifest, Segment, Variant
 from edgekit.runtime import tuning
-from edgekit.runtime.selftest import golden_values, self_test
+from edgekit.runtime.crew import usable_cores
+from edgekit.runtime.plan import beside
+from edgekit.runtime.selftest import golden_values, self_test, set_golden
 from edgekit.runtime.session import Session
 from edgekit.runtime.state import convert, held_as, initial_value, private_states, same_codes, state_dtypes
 from edgekit.spec import QuantParams
@@ -71,29 +73,31 @@ def select(
     test: bool = True,
     effort: tuning.Effort | None = tuning.AT_LOAD,
     fresh: bool = False,
+    kernels: Mapping[str, Executable] | None = None,
 ) -> Selection:
     """Load what runs here, per segment.
 
     wanted: the variant to use where a segment has it. test: self-test, and keep only what passes.
     effort: how long variants are timed where several pass; None = not at all, the first is taken.
-    fresh: measure although there is a record.
+    fresh: measure although there is a record. kernels: of `load_kernels`.
 
     Raises: the reason, when a segment has no variant that works; UsageError for an unknown variant.
     """
     manifest, threads, cache_dir = bundle.manifest, options.threads, options.cache_dir
     check_wanted(manifest, wanted)
+    kernels = kernels or {}
     open_choice = wanted is None and any(len(segment.variants) > 1 for segment in segments)
     refused: Refused = {}
     if effort is not None and open_choice and not fresh:
         record = tuning.read(manifest, threads, cache_dir)
-        chosen = _only(bundle, segments, record.chosen, options, test, refused) if record else None
+        chosen = _only(bundle, segments, record.chosen, options, test, refused, kernels) if record else None
         if record and chosen:
             why = _why(segments, record, wanted, " (recorded)")
             kept = record if record.timings else None
             return Selection(chosen, why, dict(record.refused), kept, recorded=True)
     if effort is None and open_choice:
         first = {segment.name: segment.variants[0].name for segment in segments}
-        chosen = _only(bundle, segments, first, options, test, refused)
+        chosen = _only(bundle, segments, first, options, test, refused, kernels)
         if chosen:
             return Selection(chosen, dict.fromkeys(chosen, NOT_TUNED), _skipped(segments, chosen))
     refused.clear()
@@ -103,7 +107,7 @@ def select(
         for segment in segments:
             loaded[segment.name] = load_variants(bundle, segment, options, wanted, refused)
         passing = (
-            passing_variants(bundle, loaded, threads, refused)
+            passing_variants(bundle, loaded, threads, refused, kernels)
             if test
             else Passing(dict(loaded), {name: candidates[0] for name, candidates in loaded.items()})
         )
@@ -114,12 +118,12 @@ def select(
             chosen = passing.base
             why = dict.fromkeys(chosen, NOT_TUNED)
             return Selection(chosen, why, refused)
-        record = _race(bundle, passing, options, effort)
+        record = _race(bundle, passing, options, effort, kernels)
         chosen = {
             name: next(c for c in candidates if c.variant.name == record.chosen[name])
             for name, candidates in passing.candidates.items()
         }
-        if test and not _works_together(bundle, chosen, passing, threads):
+        if test and not _works_together(bundle, chosen, passing, threads, kernels):
             chosen = passing.base
             names = {name: c.variant.name for name, c in chosen.items()}
             for timing in record.timings:
@@ -181,6 +185,7 @@ def _only(
     options: LoadOptions,
     test: bool,
     refused: Refused,
+    kernels: Mapping[str, Executable],
 ) -> dict[str, Candidate] | None:
     """The variants of these names, loaded and tested together; None, all closed, when they do not work."""
     loaded: dict[str, Candidate] = {}
@@ -188,7 +193,7 @@ def _only(
     try:
         for segment in segments:
             (loaded[segment.name],) = load_variants(bundle, segment, options, names[segment.name], refused)
-        keep = not test or _verdict(bundle, loaded, options.threads) is None
+        keep = not test or _verdict(bundle, loaded, options.threads, kernels) is None
     except EdgekitError:
         pass  # every variant is tried next, and the reasons are told then
     finally:
@@ -201,13 +206,9 @@ def segments(bundle: Bundle) -> list[Segment]:
     """The plan's segments. Raises: BundleError for a plan that this edgekit cannot execute."""
     manifest, found, read = bundle.manifest, [], set()
     for step in manifest.plan:
-        if isinstance(step, KernelStep):
-            raise BundleError(
-                f"bundle {bundle.path}: step {step.name} needs kernel {step.kernel!r}, "
-                "which this edgekit does not have. Upgrade edgekit"
-            )
-        found.append(step)
-        read |= set(step.inputs)
+        if isinstance(step, Segment):
+            found.append(step)
+        read |= {*step.inputs, step.when}
     for name in (*manifest.inputs, *(state.input for state in manifest.states)):
         if name not in read:
             raise BundleError(
@@ -216,6 +217,39 @@ def segments(bundle: Bundle) -> list[Segment]:
     for state in manifest.states:
         initial_value(state)
     return found
+
+
+def threads_of(manifest: Manifest, threads: int) -> dict[str, int]:
+    """CPU threads by step. 0: where several branches of a plan may run at the same time each has its share of the
+    cores, else the choice is the library's (0)."""
+    from edgekit.kernels.steps import LIGHT
+
+    names = [step.name for step in manifest.plan]
+    if threads or len(names) == 1:
+        return dict.fromkeys(names, threads)
+    shares = zip(names, beside(manifest, LIGHT), strict=True)
+    return {name: 0 if n == 1 else max(1, usable_cores() // n) for name, n in shares}
+
+
+def load_kernels(bundle: Bundle, options: LoadOptions) -> dict[str, Executable]:
+    """The kernels of the plan by step, ready to run. Raises: BundleError for one that this edgekit does not have, or that
+    does not fit its tensors, options or files."""
+    steps = [step for step in bundle.manifest.plan if isinstance(step, KernelStep)]
+    if not steps:
+        return {}
+    from edgekit.kernels.steps import load  # not needed by most bundles
+
+    tensors = {tensor.name: tensor for tensor in bundle.manifest.tensors}
+    threads = threads_of(bundle.manifest, options.threads)
+    try:
+        return {
+            step.name: load(step, tensors, bundle.read, replace(options, threads=threads[step.name]))
+            for step in steps
+        }
+    except BundleError as error:
+        if str(bundle.path) in str(error):
+            raise
+        raise BundleError(f"bundle {bundle.path}: {error}") from None
 
 
 def check_wanted(manifest: Manifest, wanted: str | None) -> None:
@@ -257,8 +291,9 @@ def _load(bundle: Bundle, segment: Segment, variant: Variant, options: LoadOptio
     problem = backend_problem(variant.backend)
     if problem:
         raise BundleError(f"bundle {bundle.path}: cannot run on this machine: {problem}")
-    executable = half(variant.backend, "engine").load(
-        bundle.read(variant.path), variant, replace(options, cache_key=variant.digest)
+    threads = threads_of(bundle.manifest, options.threads)[segment.name]
+    executable: Executable = half(variant.backend, "engine").load(
+        bundle.read(variant.path), variant, replace(options, threads=threads, cache_key=variant.digest)
     )
     try:
         _check_io(bundle.manifest, segment, variant, executable)
@@ -278,6 +313,8 @@ def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable
         found = {s.name: s for s in specs}
         for name in [*names, *(n for n in found if n not in names)]:
             want, got = manifest.tensor(name) if name in names else None, found.get(name)
+            if want and segment.repeat > 1:
+                want = replace(want, shape=(1, *want.shape[1:]))
             if want and got and got.dtype in free.get(name, ()):
                 want = replace(want, dtype=got.dtype)
             if want is None or got is None or (got.shape, got.dtype) != (want.shape, want.dtype):
@@ -317,7 +354,11 @@ class Passing:
 
 
 def passing_variants(
-    bundle: Bundle, loaded: Mapping[str, Sequence[Candidate]], threads: int, refused: Refused
+    bundle: Bundle,
+    loaded: Mapping[str, Sequence[Candidate]],
+    threads: int,
+    refused: Refused,
+    kernels: Mapping[str, Executable] | None = None,
 ) -> Passing:
     """The candidates that pass the self-test; the others go to `refused`.
 
@@ -330,7 +371,7 @@ def passing_variants(
     def passes(plan: Mapping[str, Candidate]) -> bool:
         key = tuple(candidate.name for candidate in plan.values())
         if key not in verdicts:
-            verdicts[key] = _verdict(bundle, plan, threads)
+            verdicts[key] = _verdict(bundle, plan, threads, kernels or {})
         return verdicts[key] is None
 
     combinations = itertools.islice(itertools.product(*loaded.values()), MAX_COMBINATIONS)
@@ -352,15 +393,27 @@ def passing_variants(
     return Passing(passing, base)
 
 
-def _works_together(bundle: Bundle, chosen: Mapping[str, Candidate], passing: Passing, threads: int) -> bool:
+def _works_together(
+    bundle: Bundle,
+    chosen: Mapping[str, Candidate],
+    passing: Passing,
+    threads: int,
+    kernels: Mapping[str, Executable],
+) -> bool:
     """Each winner passed beside the base; several at once are another combination."""
     replaced = [name for name, candidate in chosen.items() if candidate is not passing.base[name]]
-    return len(replaced) < 2 or _verdict(bundle, chosen, threads) is None
+    return len(replaced) < 2 or _verdict(bundle, chosen, threads, kernels) is None
 
 
-def _verdict(bundle: Bundle, plan: Mapping[str, Candidate], threads: int) -> EdgekitError | None:
+def _session(bundle: Bundle, plan: Mapping[str, Candidate], kernels: Mapping[str, Executable]) -> Session:
+    return Session(bundle.manifest, {**kernels, **{name: c.executable for name, c in plan.items()}})
+
+
+def _verdict(
+    bundle: Bundle, plan: Mapping[str, Candidate], threads: int, kernels: Mapping[str, Executable]
+) -> EdgekitError | None:
     try:
-        with Session(bundle.manifest, {name: c.executable for name, c in plan.items()}) as session:
+        with _session(bundle, plan, kernels) as session:
             self_test(bundle, session, [c.variant.name for c in plan.values()], threads)
     except EdgekitError as error:
         return _without_frames(error)
@@ -396,7 +449,8 @@ def tune(
         plan = segments(bundle)
         effort = replace(tuning.THOROUGH, rounds=rounds)
         options = LoadOptions(threads, cache_dir, progress=progress)
-        selected = select(bundle, plan, options, effort=effort, fresh=True)
+        kernels = load_kernels(bundle, options)
+        selected = select(bundle, plan, options, effort=effort, fresh=True, kernels=kernels)
         try:
             record = selected.record
             stored = None if record is None else tuning.store(record, cache_dir)
@@ -437,14 +491,21 @@ def _row(segment: Segment, variant: Variant, selected: Selection) -> dict[str, A
     return row | {key: getattr(timing, key) if timing else None for key in figures}
 
 
-def _race(bundle: Bundle, passing: Passing, options: LoadOptions, effort: tuning.Effort) -> tuning.Record:
-    """Time the candidates of every segment that has several, on the golden input of the bundle."""
+def _race(
+    bundle: Bundle,
+    passing: Passing,
+    options: LoadOptions,
+    effort: tuning.Effort,
+    kernels: Mapping[str, Executable],
+) -> tuning.Record:
+    """Time the candidates of every segment that has several, on what it gets in a run on the bundle's golden input;
+    of a repeated one a single slice."""
     backends = [variant.backend for _, variant in bundle.manifest.variants()]
     chosen = {name: candidates[0].variant.name for name, candidates in passing.candidates.items()}
     several = [name for name, candidates in passing.candidates.items() if len(candidates) > 1]
     table: list[tuning.Timing] = []
     if several:
-        values = _flow(bundle, passing.base)
+        values = _flow(bundle, passing.base, kernels)
         share = replace(effort, budget_s=effort.budget_s / len(several))
         for name in several:
             candidates = passing.candidates[name]
@@ -455,7 +516,10 @@ def _race(bundle: Bundle, passing: Passing, options: LoadOptions, effort: tuning
                 for candidate in candidates:
                     bindings.append(candidate.executable.bind())
                     for tensor, array in bindings[-1].inputs.items():
-                        _fill(bundle.manifest, tensor, array, values[tensor])
+                        value = values[tensor]
+                        if value.shape != array.shape:
+                            value = value[: len(array)]  # of a repeated step
+                        _fill(bundle.manifest, tensor, array, value)
                 named = zip(candidates, bindings, strict=True)
                 samples = tuning.race({c.name: b.run for c, b in named}, share)
             finally:
@@ -468,22 +532,20 @@ def _race(bundle: Bundle, passing: Passing, options: LoadOptions, effort: tuning
     return tuning.Record(bundle.payload_digest, facts, chosen, tuple(table))
 
 
-def _flow(bundle: Bundle, plan: Mapping[str, Candidate]) -> dict[str, np.ndarray]:
+def _flow(
+    bundle: Bundle, plan: Mapping[str, Candidate], kernels: Mapping[str, Executable]
+) -> dict[str, np.ndarray]:
     """Every tensor of the plan for the bundle's golden input, computed by `plan`; states that have none are
     at their initial values. No run of a race changes what the next one reads."""
     manifest = bundle.manifest
-    values = {state.input: initial_value(state) for state in manifest.states}
-    values |= {golden.tensor: golden_values(bundle, golden) for golden in manifest.golden.inputs}
-    for step in manifest.plan:
-        binding = plan[step.name].executable.bind()
-        try:
-            for name in step.inputs:
-                _fill(manifest, name, binding.inputs[name], values[name])
-            binding.run()
-            values.update({name: binding.outputs[name].copy() for name in step.outputs})
-        finally:
-            binding.close()
-    return values
+    given = {state.input: initial_value(state) for state in manifest.states}
+    given |= {golden.tensor: golden_values(bundle, golden) for golden in manifest.golden.inputs}
+    if len(manifest.plan) == 1:
+        return given
+    with _session(bundle, plan, kernels) as session:
+        set_golden(bundle, session)
+        session.run()
+        return {name: array.copy() for name, array in session.buffers.items()} | given
 
 
 def _fill(manifest: Manifest, tensor: str, array: np.ndarray, value: np.ndarray) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekit.pixels import Pixels
     from edgekit.tasks.preprocess import ImagePreprocess
 
-TASKS = ("detect", "classify", "video")
+TASKS = ("detect", "classify", "video", "fusion")
 
 
 class Runnable(Protocol):

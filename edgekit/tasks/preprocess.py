@@ -16,8 +16,11 @@ class ImagePreprocess:
     resize: `letterbox` keeps the aspect ratio and pastes at the top left (YOLOX);
         `letterbox-center` keeps it and centres (YOLOv5/v8, both pads rounded as Ultralytics
         does); `stretch` fills the input without keeping it (FastestDet, NanoDet); `crop` keeps it,
-        scales the shorter side to `shorter_side` pixels and cuts the middle out (classifiers).
+        scales the shorter side to `shorter_side` pixels and cuts the middle out (classifiers); `crop-bottom` keeps
+        it, scales the width to `scaled_width` pixels and takes the middle columns and the lowest rows (cameras on
+        vehicles: BEVFusion), padded above where the picture is too low.
     shorter_side: for `crop`, at least the input's larger side; None = the smallest that fills the input.
+    scaled_width: for `crop-bottom`, at least the input's width; None = the input's width.
     pad_value: level of the padding, before normalisation.
     color: channel order of the network's input.
     mean, std: per channel in the order of `color`, in 8-bit levels: x = (pixel - mean) / std.
@@ -29,7 +32,7 @@ class ImagePreprocess:
 
     width: int
     height: int
-    resize: Literal["letterbox", "letterbox-center", "stretch", "crop"] = "letterbox"
+    resize: Literal["letterbox", "letterbox-center", "stretch", "crop", "crop-bottom"] = "letterbox"
     pad_value: int = 114
     color: Literal["bgr", "rgb"] = "bgr"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -38,6 +41,7 @@ class ImagePreprocess:
     dtype: DType = DType.float32
     shorter_side: int | None = None
     interpolation: Literal["bilinear", "area"] = field(default="bilinear", metadata=LATER)
+    scaled_width: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not (1 <= self.width <= 16384 and 1 <= self.height <= 16384):
@@ -53,6 +57,13 @@ class ImagePreprocess:
                 raise ValueError(
                     f"shorter_side {self.shorter_side} must be between the input's larger side, "
                     f"{max(self.width, self.height)}, and 16384"
+                )
+        if self.scaled_width is not None:
+            if self.resize != "crop-bottom":
+                raise ValueError(f"scaled_width goes with resize 'crop-bottom', got {self.resize!r}")
+            if not self.width <= self.scaled_width <= 16384:
+                raise ValueError(
+                    f"scaled_width {self.scaled_width} must be between the input's width, {self.width}, and 16384"
                 )
 
 
@@ -75,7 +86,8 @@ def place(spec: ImagePreprocess, width: int, height: int) -> Placement:
 
     Letterbox: r = min(W/w, H/h), size truncated to int (YOLOX `preproc`); centred letterbox:
     size rounded, left/top = round(pad / 2 - 0.1) (Ultralytics `LetterBox`); crop: the longer side
-    truncated, left/top = -round(excess / 2) (torchvision `Resize`, `CenterCrop`).
+    truncated, left/top = -round(excess / 2) (torchvision `Resize`, `CenterCrop`); crop-bottom: the
+    height truncated, left = -(excess // 2), top = input's height - height (BEVFusion `ImageAug3D` in test).
     """
     if spec.resize == "stretch":
         return Placement(spec.width / width, spec.height / height, 0, 0, spec.width, spec.height)
@@ -90,6 +102,10 @@ def place(spec: ImagePreprocess, width: int, height: int) -> Placement:
         return Placement(
             w / width, h / height, -round((w - spec.width) / 2), -round((h - spec.height) / 2), w, h
         )
+    if spec.resize == "crop-bottom":
+        w = spec.width if spec.scaled_width is None else spec.scaled_width
+        h = max(1, height * w // width)
+        return Placement(w / width, h / height, -((w - spec.width) // 2), spec.height - h, w, h)
     ratio = min(spec.width / width, spec.height / height)
     if spec.resize == "letterbox":
         return Placement(ratio, ratio, 0, 0, max(1, int(width * ratio)), max(1, int(height * ratio)))

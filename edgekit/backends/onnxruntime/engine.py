@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.backends.base import TO_FIRST, TO_LAST, LoadOptions, Ports
+from edgekit.backends.base import TO_FIRST, TO_LAST, Binding, LoadOptions, Ports, usable, zeros
 from edgekit.backends.onnxruntime.wire import detach_weights
 from edgekit.errors import BundleError, MissingExtraError, StreamError
 from edgekit.manifest import Variant
@@ -93,9 +93,13 @@ class OrtExecutable:
 
     def bind(self) -> OrtBinding:
         """Buffers for one session. Raises: StreamError when closed."""
+        return self.bind_to({})
+
+    def bind_to(self, given: Mapping[str, np.ndarray], beside: Binding | None = None) -> OrtBinding:
+        """As `bind`, in arrays that are given: see backends.base.Fitting."""
         if self._session is None:
             raise StreamError("engine: closed. Load the bundle again")
-        return OrtBinding(self._ort, self._session, self._weights, *self._arrays(), self._turned)
+        return OrtBinding(self._ort, self._session, self._weights, *self._arrays(given), self._turned)
 
     def bind_turns(self, states: Mapping[str, str]) -> tuple[OrtBinding, OrtBinding]:
         """Buffers for one session whose states (input -> output) take turns: see backends.base.Turning.
@@ -108,16 +112,20 @@ class OrtExecutable:
                 inputs[source], outputs[target] = first.outputs[target], first.inputs[source]
         return first, OrtBinding(self._ort, self._session, self._weights, inputs, outputs, self._turned)
 
-    def _arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def _arrays(self, given: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         inputs, outputs = (
-            {spec.name: self._array(spec) for spec in specs} for specs in (self.inputs, self.outputs)
+            {spec.name: self._array(spec, given.get(spec.name)) for spec in specs}
+            for specs in (self.inputs, self.outputs)
         )
         return inputs, outputs
 
-    def _array(self, spec: TensorSpec) -> np.ndarray:
-        if spec.name not in self._turned:
-            return np.zeros(spec.shape, spec.dtype.value)
-        return np.zeros([spec.shape[axis] for axis in TO_LAST], spec.dtype.value).transpose(TO_FIRST)
+    def _array(self, spec: TensorSpec, given: np.ndarray | None) -> np.ndarray:
+        turned = spec.name in self._turned
+        if given is not None and usable(given, spec, TO_LAST if turned else None):
+            return given
+        if not turned:
+            return zeros(spec.shape, spec.dtype.value)
+        return zeros([spec.shape[axis] for axis in TO_LAST], spec.dtype.value).transpose(TO_FIRST)
 
     def close(self) -> None:
         """Let go; bindings still open go on working. Closing twice is fine."""

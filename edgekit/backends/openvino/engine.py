@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from edgekit.backends.base import TO_FIRST, TO_LAST, LoadOptions, Ports
+from edgekit.backends.base import TO_FIRST, TO_LAST, Binding, LoadOptions, Ports, usable, zeros
 from edgekit.backends.onnxruntime.wire import external_weights
 from edgekit.errors import BundleError, MissingExtraError, StreamError, printable
 from edgekit.manifest import Variant
@@ -91,9 +92,21 @@ class OpenVinoExecutable:
 
     def bind(self) -> OpenVinoBinding:
         """Buffers for one session. Raises: StreamError when closed."""
+        return self.bind_to({})
+
+    def bind_to(self, given: Mapping[str, np.ndarray], beside: Binding | None = None) -> OpenVinoBinding:
+        """As `bind`, in arrays that are given: see backends.base.Fitting."""
         if self._compiled is None:
             raise StreamError("engine: closed. Load the bundle again")
-        return OpenVinoBinding(self._openvino, self._compiled, *self._memory(), self._turned)
+        assert beside is None or isinstance(beside, OpenVinoBinding)
+        memory = self._memory(given)
+        binding = OpenVinoBinding(self._openvino, self._compiled, *memory, self._turned, beside)
+        for arrays in (binding.inputs, binding.outputs):  # one array is one object
+            assert isinstance(arrays, dict)
+            for name, array in arrays.items():
+                if name in given and array.ctypes.data == given[name].ctypes.data:
+                    arrays[name] = given[name]
+        return binding
 
     def bind_turns(self, states: Mapping[str, str]) -> tuple[OpenVinoBinding, OpenVinoBinding]:
         """Buffers for one session whose states (input -> output) take turns: see backends.base.Turning.
@@ -124,18 +137,21 @@ class OpenVinoExecutable:
         }
         return first, second
 
-    def _memory(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def _memory(
+        self, given: Mapping[str, np.ndarray] = MappingProxyType({})
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Arrays for inputs and outputs, as the library reads and writes them."""
         inputs, outputs = (
-            {
-                s.name: np.zeros(
-                    [s.shape[axis] for axis in TO_LAST] if s.name in self._turned else s.shape, s.dtype.value
-                )
-                for s in specs
-            }
+            {spec.name: self._stored(spec, given.get(spec.name)) for spec in specs}
             for specs in (self.inputs, self.outputs)
         )
         return inputs, outputs
+
+    def _stored(self, spec: TensorSpec, given: np.ndarray | None) -> np.ndarray:
+        axes = TO_LAST if spec.name in self._turned else range(len(spec.shape))
+        if given is not None and usable(given, spec, axes):
+            return given.transpose(axes)
+        return zeros([spec.shape[axis] for axis in axes], spec.dtype.value)
 
     def close(self) -> None:
         """Let go; bindings still open go on working. Closing twice is fine."""
@@ -159,22 +175,35 @@ class OpenVinoBinding:
         inputs: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         turned: frozenset[str] = frozenset(),
+        beside: OpenVinoBinding | None = None,
     ) -> None:
         self.inputs, self.outputs = (
             {name: array.transpose(TO_FIRST) if name in turned else array for name, array in arrays.items()}
             for arrays in (inputs, outputs)
         )
-        self._request: Any = compiled.create_infer_request()
-        for i, array in enumerate(inputs.values()):
-            self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
-        for i, array in enumerate(outputs.values()):
-            self._request.set_output_tensor(i, openvino.Tensor(array, shared_memory=True))
+        # a request has the memory of all that lies between its inputs and outputs
+        self._shared: _Shared = _Shared(compiled.create_infer_request()) if beside is None else beside._shared
+        self._tensors: tuple[list[Any], list[Any]] = (
+            [openvino.Tensor(array, shared_memory=True) for array in inputs.values()],
+            [openvino.Tensor(array, shared_memory=True) for array in outputs.values()],
+        )
+        self._request: Any = self._shared.request
+        self._place()
+
+    def _place(self) -> None:
+        for i, tensor in enumerate(self._tensors[0]):
+            self._request.set_input_tensor(i, tensor)
+        for i, tensor in enumerate(self._tensors[1]):
+            self._request.set_output_tensor(i, tensor)
+        self._shared.last = self._tensors
 
     def run(self) -> None:
         """One inference. Raises: StreamError when the library fails or the binding is closed."""
         if self._request is None:
             raise StreamError("engine: openvino failed while running: the session is closed")
         try:
+            if self._shared.last is not self._tensors:
+                self._place()
             # views of our arrays, not copies; start_async and wait would cost a change of threads
             self._request.infer(share_inputs=True, share_outputs=True)
         except RuntimeError as error:
@@ -183,6 +212,15 @@ class OpenVinoBinding:
     def close(self) -> None:
         """Let go of the network; the arrays stay readable. Closing twice is fine."""
         self._request = None
+        self._tensors = ([], [])
+
+
+class _Shared:
+    """A request, and whose tensors it has."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.last: Any = None
 
 
 _PICTURE_CHANNELS = 4

@@ -79,6 +79,24 @@ class Voxels:
         return out
 
 
+VALUES = ("x in the voxel", "y in the voxel", "z / 2 m", "intensity", "10 dt", "log(1 + points) / 2")
+"""What `local_values` says of a voxel: x and y from its middle in voxel sides."""
+
+
+def local_values(voxels: Voxels, grid: VoxelGrid) -> np.ndarray:
+    """float32 [m, len(VALUES)] of voxels of points x, y, z, intensity, dt: of ordinary size wherever the voxel lies."""
+    at = voxels.coordinates[:, :0:-1].astype(np.float32)  # x, y, z
+    values = np.empty((len(at), len(VALUES)), np.float32)
+    for k in range(2):
+        values[:, k] = (voxels.features[:, k] - np.float32(grid.low[k])) / np.float32(grid.size[k])
+        values[:, k] -= at[:, k] + np.float32(0.5)
+    values[:, 2] = voxels.features[:, 2] / 2
+    values[:, 3] = voxels.features[:, 3]
+    values[:, 4] = voxels.features[:, 4] * 10
+    values[:, 5] = np.log1p(voxels.counts.astype(np.float32)) / 2
+    return values
+
+
 def voxelize(
     points: np.ndarray,
     grid: VoxelGrid,

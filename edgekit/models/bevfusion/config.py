@@ -16,19 +16,25 @@ from edgekit.kernels.bev_pool import BevGrid, Frustum
 from edgekit.kernels.sparse_conv.encoder import BEVFUSION, EncoderSpec, Stage
 from edgekit.kernels.voxelize import NUSCENES, VoxelGrid
 
+NUSCENES_CAMERAS = (
+    "CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT",
+)  # fmt: skip
+"""Of the synthetic rig too."""
+
 
 @dataclass(frozen=True)
 class CameraConfig:
     """The camera branch.
 
-    count: cameras.  image: (height, width) that the network sees; pictures are scaled to `scaled_width`, then cut
-    to it: the middle columns, the lowest rows.  depth: (first, end, step) of the depth bins, metres.
+    names: of the rig's cameras, in the order in which the network takes them.
+    image: (height, width) that the network sees; pictures are scaled to `scaled_width`, then cut
+    to it: the middle columns, the lowest rows (`inputs.rule`).  depth: (first, end, step) of the depth bins, metres.
     backbone, width: of `tsm.BACKBONES`.  fpn: channels of the feature pyramid.
     channels: of the features that are lifted.  hidden: of the layers that choose depth.
     lidar_depth: whether the LiDAR's depth image is an input (DepthLSS; else LSS).  depth_channels: of its layers.
     """
 
-    count: int = 6
+    names: tuple[str, ...] = NUSCENES_CAMERAS
     image: tuple[int, int] = (256, 704)
     scaled_width: int = 768
     depth: tuple[float, float, float] = (1.0, 60.0, 0.5)
@@ -44,6 +50,10 @@ class CameraConfig:
     """Pixels of the picture per cell of the features."""
 
     @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @property
     def frustum(self) -> Frustum:
         height, width = self.image
         return Frustum(self.image, (height // self.STRIDE, width // self.STRIDE), self.depth)
@@ -54,8 +64,10 @@ class LidarConfig:
     """The LiDAR branch.
 
     values: of a voxel: `raw` = the means of x, y, z, intensity, dt (the published network's); `local` =
-    `lidar.VALUES`, of ordinary size without training.
+    `kernels.voxelize.VALUES`, of ordinary size without training.
     max_points, max_voxels: limits of voxelization, 0 = none.  neck: channels of a 3x3 convolution after the encoder, 0 = none.
+    cloud: points of a moment that an exported network has room for.  reach: metres along x and y, from the LiDAR, beyond which
+    points are not taken, 0 = all are.
     """
 
     grid: VoxelGrid = NUSCENES
@@ -64,6 +76,8 @@ class LidarConfig:
     max_points: int = 10
     max_voxels: int = 160_000
     neck: int = 0
+    cloud: int = 300_000
+    reach: float = 0.0
 
     @property
     def channels(self) -> int:
@@ -173,7 +187,7 @@ LITE = Config(
         encoder=EncoderSpec(
             (17, 320, 320), 6, (Stage(16, 1, 24), Stage(24, 1, 32), Stage(32, 1)), outputs=24
         ),
-        values="local", max_points=0, max_voxels=0, neck=48,
+        values="local", max_points=0, max_voxels=0, neck=48, cloud=24_576, reach=48.0,
     ),
     BevConfig(
         pool=BevGrid((-32.0, 32.0, 0.8), (-32.0, 32.0, 0.8), (-3.0, 3.0)), shrink=1, fuser="mean", channels=48,

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.models.bevfusion.config import Config
+from edgekit.models.bevfusion.inputs import rule
 from edgekit.models.bevfusion.layers import conv
 from edgekit.tasks.detect.spec import Channels
-from edgekit.tasks.fusion.spec import CenterGroup, CenterHead, FusionSpec
+from edgekit.tasks.fusion.metric import NUSCENES_RANGES
+from edgekit.tasks.fusion.spec import CenterGroup, CenterHead, FusionSpec, VoxelCells
 
 BOX = ("offset x", "offset y", "z", "log l", "log w", "log h", "sin yaw", "cos yaw", "vx", "vy")
 PRIOR = -2.19
@@ -90,7 +92,8 @@ def output_names(config: Config) -> list[str]:
 
 
 def pipeline(config: Config, score_threshold: float = 0.1) -> FusionSpec:
-    """How `tasks.fusion` decodes the outputs. Suppression by circles where the configuration has them, else by overlap."""
+    """How `tasks.fusion` feeds the plan and decodes its outputs. Suppression by circles where the configuration has them,
+    else by overlap."""
     groups = []
     for i, labels in enumerate(config.head.groups):
         offset, height, size, rotation, velocity = (Channels(f"box_{i}", start) for start in (0, 2, 3, 6, 8))
@@ -101,6 +104,20 @@ def pipeline(config: Config, score_threshold: float = 0.1) -> FusionSpec:
             group = replace(group, suppress="circle", limits=(config.head.circles[i],))
         groups.append(group)
     (low_x, _, _), (low_y, _, _) = config.bev.pool.x, config.bev.pool.y
+    voxels, reach = config.lidar.grid, config.bev.pool.x[1]
+    labels = config.head.labels
+    known = (
+        NUSCENES_RANGES
+        if set(labels) <= set(NUSCENES_RANGES) and reach >= 50
+        else dict.fromkeys(labels, reach)
+    )
     return FusionSpec(
-        CenterHead(tuple(groups), low_x, low_y, *config.cell), config.head.labels, score_threshold
+        CenterHead(tuple(groups), low_x, low_y, *config.cell),
+        labels,
+        score_threshold,
+        cameras=config.camera.names,
+        preprocess=rule(config.camera),
+        reach=config.lidar.reach,
+        voxels=VoxelCells(voxels.low, voxels.high, voxels.size),
+        ranges={label: known[label] for label in labels},
     )

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgekit.errors import UsageError
 from edgekit.kernels.bev_pool import Geometry, Table, build
-from edgekit.kernels.depth_raster import depth_raster, projections
+from edgekit.kernels.depth_raster import depth_raster
+from edgekit.kernels.letterbox import letterbox
 from edgekit.kernels.voxelize import voxelize
 from edgekit.models.bevfusion.config import CameraConfig, Config
 from edgekit.models.bevfusion.lidar import voxel_values
-from edgekit.models.tsm import MEAN, STD
 from edgekit.rig import Rig, RigFrame, moved
+from edgekit.tasks.fusion.calibration import Calibration, within
+from edgekit.tasks.fusion.spec import PICTURE
+from edgekit.tasks.preprocess import ImagePreprocess
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One moment.
 
-    images: float32 [cam, 3, H, W], RGB, (level / 255 - MEAN) / STD; zeros for a camera that is missing.
+    images: float32 [cam, 3, H, W], by `rule`; zeros for a camera that is missing.
     depth_images: float32 [cam, 1, H, W], metres, 0 = no point.  table: which cells the cameras are pooled into.
     coordinates: int32 [m, 4], values: float32 [m, inputs], of the voxels.
     cameras: bool [cam], lidar: what is there.
@@ -35,70 +38,34 @@ class Sample:
     lidar: bool
 
 
-def augmentation(config: CameraConfig, width: int, height: int) -> np.ndarray:
-    """float64 [3, 3]: a pixel of a camera's picture of that size -> of the network's: scaled, then cut.
-
-    Raises: UsageError for a picture that is too low once it is scaled.
-    """
-    rows, columns = config.image
-    scale = config.scaled_width / width
-    scaled = round(height * scale)
-    if scaled < rows or config.scaled_width < columns:
-        raise UsageError(
-            f"camera picture {width}x{height}: scaled to {config.scaled_width}x{scaled}, "
-            f"expected at least {columns}x{rows}"
-        )
-    left, above = (config.scaled_width - columns) // 2, scaled - rows
-    return np.array([[scale, 0, -left], [0, scale, -above], [0, 0, 1.0]])
+def rule(config: CameraConfig) -> ImagePreprocess:
+    """From a camera's picture to the network's: RGB, (level / 255 - tsm.MEAN) / tsm.STD."""
+    height, width = config.image
+    return dataclasses.replace(PICTURE, width=width, height=height, scaled_width=config.scaled_width)
 
 
-def normalised(images: np.ndarray) -> np.ndarray:
-    """uint8 BGR [..., H, W, 3] -> float32 RGB [..., 3, H, W]."""
-    scale = np.array([1 / (255 * s) for s in STD], np.float32)
-    offset = np.array([m / s for m, s in zip(MEAN, STD, strict=True)], np.float32)
-    return np.ascontiguousarray(np.moveaxis(images[..., ::-1] * scale - offset, -1, -3))
-
-
-def fitted(config: CameraConfig, image: np.ndarray) -> np.ndarray:
-    """A camera's picture, uint8 [h, w, 3], as large as the network wants it; bilinear."""
-    height, width = image.shape[:2]
-    matrix = augmentation(config, width, height)
-    rows, columns = config.image
-    if (height, width) != config.image:
-        import cv2
-
-        scaled = (config.scaled_width, round(height * matrix[0, 0]))
-        image = cv2.resize(
-            image, scaled, interpolation=cv2.INTER_AREA if matrix[0, 0] < 1 else cv2.INTER_LINEAR
-        )
-    left, above = -int(matrix[0, 2]), -int(matrix[1, 2])
-    return image[above : above + rows, left : left + columns]
+def calibration(rig: Rig, config: Config) -> Calibration:
+    """What a device is told of a rig."""
+    return Calibration(rig, config.camera.names, rule(config.camera))
 
 
 def geometry(rig: Rig, config: Config, turned: np.ndarray | None = None) -> Geometry:
-    """Where the cameras of a rig look, in the LiDAR's frame. turned: float64 [4, 4] multiplied to points and boxes
-    (training). The vehicle's motion between a picture and the sweep is left out: tables are made once per rig."""
-    cameras = list(rig.cameras.values())
-    if len(cameras) != config.camera.count:
-        raise UsageError(f"rig {rig.name}: expected {config.camera.count} cameras, got {len(cameras)}")
-    to_lidar = np.stack([rig.lidar.from_ego @ camera.to_ego for camera in cameras])
+    """Where the cameras of a rig look, in the LiDAR's frame, with the rounding of `calibration`. turned: float64 [4, 4]
+    multiplied to points and boxes (training). The vehicle's motion between a picture and the sweep is left out: tables
+    are made once per rig."""
+    told = calibration(rig, config)
+    to_lidar = told.camera_to_lidar.astype(np.float64)
     if turned is not None:
         to_lidar = turned @ to_lidar
-    fit = np.stack([augmentation(config.camera, camera.width, camera.height) for camera in cameras])
-    intrinsics = np.stack([camera.matrix for camera in cameras])
-    return Geometry(intrinsics, to_lidar, fit, config.camera.frustum, config.bev.pool)
+    return Geometry(told.intrinsics, to_lidar, None, config.camera.frustum, config.bev.pool)
 
 
 def depth_images(frame: RigFrame, config: Config, threads: int = 0) -> np.ndarray:
-    """float32 [cam, 1, H, W]; zeros without LiDAR."""
-    rig, size = frame.rig, config.camera.image
+    """float32 [cam, 1, H, W]; zeros without LiDAR, and for a camera that the rig has not."""
+    told, size = calibration(frame.rig, config), config.camera.image
     if frame.points is None or not config.camera.lidar_depth:
-        return np.zeros((len(rig.cameras), 1, *size), np.float32)
-    cameras = rig.cameras.values()
-    fit = np.stack([augmentation(config.camera, camera.width, camera.height) for camera in cameras])
-    to_camera = np.stack([frame.lidar_to_camera(name) for name in rig.cameras])
-    matrices = projections(np.stack([camera.matrix for camera in cameras]), to_camera, fit)
-    return depth_raster(frame.points, matrices, size, threads=threads)[:, None]
+        return np.zeros((len(told.cameras), 1, *size), np.float32)
+    return depth_raster(frame.points, told.projections(frame), size, threads=threads)[:, None]
 
 
 def voxels_of(points: np.ndarray | None, config: Config, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -123,15 +90,18 @@ def prepare(
 
     table: of `geometry(frame.rig, config, turned)`, if it is there.  turned: float64 [4, 4], seen from above everything is turned,
     mirrored or scaled by it (training; boxes: `turned_boxes`); pictures and depths stay as they are.
-    Raises: UsageError for a rig with another number of cameras.
     """
     if table is None:
         table = build(geometry(frame.rig, config, turned), threads)
-    images = np.zeros((len(frame.rig.cameras), 3, *config.camera.image), np.float32)
-    there = np.zeros(len(images), bool)
-    for i, name in enumerate(frame.rig.cameras):
-        if name in frame.shots:
-            images[i], there[i] = normalised(fitted(config.camera, frame.shots[name].image)), True
+    names, how = config.camera.names, rule(config.camera)
+    images = np.zeros((len(names), 3, *config.camera.image), np.float32)
+    there = np.zeros(len(names), bool)
+    for i, name in enumerate(names):
+        if name in frame.shots and name in frame.rig.cameras:
+            letterbox(frame.shots[name].image, how, images[i : i + 1])
+            there[i] = True
+    if frame.points is not None:
+        frame = dataclasses.replace(frame, points=within(frame.points, config.lidar.reach))
     points = frame.points
     if points is not None and turned is not None:
         points = points.copy()

@@ -21,28 +21,18 @@ from torch.nn import functional
 
 from edgekit.kernels import sparse_conv as sparse
 from edgekit.kernels.sparse_conv.encoder import EncoderSpec
-from edgekit.kernels.voxelize import Voxels
+from edgekit.kernels.voxelize import VALUES, Voxels, local_values
 from edgekit.models.bevfusion.config import LidarConfig
 from edgekit.models.bevfusion.layers import MOMENTUM
 
-VALUES = ("x in the voxel", "y in the voxel", "z / 2 m", "intensity", "10 dt", "log(1 + points) / 2")
-"""What `local` voxels say: x and y from the voxel's middle in voxel sides."""
+__all__ = ["VALUES", "Cloud", "SparseEncoder", "Window", "cloud", "voxel_values", "weights", "window"]
 
 
 def voxel_values(voxels: Voxels, config: LidarConfig) -> np.ndarray:
     """Inputs of the encoder, float32 [m, encoder.inputs], of voxels of points x, y, z, intensity, dt."""
     if config.values == "raw":
         return voxels.features[:, : config.encoder.inputs]
-    grid, at = config.grid, voxels.coordinates[:, :0:-1].astype(np.float32)  # x, y, z
-    values = np.empty((len(at), len(VALUES)), np.float32)
-    for k in range(2):
-        values[:, k] = (voxels.features[:, k] - np.float32(grid.low[k])) / np.float32(grid.size[k])
-        values[:, k] -= at[:, k] + np.float32(0.5)
-    values[:, 2] = voxels.features[:, 2] / 2
-    values[:, 3] = voxels.features[:, 3]
-    values[:, 4] = voxels.features[:, 4] * 10
-    values[:, 5] = np.log1p(voxels.counts.astype(np.float32)) / 2
-    return values
+    return local_values(voxels, config.grid)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,6 +66,13 @@ def draw(
     return canvas
 
 
+def captioned(image: Array, text: str) -> Array:
+    """A copy of a picture, uint8 [H, W, 3] BGR, with a line of text in its corner."""
+    canvas = np.array(image, order="C")
+    _write(load_cv2("draw a rig"), canvas, text, (6, 16))
+    return canvas
+
+
 def camera_view(
     frame: RigFrame, name: str, found: Drawable | None = None, *, width: int = 480, points: bool = True
 ) -> Array:

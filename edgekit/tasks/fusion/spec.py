@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
+from edgekit.errors import UsageError
+from edgekit.kernels.voxelize import VoxelGrid
 from edgekit.tasks.detect.spec import Channels
+from edgekit.tasks.preprocess import ImagePreprocess
 
 Suppression = Literal["none", "circle", "rotated"]
 Axis = Literal["x", "y"]
 SizeOrder = Literal["lwh", "wlh"]
 MAX_BOXES = 100_000
+MAX_CAMERAS = 64
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,30 @@ class CenterGroup:
 
 
 @dataclass(frozen=True)
+class VoxelCells:
+    """The cells that an encoder cuts space into: corners and sides in metres, x, y, z."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    size: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        try:
+            self.grid()
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    def grid(self, times: float = 1.0) -> VoxelGrid:
+        """As the kernel takes them; `times` as large along each axis, the last ones reaching beyond."""
+        size = tuple(times * side for side in self.size)
+        high = tuple(
+            low + side * max(1, math.ceil(round((high - low) / side, 3)))
+            for low, high, side in zip(self.low, self.high, size, strict=True)
+        )
+        return VoxelGrid(self.low, (high[0], high[1], high[2]), (size[0], size[1], size[2]))
+
+
+@dataclass(frozen=True)
 class CenterHead:
     """Groups over one grid. x = low_x + (cell along x + offset x) * cell_x, metres; y likewise.
 
@@ -93,13 +121,30 @@ class CenterHead:
             raise ValueError(f"bounds must be three lows, then three highs, got {list(self.bounds)}")
 
 
+PICTURE = ImagePreprocess(
+    704, 256, "crop-bottom", 0, "rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375),
+    interpolation="area", scaled_width=768,
+)  # fmt: skip
+"""What the published BEVFusion makes of a 1600x900 picture, means and deviations being ImageNet's."""
+
+
 @dataclass(frozen=True)
 class FusionSpec:
-    """The `pipeline` of a rig's bundle: outputs of the head -> boxes in the LiDAR's frame.
+    """The `pipeline` of a rig's bundle: sensors -> inputs of the plan, outputs of the head -> boxes in the LiDAR's frame.
+
+    cameras: names of the rig's, in the order in which the plan takes them; () = a plan without.
+    preprocess: from each camera's picture to the plan's.
+    reach: metres along x and y, from the LiDAR, beyond which points are not taken; 0 = all are.
+    camera_step: the step that sees one camera at a time, run as soon as its picture is there. camera_tensors: what
+    is kept of it. Without such a step ("") it is the picture, as the plan takes it.
+    lidar_step: the step whose time depends on how many voxels there are. voxels: their low and high corners and
+    sides, for its deadline (deadline.py); None = no deadline can be held.
 
     labels: of the groups, one after the other. A peak counts when its score >= `score_threshold`; each group gives
     the best `candidates` of them to its suppression and keeps `per_group` boxes; at most `max_detections` remain, best
     first. Defaults are those of BEVFusion's CenterHead, which keeps what all groups give (6 x 83).
+    ranges: by label, metres from the LiDAR within which an evaluation asks for boxes; a label that is not there has no
+    limit.
     """
 
     task: ClassVar[str] = "fusion"
@@ -110,6 +155,14 @@ class FusionSpec:
     candidates: int = 500
     per_group: int = 83
     max_detections: int = 500
+    cameras: tuple[str, ...] = ()
+    preprocess: ImagePreprocess = PICTURE
+    reach: float = 0.0
+    camera_step: str = "camera"
+    camera_tensors: tuple[str, ...] = ("pyramid",)
+    lidar_step: str = "encoder"
+    voxels: VoxelCells | None = None
+    ranges: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = tuple(label for group in self.head.groups for label in group.labels)
@@ -124,3 +177,12 @@ class FusionSpec:
         for name in ("candidates", "per_group", "max_detections"):
             if not 1 <= getattr(self, name) <= MAX_BOXES:
                 raise ValueError(f"{name} must be between 1 and {MAX_BOXES}, got {getattr(self, name)}")
+        if len(set(self.cameras)) != len(self.cameras) or "lidar" in self.cameras:
+            raise ValueError("cameras must differ, and none is called 'lidar'")
+        if len(self.cameras) > MAX_CAMERAS:
+            raise ValueError(f"at most {MAX_CAMERAS} cameras, got {len(self.cameras)}")
+        if not (math.isfinite(self.reach) and self.reach >= 0):
+            raise ValueError(f"reach must be 0 or more metres, got {self.reach}")
+        for label, metres in self.ranges.items():
+            if label not in self.labels or not metres > 0:
+                raise ValueError(f"ranges: {label[:60]!r}: expected one of the labels, above 0 metres")

@@ -1,0 +1,358 @@
+"""Sensors in, boxes out: what a plan is told of one moment of a rig, and what its outputs say.
+
+A moment comes whole (`FusionPipeline(frame)`), or its cameras one by one as their pictures arrive:
+
+    seen = {name: pipeline.camera(name, picture)}      # preprocess and the camera's own network, at once
+    boxes = pipeline.finish(moment, seen)              # the rest, when the sweep is complete
+
+Any sensor may be missing; the result names those. Calibration travels with the rig of each moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import weakref
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Protocol, cast
+
+import numpy as np
+
+from edgekit.errors import BundleError, UsageError, did_you_mean
+from edgekit.kernels.letterbox import plan
+from edgekit.manifest import Manifest
+from edgekit.pixels import Pixels, as_pixels
+from edgekit.rig import Rig, RigFrame
+from edgekit.schema import SchemaError, from_json
+from edgekit.tasks import Runnable
+from edgekit.tasks.fusion.boxes import Boxes3D, no_boxes
+from edgekit.tasks.fusion.calibration import Calibration, within
+from edgekit.tasks.fusion.deadline import Deadline
+from edgekit.tasks.fusion.decode import CenterDecoder
+from edgekit.tasks.fusion.spec import FusionSpec
+
+LIDAR = "lidar"
+_COLUMNS = 5
+_POOL = 4
+"""Copies of a camera's tensors that are kept for further pictures."""
+
+
+class PlanSession(Protocol):
+    """What the pipeline uses of a `runtime.session.Session`."""
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    buffers: Mapping[str, np.ndarray]
+    step_ns: Mapping[str, tuple[int, int]]
+
+    def run(self, done: Collection[str] = ()) -> None: ...
+    def run_slot(self, step: str, slot: int) -> None: ...
+
+
+def read_spec(manifest: Manifest) -> FusionSpec:
+    """The spec in a manifest. Raises: BundleError when it is not one."""
+    try:
+        return from_json(FusionSpec, manifest.pipeline, "manifest pipeline")
+    except SchemaError as error:
+        raise BundleError(f"bundle: {error}") from None
+
+
+class Seen:
+    """One camera's picture as far as it can be processed alone. Good for any moment of this pipeline, once or more.
+
+    camera: its name.  size: (width, height) of the picture.  stage_ns: (preprocess, engine), nanoseconds of wall time.
+    """
+
+    __slots__ = ("__weakref__", "camera", "size", "stage_ns", "tensors")
+
+    def __init__(
+        self, camera: str, size: tuple[int, int], tensors: dict[str, np.ndarray], stage_ns: tuple[int, int]
+    ) -> None:
+        self.camera, self.size, self.tensors, self.stage_ns = camera, size, tensors, stage_ns
+
+
+class FusionPipeline:
+    """One thread's way from what a rig sees to boxes.
+
+    Raises: BundleError when `spec` does not fit the session's tensors.
+    stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time. step_ns: (start, end) of each step of
+    the last run, `perf_counter_ns`.
+    counts: how often a sweep was cut down, by what was done (`cropped`, `coarser`, `over` = still above the budget,
+    `thinned` = more points than the plan has room for).
+    """
+
+    takes_rigs = True
+
+    def __init__(self, spec: FusionSpec, session: Runnable) -> None:
+        self.spec, self.session = spec, cast("PlanSession", session)
+        self._slots = {name: i for i, name in enumerate(spec.cameras)}
+        self._check()
+        self._decode = CenterDecoder(spec, session.outputs)
+        self._calibration: Calibration | None = None
+        self._spare: list[dict[str, np.ndarray]] = []
+        self._deadline = None if spec.voxels is None else Deadline(spec.voxels)
+        self._budget_ms: float | None = None
+        self.counts: Counter[str] = Counter()
+        self.stage_ns = (0, 0, 0)
+        self.step_ns: Mapping[str, tuple[int, int]] = {}
+
+    # --- whole moments --------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        frame: RigFrame,
+        *,
+        score_threshold: float | None = None,
+        taken_ns: int | None = None,
+        epoch: int = 0,
+    ) -> Boxes3D:
+        """Boxes in the LiDAR's frame at `frame.taken_ns`. score_threshold: the bundle's by default. taken_ns, epoch: not
+        used, a moment knows its time.
+
+        Raises: UsageError for anything that is no frame of a rig, StreamError when the engine fails.
+        """
+        if not isinstance(frame, RigFrame):
+            raise UsageError(
+                f"moment: expected a frame of a rig, got {type(frame).__name__}. "
+                "Read one from a source of a rig, or with edgekit.rig_files"
+            )
+        return self.finish(frame, {}, score_threshold=score_threshold)
+
+    # --- sensors as they arrive -----------------------------------------------------------------
+
+    def camera(self, name: str, picture: np.ndarray | Pixels) -> Seen:
+        """What can be done with one camera's picture, uint8 [H, W, 3] BGR or Pixels of any format, before the others are
+        there.
+
+        Raises: UsageError for a camera that the network does not know, StreamError when the engine fails.
+        """
+        slot = self._slots.get(name)
+        if slot is None:
+            raise UsageError(
+                f"camera {name!r}: not one of this network. {did_you_mean(name, self.spec.cameras)}"
+            )
+        start = time.perf_counter_ns()
+        size = self._place(slot, picture)
+        placed = time.perf_counter_ns()
+        step = self.spec.camera_step
+        if step:
+            self.session.run_slot(step, slot)
+        kept, spare = self._kept(slot), self._spare
+        tensors = spare.pop() if spare else {key: np.empty_like(part) for key, part in kept.items()}
+        for key, part in kept.items():
+            np.copyto(tensors[key], part)
+        seen = Seen(name, size, tensors, (placed - start, time.perf_counter_ns() - placed))
+        # whoever drops it last gives its memory back
+        weakref.finalize(seen, _give_back, spare, tensors, _POOL * len(self._slots)).atexit = False
+        return seen
+
+    def finish(
+        self, moment: RigFrame, seen: Mapping[str, Seen], *, score_threshold: float | None = None
+    ) -> Boxes3D:
+        """Boxes of a moment of which some cameras are `seen` already; its other shots are processed now.
+
+        `moment.points` is the sweep, or None; `moment.shots` tell when pictures were taken and how the vehicle has
+        moved since. Raises: as a call.
+        """
+        spec, inputs = self.spec, self.session.inputs
+        start = time.perf_counter_ns()
+        told = self._told(moment.rig)
+        there = np.zeros(len(self._slots), np.float32)
+        step = spec.camera_step
+        done: tuple[str, ...] = (step,) if seen and step else ()
+        late = []
+        for name, slot in self._slots.items():
+            if not told.known[slot]:
+                continue
+            if name in seen:
+                self._fits(moment.rig, name, seen[name].size)
+                for key, part in self._kept(slot).items():
+                    np.copyto(part, seen[name].tensors[key])
+            elif name in moment.shots:
+                self._fits(moment.rig, name, self._place(slot, moment.shots[name].image))
+                late.append(slot)
+            else:
+                continue
+            there[slot] = 1
+        notes: list[str] = []
+        voxels = self._put_points(moment.points, notes)
+        lidar = moment.points is not None
+        missing = tuple(name for name, slot in self._slots.items() if not there[slot])
+        missing = missing if lidar or "points" not in inputs else (*missing, LIDAR)
+        if not there.any() and not lidar:
+            self.stage_ns, self.step_ns = (time.perf_counter_ns() - start, 0, 0), {}
+            return dataclasses.replace(no_boxes(spec.labels, missing, moment.taken_ns), moment=moment)
+        self._put("cameras", there)
+        self._put("lidar", np.float32(lidar))
+        self._put("present", np.array([[there.any(), lidar]], np.float32))
+        self._put("intrinsics", told.intrinsics)
+        self._put("camera_to_lidar", told.camera_to_lidar)
+        if "projections" in inputs:
+            self._put("projections", told.projections(moment))
+        placed = time.perf_counter_ns()
+        if done:
+            for slot in late:
+                self.session.run_slot(step, slot)
+            for slot in np.flatnonzero(there == 0).tolist():
+                for part in self._kept(slot).values():
+                    part[...] = 0
+        self.session.run(done)
+        ran = time.perf_counter_ns()
+        self.step_ns = self.session.step_ns
+        if voxels is not None and self._deadline is not None and spec.lidar_step in self.step_ns:
+            begun, ended = self.step_ns[spec.lidar_step]
+            self._deadline.observe(voxels, (ended - begun) / 1e6)
+        boxes = self._decode(
+            self.session.outputs, score_threshold=score_threshold, missing=missing, taken_ns=moment.taken_ns
+        )
+        result = dataclasses.replace(boxes, notes=tuple(notes), moment=moment)
+        self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
+        return result
+
+    def prepare(self, rig: Rig) -> None:
+        """Make ahead what a rig's calibration needs, so that its first moment does not wait; returns at once where the
+        session can do it beside."""
+        told = Calibration(rig, self.spec.cameras, self.spec.preprocess)
+        ahead = getattr(self.session, "prefetch", None)
+        if ahead is not None:
+            ahead({"intrinsics": told.intrinsics, "camera_to_lidar": told.camera_to_lidar})
+
+    # --- the LiDAR's budget ---------------------------------------------------------------------
+
+    @property
+    def lidar_budget_ms(self) -> float | None:
+        """Milliseconds that the step `spec.lidar_step` may take (deadline.py); None = as long as it takes."""
+        return self._budget_ms
+
+    @lidar_budget_ms.setter
+    def lidar_budget_ms(self, value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise UsageError(f"lidar_budget_ms {value}: expected above 0 milliseconds, or None")
+        if value is not None and self._deadline is None:
+            raise UsageError(
+                "lidar_budget_ms: this bundle does not say what its voxels are, so no deadline can be held. "
+                "Give `voxels` in the plan's pipeline and build again"
+            )
+        self._budget_ms = value
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _put_points(self, points: np.ndarray | None, notes: list[str]) -> int | None:
+        """The sweep into its tensor; how many voxels it makes, where that is watched."""
+        inputs = self.session.inputs
+        if "points" not in inputs:
+            return None
+        room, count = inputs["points"], inputs["point_count"]
+        if points is None:
+            count[0] = 0
+            return None
+        if points.ndim != 2 or points.shape[1] != _COLUMNS or points.dtype != np.float32:
+            raise UsageError(
+                f"moment: expected points float32 [n, {_COLUMNS}], got {points.dtype} {list(points.shape)}"
+            )
+        points = within(points, self.spec.reach)
+        voxels = None
+        if self._budget_ms is not None and self._deadline is not None:
+            cut = self._deadline.fit(points, self._budget_ms)
+            points, voxels = cut.points, cut.voxels
+            notes += cut.notes
+            self.counts.update(cut.done)
+        if len(points) > len(room):
+            notes.append(f"lidar: {len(points) - len(room)} points beyond the {len(room)} there is room for")
+            self.counts["thinned"] += 1
+            away = np.square(points[:, :2]).sum(axis=1)
+            points = points[np.sort(np.argpartition(away, len(room))[: len(room)])]
+        room[: len(points)] = points
+        count[0] = len(points)
+        return voxels
+
+    def _place(self, slot: int, picture: np.ndarray | Pixels) -> tuple[int, int]:
+        """A picture into its slice of `images`; its (width, height)."""
+        pixels = as_pixels(picture)
+        target = self.session.inputs["images"][slot : slot + 1]
+        plan(self.spec.preprocess, pixels.layout).run(pixels, target)
+        return pixels.layout.width, pixels.layout.height
+
+    def _kept(self, slot: int) -> dict[str, np.ndarray]:
+        """What is kept of a camera: its slices of tensors of the plan."""
+        names = self.spec.camera_tensors if self.spec.camera_step else ("images",)
+        found = {}
+        for name in names:
+            tensor = self.session.buffers[name]
+            rows = len(tensor) // len(self._slots)
+            found[name] = tensor[slot * rows : (slot + 1) * rows]
+        return found
+
+    def _put(self, name: str, value: np.ndarray | np.float32) -> None:
+        if name in self.session.inputs:
+            self.session.inputs[name][...] = value
+
+    def _told(self, rig: Rig) -> Calibration:
+        told = self._calibration
+        if told is None or (told.rig is not rig and told.rig != rig):
+            told = self._calibration = Calibration(rig, self.spec.cameras, self.spec.preprocess)
+        return told
+
+    def _fits(self, rig: Rig, name: str, size: tuple[int, int]) -> None:
+        """A picture may be of another size than its calibration says, but not of another shape."""
+        camera, (width, height) = rig.cameras[name], size
+        off = abs(width * camera.height - height * camera.width)
+        if off > max(width, height, camera.width, camera.height):  # one pixel of a side
+            raise UsageError(
+                f"camera {name}: a picture of {width}x{height} pixels, but the rig says "
+                f"{camera.width}x{camera.height}. Give the rig that took it"
+            )
+
+    def _check(self) -> None:
+        spec, inputs = self.spec, self.session.inputs
+        cameras, rule = len(spec.cameras), spec.preprocess
+        wanted: dict[str, tuple[tuple[int | None, ...], str]] = {
+            "points": ((None, _COLUMNS), "float32"),
+            "point_count": ((1,), "int32"),
+            "lidar": ((1,), "float32"),
+            "present": ((1, 2), "float32"),
+        }
+        if cameras:
+            wanted |= {
+                "images": ((cameras, 3, rule.height, rule.width), "float32"),
+                "cameras": ((cameras,), "float32"),
+                "projections": ((cameras, 3, 4), "float32"),
+                "intrinsics": ((cameras, 3, 3), "float32"),
+                "camera_to_lidar": ((cameras, 4, 4), "float32"),
+            }
+        for name, tensor in inputs.items():
+            if name not in wanted:
+                raise BundleError(
+                    f"bundle: input {name!r} of its plan means nothing to the task fusion. "
+                    f"{did_you_mean(name, tuple(wanted))}"
+                )
+            shape, dtype = wanted[name]
+            same = len(shape) == tensor.ndim and all(
+                b in (None, a) for a, b in zip(tensor.shape, shape, strict=True)
+            )
+            if not same or tensor.dtype != dtype:
+                raise BundleError(
+                    f"bundle: its pipeline does not fit its plan: input {name!r}: expected {dtype} "
+                    f"{['n' if side is None else side for side in shape]}, got {tensor.dtype} {list(tensor.shape)}"
+                )
+        if cameras and "images" not in inputs:
+            raise BundleError(f"bundle: {cameras} cameras, but its plan has no input 'images'")
+        if ("points" in inputs) != ("point_count" in inputs):
+            raise BundleError("bundle: a plan with 'points' has 'point_count' too, and the other way round")
+        if not cameras and "points" not in inputs:
+            raise BundleError("bundle: a plan of the task fusion has 'images' of cameras, 'points', or both")
+        buffers = self.session.buffers
+        for name in spec.camera_tensors if cameras and spec.camera_step else ():
+            if name not in buffers or buffers[name].ndim < 1 or len(buffers[name]) % cameras:
+                raise BundleError(
+                    f"bundle: its pipeline keeps {name!r} of each camera, expected a tensor of the plan with "
+                    f"a multiple of {cameras} along its first axis"
+                )
+        if cameras and (rule.layout != "NCHW" or rule.dtype.value != "float32"):
+            raise BundleError("bundle: pictures of a plan are float32 in the order NCHW")
+
+
+def _give_back(spare: list[dict[str, np.ndarray]], tensors: dict[str, np.ndarray], most: int) -> None:
+    if len(spare) < most:
+        spare.append(tensors)
