@@ -1,6 +1,6 @@
 """BEVFusion at its published size on a real nuScenes frame, on this machine's CPU: where time and memory go.
 
-    python benchmarks/bevfusion_full.py [--rounds 3] [--threads 1,2] [--frame frame.json] [--keep FOLDER]
+    python benchmarks/bevfusion_full.py [--rounds 3] [--threads 1,2] [--frame frame.json] [--keep FOLDER] [--torch]
 
 Six pictures of 1600 x 900 scaled and cut to 704 x 256, ResNet-50, 118 depth bins, voxels of 0.075 m in 41 x 1440 x 1440,
 a view from above of 360 x 360 cells for the cameras and 180 x 180 where sensors meet (`config.FULL`), float32. The frame is
@@ -19,7 +19,8 @@ calibration. `memory`: MiB, in the first call, which is not timed: for each stag
 ran, and `added`, how much more that is than before it; onnxruntime keeps what it takes, so later calls add next to nothing
 (`warm_added_mib`, the most of any stage). `pool` builds the association table in that call. `plan_mib`: the plan's tensors;
 `loaded_mib`: those and the networks, ready to run; `peak_mib`: the most resident at any time, loading included.
-`lifted_mib`: what depth x feature would take, which is never made.
+`lifted_mib`: what depth x feature would take, which is never made. With --torch: `difference`, the largest between the outputs
+and those of the same network in torch / the largest value of that output.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from benchmarks.common import commit  # noqa: E402
 from benchmarks.overhead import machine  # noqa: E402
 from edgekit.kernels.bev_pool import BevGrid, Frustum, Geometry, build  # noqa: E402
 from edgekit.kernels.sparse_conv import encoder  # noqa: E402
-from edgekit.kernels.voxelize import VoxelGrid, voxelize  # noqa: E402
+from edgekit.kernels.voxelize import VoxelGrid, local_values, voxelize  # noqa: E402
 from edgekit.models.bevfusion.segments import Arrays, Run, Segments  # noqa: E402
 from edgekit.rig_files import read_nuscenes  # noqa: E402
 from edgekit.schema import from_json  # noqa: E402
@@ -58,14 +59,22 @@ MOST_REMAINDER = 0.02
 """Of a round's wall time."""
 MIB = 1 << 20
 _EXPORT = """
-import sys, torch
+import sys, numpy, torch
 from pathlib import Path
 from edgekit.models.bevfusion.config import CONFIGS
 from edgekit.models.bevfusion.export import export_segments
-from edgekit.models.bevfusion.model import BEVFusion
+from edgekit.models.bevfusion.inputs import prepare
+from edgekit.models.bevfusion.model import BEVFusion, collate
+from edgekit.rig_files import read_nuscenes
+config, folder, frame = CONFIGS[sys.argv[1]], Path(sys.argv[2]), sys.argv[3:]
 torch.manual_seed(0)
 torch.set_num_threads(1)
-export_segments(BEVFusion(CONFIGS[sys.argv[1]]), Path(sys.argv[2]))
+model = BEVFusion(config).eval()
+export_segments(model, folder)
+if frame:
+    with torch.no_grad():
+        out = model(collate([prepare(read_nuscenes(frame[0]), config)], config))
+    numpy.savez(folder / "torch.npz", **{name: value.numpy() for name, value in out.items()})
 """
 
 
@@ -122,7 +131,6 @@ class Measured(Segments):
         if step["kernel"] != "lidar_encoder":
             return super()._kernel(step)
         options, threads = step["options"], self.threads
-        assert options["values"] == "raw"
         grid = from_json(VoxelGrid, options["grid"], "grid")
         spec = from_json(encoder.EncoderSpec, options["encoder"], "encoder")
         with np.load(self.folder / step["weights"]) as found:
@@ -137,6 +145,8 @@ class Measured(Segments):
             )  # fmt: skip
             self.voxelize_ns, self.voxels = time.perf_counter_ns() - start, len(voxels.counts)
             values = voxels.features[:, : spec.inputs]
+            if options["values"] == "local":
+                values = local_values(voxels, grid)
             (out,) = step["outputs"]
             encoder.encode(ready, voxels.coordinates, values, out=arrays[out], threads=threads)
 
@@ -164,6 +174,15 @@ def table_ms(session: Measured, threads: int) -> float:
     start = time.perf_counter()
     build(Geometry(intrinsics, to_lidar, None, frustum, grid), threads)
     return (time.perf_counter() - start) * 1e3
+
+
+def difference(folder: Path, found: dict[str, np.ndarray]) -> float | None:
+    """From torch's outputs, relative to the largest value of each; None where they were not asked for."""
+    if not (folder / "torch.npz").is_file():
+        return None
+    with np.load(folder / "torch.npz") as file:
+        pairs = [(found[name], file[name]) for name in found]
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
 def measure(folder: Path, frame_path: Path, threads: int, rounds: int) -> dict[str, Any]:
@@ -201,7 +220,7 @@ def measure(folder: Path, frame_path: Path, threads: int, rounds: int) -> dict[s
     return {
         "benchmark": "bevfusion_full", "threads": threads, "rounds": rounds,
         "points": len(frame.points) if frame.points is not None else 0, "sweeps": 1, "voxels": session.voxels,
-        "boxes": len(result), "stages": {name: round(ms, 2) for name, ms in median.items()},
+        "boxes": len(result), "notes": result.notes, "stages": {name: round(ms, 2) for name, ms in median.items()},
         "sum_ms": round(sum(median.values()), 2), "wall_ms": round(statistics.median(walls) / 1e6, 2),
         "remainder_ms": round(remainders[worst] / 1e6, 3),
         "remainder_share": round(remainders[worst] / walls[worst], 5),
@@ -212,7 +231,7 @@ def measure(folder: Path, frame_path: Path, threads: int, rounds: int) -> dict[s
         "peak_mib": max(round(load_peak / MIB, 1), *(e["peak"] for found in (cold, warm) for e in found.values())),
         "lifted_mib": round(depth.nbytes * features.shape[-1] / MIB, 1),
         "files_mib": {p.name: round(p.stat().st_size / MIB, 2) for p in sorted(folder.iterdir())},
-        "same_bits": same, "finite": finite, "machine": machine(), "commit": commit(),
+        "same_bits": same, "difference": difference(folder, first), "finite": finite, "machine": machine(), "commit": commit(),
     }  # fmt: skip
 
 
@@ -226,6 +245,7 @@ def main() -> int:
     parser.add_argument("--frame", type=Path, default=data / "nuscenes_sample/frame.json")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="export here, or use what is there")
     parser.add_argument("--config", default="full", help="of models.bevfusion.config.CONFIGS")
+    parser.add_argument("--torch", action="store_true", help="compare with the network in torch, too")
     parser.add_argument("--one", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.frame.is_file():
@@ -241,6 +261,7 @@ def main() -> int:
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         if not (folder / "plan.json").is_file():
             command = [sys.executable, "-c", _EXPORT, args.config, str(folder)]
+            command += [str(args.frame)] * args.torch
             subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
         for threads in args.threads.split(","):
             own = [__file__, "--one", str(folder), "--threads", threads, "--rounds", str(args.rounds)]
