@@ -229,7 +229,8 @@ def from_uri(text: str) -> DataSet:
     seed, rest = 0, []
     for part in filter(None, query.split("&")):
         key, _, value = part.partition("=")
-        if key not in ("clips", "count", "seed"):
+        own = ("clips", "count", "seed", *(("frames",) if world == "street-rig" else ()))
+        if key not in own:
             rest.append(part)
             continue
         if not (value.isascii() and value.isdecimal() and len(value) < 11):

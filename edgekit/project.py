@@ -33,7 +33,7 @@ from edgekit.dataset import (
 )
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
-from edgekit.schema import SchemaError, from_json, printable, to_json
+from edgekit.schema import SchemaError, from_json, parse_json, printable, to_json
 from edgekit.spec import MAX_LANES, MAX_SECONDS, DType, is_duration
 from edgekit.target import Target
 from edgekit.tasks.detect.coco import COCO_CLASSES
@@ -44,11 +44,15 @@ from edgekit.timebase import Policy
 AnySpec = TypeVar("AnySpec", bound=Any)
 
 FILE_NAME = "edgekit.toml"
+PLAN_NAME = "plan.json"
+"""What a folder holds whose networks and kernels make one plan (toolchain.plans)."""
 
 TaskName = Literal["detect", "classify", "video", "fusion"]
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8", "dynamic"]
 RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")
+PLANNED: tuple[TaskName, ...] = ("fusion",)
+"""Tasks whose source is a plan folder."""
 HEADS: tuple[str, ...] = get_args(HeadFamily)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 QUANTIZATIONS = ("search", "minmax", "percentile", "entropy", "mse")
@@ -224,7 +228,10 @@ class TargetOverride:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One network to build. All paths are ready to open; `classes` is empty when none were given."""
+    """One network, or plan of several, to build. All paths are ready to open; `classes` is empty when none were given.
+
+    source: the ONNX file, or the plan.json of a plan folder.
+    """
 
     name: str
     source: Path
@@ -240,6 +247,10 @@ class ModelEntry:
     video: VideoHint = VideoHint()
     batch: int = 1
     """Streams that one run takes (passes.lanes)."""
+
+    @property
+    def is_plan(self) -> bool:
+        return self.source.name == PLAN_NAME
 
     def on(self, target: str) -> TargetOverride:
         """The settings for one target: its overrides, with the model's thresholds filled in."""
@@ -285,13 +296,17 @@ class Project:
 
 
 def open_project(argument: Path | None) -> Project:
-    """What `edgekit build [ARGUMENT]` means: a network, a project (file or folder) or, with no argument,
+    """What `edgekit build [ARGUMENT]` means: a network, a plan folder, a project (file or folder) or, with no argument,
     ./edgekit.toml or else the shipped detector. Raises: UsageError."""
     if argument is None:
         here = Path(FILE_NAME)
         return load_project(here if os.path.isfile(here) else default_app())
     if argument.suffix.lower() == ".onnx":
         return bare_project(argument)
+    if argument.name == PLAN_NAME or (
+        os.path.isfile(argument / PLAN_NAME) and not os.path.isfile(argument / FILE_NAME)
+    ):
+        return bare_plan(argument)
     if os.path.isdir(argument) or argument.suffix.lower() == ".toml":
         return load_project(argument)
     what = f"model {printable(str(argument), 200)}"
@@ -377,6 +392,21 @@ def bare_project(
         data=data,
         images=images,
     )
+
+
+def bare_plan(source: Path) -> Project:
+    """A project of one plan folder (or its plan.json) and no file. Raises: UsageError."""
+    path = source / PLAN_NAME if os.path.isdir(source) else source
+    what = f"plan {printable(str(path), 200)}"
+    try:
+        tree = parse_json(read_text(path, what).encode(), "@")
+    except SchemaError as error:
+        raise UsageError(f"{what}: {str(error).removeprefix('@: ')}") from None
+    task = tree.get("task") if isinstance(tree, dict) else None
+    if task not in get_args(TaskName):
+        raise UsageError(f"{what}: its task is {printable(str(task))!r}, expected one of {', '.join(get_args(TaskName))}")
+    name = safe_name(path.resolve().parent.name, "plan")
+    return Project(name, (ModelEntry(name, path, task),))
 
 
 def with_options(
@@ -538,9 +568,15 @@ def _check_classes(names: Sequence[str], what: str, unit: str) -> tuple[str, ...
 
 def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
     source = root / table.source
+    if os.path.isdir(source) and os.path.isfile(source / PLAN_NAME):
+        source = source / PLAN_NAME
     if not os.path.isfile(source):
+        what = f"folder {str(source)!r} holds no {PLAN_NAME}" if source.is_dir() else f"no such file {str(source)!r}"
+        raise UsageError(f"{where}.source: {what}. Put the network there or change the path")
+    if (source.name == PLAN_NAME) != (table.task in PLANNED):
         raise UsageError(
-            f"{where}.source: no such file {str(source)!r}. Put the network there or change the path"
+            f"{where}.source: {table.source!r} is {'a plan' if source.name == PLAN_NAME else 'no plan folder'}, which does not "
+            f"fit task = {table.task!r}. Change one of them"
         )
     if isinstance(table.classes, str):
         classes = read_classes(root / table.classes)

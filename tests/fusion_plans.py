@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from edgekit.backends.base import Executable, LoadOptions, Payload, half
 from edgekit.bundle import golden_bytes, golden_path, make_variant, write_bundle
 from edgekit.kernels import steps
-from edgekit.kernels.depth_raster import projections
+from edgekit.kernels.letterbox import letterbox
 from edgekit.manifest import Golden, GoldenTensor, KernelStep, Manifest, Segment, kernel_path
 from edgekit.models.bevfusion.config import Config
-from edgekit.models.bevfusion.head import output_names
-from edgekit.models.bevfusion.inputs import augmentation, fitted, normalised
+from edgekit.models.bevfusion.head import output_names, pipeline
+from edgekit.models.bevfusion.inputs import calibration, rule
 from edgekit.models.bevfusion.lidar import weights
 from edgekit.models.bevfusion.model import BEVFusion
 from edgekit.models.exporting import write_onnx
@@ -181,7 +181,7 @@ def manifest(
     )
     return Manifest(
         schema_version=1, model="tiny", task="fusion", target="host", inputs=INPUTS, outputs=outputs,
-        tensors=tuple(shapes(config).values()), plan=plan, pipeline={}, payload_digest="", golden=Golden((), ()),
+        tensors=tuple(shapes(config).values()), plan=plan, pipeline=to_json(pipeline(config)), payload_digest="", golden=Golden((), ()),
         files={}, provenance={},
     ), files  # fmt: skip
 
@@ -190,16 +190,13 @@ def feed(moment: RigFrame, config: Config = TINY) -> dict[str, np.ndarray]:
     """The inputs of the plan for a moment; zeros for sensors that are missing."""
     spec, rig = shapes(config), moment.rig
     given = {name: np.zeros(spec[name].shape, spec[name].dtype.value) for name in INPUTS}
-    cameras = list(rig.cameras.values())
-    fit = np.stack([augmentation(config.camera, camera.width, camera.height) for camera in cameras])
-    matrices = np.stack([camera.matrix for camera in cameras])
-    given["intrinsics"][...] = fit @ matrices
-    given["camera_to_lidar"][...] = np.stack([rig.lidar.from_ego @ camera.to_ego for camera in cameras])
-    to_camera = np.stack([moment.lidar_to_camera(name) for name in rig.cameras])
-    given["projections"][...] = projections(matrices, to_camera, fit)
+    told = calibration(rig, config)
+    given["intrinsics"][...] = told.intrinsics
+    given["camera_to_lidar"][...] = told.camera_to_lidar
+    given["projections"][...] = told.projections(moment)
     for i, name in enumerate(rig.cameras):
         if name in moment.shots:
-            given["images"][i] = normalised(fitted(config.camera, moment.shots[name].image))
+            letterbox(moment.shots[name].image, rule(config.camera), given["images"][i : i + 1])
             given["cameras"][i] = 1
     if moment.points is not None:
         n = min(len(moment.points), POINTS)

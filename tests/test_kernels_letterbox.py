@@ -14,7 +14,7 @@ from edgekit.kernels.letterbox import LetterboxPlan, _array, letterbox, referenc
 from edgekit.pixels import PixelLayout, Pixels
 from edgekit.schema import from_json, to_json
 from edgekit.spec import DType
-from edgekit.tasks.preprocess import ImagePreprocess, place
+from edgekit.tasks.preprocess import ImagePreprocess, Placement, place
 from tests.test_kernels import PATHS, using
 
 IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
@@ -27,10 +27,14 @@ def cases(draw: st.DrawFn, interpolation: str = "bilinear") -> tuple[np.ndarray,
     height, width, channels = draw(side), draw(side), draw(st.sampled_from((1, 3, 4)))
     divisor = draw(st.sampled_from((0, 0, 2, 3)))  # a half has code of its own
     dtype = draw(st.sampled_from((DType.float32, DType.float16, DType.uint8)))
+    columns = max(1, width // divisor) if divisor else draw(side)
+    resize = draw(st.sampled_from(("letterbox", "letterbox-center", "stretch", "crop-bottom")))
+    more = draw(st.sampled_from((None, 0, 1, 30))) if resize == "crop-bottom" else None
     spec = ImagePreprocess(
-        width=max(1, width // divisor) if divisor else draw(side),
+        width=columns,
         height=max(1, height // divisor) if divisor else draw(side),
-        resize=draw(st.sampled_from(("letterbox", "letterbox-center", "stretch"))),
+        resize=resize,
+        scaled_width=None if more is None else columns + more,
         pad_value=draw(st.integers(0, 255)),
         color=draw(st.sampled_from(("bgr", "rgb"))),
         layout=draw(st.sampled_from(("NCHW", "NHWC"))),
@@ -95,9 +99,9 @@ def test_whole_input_is_written_as_specified(
     canvas = np.full((spec.height, spec.width, 3), float(spec.pad_value))
     resize = float_resize if spec.interpolation == "bilinear" else float_mean
     picture = resize(bgr, placement.width, placement.height)
-    canvas[
-        placement.top : placement.top + placement.height, placement.left : placement.left + placement.width
-    ] = picture
+    top, left = max(0, placement.top), max(0, placement.left)  # what is cut lies outside
+    picture = picture[max(0, -placement.top) :, max(0, -placement.left) :][: spec.height, : spec.width]
+    canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     got = out[0].astype(np.float64) if spec.layout == "NHWC" else out[0].transpose(1, 2, 0).astype(np.float64)
     if spec.std[2] > 1e38:
         return  # beyond what a round trip through float16 or float32 can show; covered bit for bit above
@@ -317,3 +321,48 @@ def test_wrong_arguments(
 ) -> None:
     with using(path), pytest.raises(UsageError, match=message):
         letterbox(image, spec, out, color=color)  # type: ignore[arg-type]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    height=st.integers(1, 80), width=st.integers(1, 80), size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    more=st.integers(0, 20), seed=st.integers(0, 9), interpolation=st.sampled_from(("bilinear", "area")),
+)  # fmt: skip
+def test_crop_bottom_scales_to_a_width_and_takes_the_middle_of_the_lowest_rows(
+    height: int, width: int, size: tuple[int, int], more: int, seed: int, interpolation: str
+) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    scaled = size[0] + more
+    spec = ImagePreprocess(
+        *size, "crop-bottom", 9, layout="NHWC", interpolation=interpolation, scaled_width=scaled
+    )
+    out = np.full((1, size[1], size[0], 3), np.nan, np.float32)
+    placed = letterbox(image, spec, out)
+    rows = max(1, int(height * scaled / width + 1e-9))
+    assert (placed.width, placed.height) == (scaled, rows)
+    whole = (float_resize if interpolation == "bilinear" else float_mean)(image, scaled, rows)
+    whole = np.concatenate([np.full((max(0, size[1] - rows), scaled, 3), 9.0), whole])
+    left = (scaled - size[0]) // 2
+    assert np.abs(out[0] - whole[-size[1] :, left : left + size[0]]).max() <= 0.61
+
+
+def test_crop_bottom_is_what_the_published_bevfusion_does_and_nothing_where_sizes_agree() -> None:
+    spec = ImagePreprocess(704, 256, "crop-bottom", scaled_width=768)
+    assert place(spec, 1600, 900) == Placement(0.48, 0.48, -32, -176, 768, 432)
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    out = np.empty((1, 6, 8, 3), np.float32)
+    for interpolation in ("bilinear", "area"):
+        same = ImagePreprocess(8, 6, "crop-bottom", layout="NHWC", interpolation=interpolation)
+        letterbox(image, same, out)
+        assert np.array_equal(out[0], image)
+
+
+def test_a_width_that_does_not_fill_the_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="scaled_width 20 must be between"):
+        ImagePreprocess(24, 8, resize="crop-bottom", scaled_width=20)
+    with pytest.raises(ValueError, match="goes with resize 'crop-bottom'"):
+        ImagePreprocess(24, 8, resize="crop", scaled_width=32)
+    spec = ImagePreprocess(24, 8, resize="crop-bottom")
+    assert "scaled_width" not in to_json(spec)  # what was written before it means the same
+    spec = ImagePreprocess(24, 8, resize="crop-bottom", scaled_width=32)
+    assert from_json(ImagePreprocess, to_json(spec), "x") == spec

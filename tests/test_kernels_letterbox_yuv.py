@@ -57,10 +57,13 @@ def rules(draw: st.DrawFn, layout: PixelLayout, dtype: DType = DType.float32) ->
     divisor = draw(st.sampled_from((0, 0, 1, 2, 2, 3)))
     width = max(1, layout.width // divisor) if divisor else draw(side)
     height = max(1, layout.height // divisor) if divisor else draw(side)
+    resize = draw(st.sampled_from(("letterbox", "letterbox-center", "stretch", "crop", "crop-bottom")))
+    more = draw(st.sampled_from((None, 0, 1, 30))) if resize == "crop-bottom" else None
     return ImagePreprocess(
         width=width,
         height=height + draw(st.sampled_from((0, 7))),
-        resize=draw(st.sampled_from(("letterbox", "letterbox-center", "stretch", "crop"))),
+        resize=resize,
+        scaled_width=None if more is None else width + more,
         pad_value=draw(st.integers(0, 255)),
         color=draw(st.sampled_from(("bgr", "rgb"))),
         layout=draw(st.sampled_from(("NCHW", "NHWC"))),

@@ -374,7 +374,7 @@ def test_winners_that_fail_together_are_not_used_together(
                 n: variants.load_variants(opened, s, options, choice[n], {})[0] for n, s in segments.items()
             }
             (rule,) = opened.manifest.golden.outputs
-            got = variants._flow(opened, plan)["y"] - variants.golden_values(opened, rule)
+            got = variants._flow(opened, plan, {})["y"] - variants.golden_values(opened, rule)
             variants.close(list(plan.values()))
             return float(np.abs(got).max())
 
@@ -409,7 +409,7 @@ def test_the_race_runs_on_the_golden_input(tmp_path: Path, monkeypatch: pytest.M
         golden["x"] = variants.golden_values(opened, opened.manifest.golden.inputs[0]).copy()
     seen: dict[str, np.ndarray] = {}
     flow = variants._flow
-    monkeypatch.setattr(variants, "_flow", lambda b, plan: seen.update(flow(b, plan)) or seen)
+    monkeypatch.setattr(variants, "_flow", lambda *given: seen.update(flow(*given)) or seen)
     edgekit.load(bundle, threads=1).close()
     for name, value in golden.items():
         np.testing.assert_allclose(seen[name], value, atol=1e-5)

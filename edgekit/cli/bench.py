@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgekit.cli.common import add_engine_options, integer, print_json, warn
+from edgekit.cli.common import add_engine_options, integer, print_json, ran, warn
 from edgekit.errors import UsageError, printable
 
 
@@ -40,22 +41,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def main(args: argparse.Namespace) -> int:
-    from edgekit.runtime.bench import STAGES, measure
-    from edgekit.runtime.engine import load
+def subject(uri: str | None, rig: bool) -> Any:
+    """The first picture of a source, or of one of a rig the moment that it shows. Raises: UsageError."""
     from edgekit.runtime.sources import open_source
 
-    uri = args.source if args.source is not None else "synthetic://street?seed=1&frames=1&size=1280x720"
+    if uri is None:
+        uri = "synthetic://street-rig?seed=1&frames=1" if rig else "synthetic://street?seed=1&frames=1&size=1280x720"
     with open_source(uri, limit=1) as source:
         frame = next(iter(source), None)
         if frame is None:
             raise UsageError(f"source {uri}: has no picture")
-        image = np.array(frame.image)
+        if rig and frame.rig is None:
+            raise UsageError(f"source {uri}: shows no rig, which this bundle needs. Give synthetic://street-rig")
+        return frame.rig if rig else np.array(frame.image)
+
+
+def main(args: argparse.Namespace) -> int:
+    from edgekit.runtime.bench import STAGES, measure
+    from edgekit.runtime.engine import load
+
     engines = []
     try:
         for path in (args.bundle, *args.vs):
             engines.append(load(path, threads=args.threads, variant=args.variant))
             warn(engines[-1].bundle)
+        image = subject(args.source, bool(getattr(engines[0].pipeline(), "takes_rigs", False)))
         results = measure(engines, image, warmup=args.warmup, runs=args.runs, threads=args.threads)
     finally:
         for engine in engines:
@@ -78,9 +88,13 @@ def main(args: argparse.Namespace) -> int:
         for stage in STAGES:
             row = result["stages"][stage]
             print(f"  {stage:<12}{row['median_ms']:>10.3f}{row['p95_ms']:>10.3f}{row['p99_ms']:>10.3f}")
-        print(
-            f"  runs {', '.join(printable(e['variant']) + ' (' + printable(e['why']) + ')' for e in result['engine'].values())}"
-        )
+        steps = result.get("steps")
+        for name, ms in ({} if steps is None else steps["median_ms"]).items():
+            print(f"    {printable(name):<20}{ms:>9.3f}   {ran(result['engine'][name])}")
+        if steps is None:
+            print(f"  runs {'; '.join(map(ran, result['engine'].values()))}")
+        else:
+            print(f"  steps {steps['sum_ms']:.3f} ms in sum, {steps['span_ms']:.3f} ms from the first start to the last end")
         print(
             f"  peak memory {result['peak_rss_bytes'] / 2**20:.0f} MiB, copies {result['copies']['bytes_per_frame']} bytes a frame"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.archive import check_writable
-from edgekit.cli import quantization
+from edgekit.cli import plans, quantization
 from edgekit.cli.common import MAX_COUNT, filled, integer, one_of, print_json, say
 from edgekit.errors import UsageError, printable
 from edgekit.project import HEADS, PRECISIONS, QUANTIZATIONS, RESIZES
@@ -235,6 +235,11 @@ def tell_quantization(built: Sequence[Built]) -> None:
         for line in shown:
             say(f"  {line}")
     for b in built:
+        if "plan" in b.evidence:
+            say(f"{b.model} for {b.target}: steps of the plan")
+            for rows in (plans.steps(b.evidence), plans.path(b.evidence)):
+                for line in quantization.aligned(rows):
+                    say(f"  {line}")
         if "quantization" in b.evidence:
             say(f"{b.model} for {b.target}: variants")
             for line in quantization.aligned(quantization.variants(b.evidence)):

@@ -108,3 +108,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="payload to use when the bundle has several (default: the fastest)",
     )
+
+
+def ran(runs: dict[str, Any]) -> str:
+    """What `Engine.describe` says of a step, for people: the payload and why it, or the kernel."""
+    if "variant" in runs:
+        return f"{printable(runs['variant'])}, {printable(runs['why'])}"
+    return f"kernel {printable(str(runs.get('kernel', '')))}, {printable(str(runs.get('library', '')))}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edgekit.bundle import Bundle
-from edgekit.cli import quantization
+from edgekit.cli import plans, quantization
 from edgekit.manifest import KernelStep, Segment
 from edgekit.schema import printable, to_json
 from edgekit.spec import DType, StateSpec, TensorSpec
@@ -217,6 +217,8 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
         ],
     )
     section("On this machine", _here(bundle))
+    section("Steps", _clean(plans.steps(bundle.evidence)))
+    section("How the networks came to their precision", _clean(plans.path(bundle.evidence)))
     if "quantization" in bundle.evidence:
         e = bundle.evidence
         section("Variants", _clean(quantization.variants(e)))
@@ -228,7 +230,7 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
     if labels:
         more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
         section("Labels", [(str(len(labels)), ", ".join(printable(name, 40) for name in labels[:8]) + more)])
-    shown = {k: v for k, v in bundle.evidence.items() if k != "quantization"}
+    shown = {k: v for k, v in bundle.evidence.items() if k not in ("quantization", "plan", "segments")}
     section("Evidence", _flat(shown))
     section("Provenance", _flat(manifest.provenance))
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekit.cli.common import add_engine_options, integer, print_json
+from edgekit.cli.common import add_engine_options, integer, print_json, ran
 from edgekit.dataset import check_pair
 from edgekit.errors import BundleError, MissingExtraError, printable
 
@@ -112,8 +112,8 @@ def _print(result: dict[str, Any]) -> None:
     print(f"  payload    {result['payload_digest']}")
     print(f"  signature  {result['signature']}")
     print(f"  self-test  {printable(result['self_test'])}")
-    for segment, runs in result.get("runs", {}).items():
-        print(f"  runs       {printable(segment)}: {printable(runs['variant'])}, {printable(runs['why'])}")
+    for step, runs in result.get("runs", {}).items():
+        print(f"  runs       {printable(step)}: {ran(runs)}")
     if result["metric"]:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in result["metric"].items() if isinstance(v, float))
         print(f"  metric     {shown} on {result['images']} {result['of']}")

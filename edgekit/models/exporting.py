@@ -19,8 +19,10 @@ def write_onnx(
     import onnx
     import torch
 
-    training = model.training
-    part = path.with_name(path.name + ".part")
+    training = {
+        part: part.training for part in model.modules()
+    }  # each its own: a wrapper's says nothing of what it wraps
+    file = path.with_name(path.name + ".part")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the older exporter gives the plainer graph
         warnings.filterwarnings(
@@ -29,16 +31,17 @@ def write_onnx(
         torch.onnx.export(
             model.eval(),
             example,
-            str(part),
+            str(file),
             input_names=inputs,
             output_names=outputs,
             opset_version=opset,
             dynamo=False,
             do_constant_folding=True,
         )
-    model.train(training)
+    for part, before in training.items():
+        part.training = before
     if metadata:
-        proto = onnx.load(part)
+        proto = onnx.load(file)
         onnx.helper.set_model_props(proto, dict(metadata))
-        onnx.save(proto, part)
-    part.replace(path)
+        onnx.save(proto, file)
+    file.replace(path)

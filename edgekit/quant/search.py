@@ -159,6 +159,21 @@ def search(problem: Problem, progress: Progress) -> Quantized:
     return replace(best, trials=tuple(bench.trials))
 
 
+def tighten(problem: Problem, found: Quantized, progress: Progress) -> Quantized:
+    """`found` by another gate, one that asks for more than that of its own search: costlier repairs, then values back in
+    float, until it passes. As `search`."""
+    bench = _Bench(problem)
+    progress("accuracy of the payload", 0, 1)
+    best = replace(found, look=problem.gate(found.model))
+    bench.note("what the payload scores", best, True)
+    if best.look.passed is False:
+        best = _costlier(bench, best, progress)
+    if best.look.passed is False:
+        start = bench.place(found.exact, found.stats, found.choices, found.steps)
+        best = _islands(bench, start, best, progress)
+    return replace(best, trials=(*found.trials, *bench.trials))
+
+
 def carry(found: Quantized, rules: Rules) -> ir.Model:
     """The network of `found` placed by other rules: the same ranges, weights, repairs and float islands.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def run_once(pipeline: Pipeline, image: np.ndarray) -> tuple[int, ...]:
-    """One call; (preprocess, engine, decode, total) in nanoseconds."""
+def run_once(pipeline: Pipeline, image: Any) -> tuple[int, ...]:
+    """One call with a picture, or a moment of a rig; (preprocess, engine, decode, total) in nanoseconds."""
     pipeline(image)
     return (*pipeline.stage_ns, sum(pipeline.stage_ns))
 
@@ -46,27 +47,31 @@ def summarize(samples: np.ndarray) -> dict[str, Any]:
 
 
 def measure(
-    engines: list[Engine], image: np.ndarray, *, warmup: int = 20, runs: int = 200, threads: int = 0
+    engines: list[Engine], image: Any, *, warmup: int = 20, runs: int = 200, threads: int = 0
 ) -> list[dict[str, Any]]:
-    """Time engines on `image` (uint8 [H, W, 3] BGR), interleaved call by call so that load hits all alike.
+    """Time engines on `image` (uint8 [H, W, 3] BGR, or a rig.RigFrame), interleaved call by call so that load hits all
+    alike.
 
     Returns: per engine stages (median, p95, p99, min in ms), peak_rss_bytes of this process,
-    copies per frame, machine and what ran.
+    copies per frame, machine and what ran; of a plan of several steps the median of each.
     """
     pipelines = [engine.pipeline() for engine in engines]
     for _ in range(warmup):
         for pipeline in pipelines:
             run_once(pipeline, image)
     samples = np.zeros((len(pipelines), runs, len(STAGES)), np.int64)
+    steps: list[list[dict[str, tuple[int, int]]]] = [[] for _ in pipelines]
     for i in range(runs):
         for j, pipeline in enumerate(pipelines):
             samples[j, i] = run_once(pipeline, image)
+            steps[j].append(dict(getattr(pipeline, "step_ns", {})))
     return [
         {
             "bundle": str(engine.bundle.path),
             "target": engine.manifest.target,
             "stages": summarize(samples[j]),
-            "image": [int(image.shape[1]), int(image.shape[0])],
+            "image": sizes(image),
+            **({"steps": step_times(steps[j])} if steps[j][0] else {}),
             "peak_rss_bytes": peak_rss_bytes(),
             "copies": copies(pipelines[j]),
             "machine": machine(threads),
@@ -74,6 +79,26 @@ def measure(
         }
         for j, engine in enumerate(engines)
     ]
+
+
+def sizes(image: Any) -> list[int]:
+    """[width, height] of a picture, or of the first camera's of a rig; [0, 0] for a LiDAR alone."""
+    if not isinstance(image, np.ndarray):
+        image = next((shot.image for shot in image.shots.values()), np.zeros((0, 0, 3), np.uint8))
+    return [int(image.shape[1]), int(image.shape[0])]
+
+
+def step_times(runs: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
+    """Of runs by step (`Session.step_ns`): median milliseconds of each, of all from the first start to the last end
+    (`span_ms`), and their sum: with overlap it is the larger one."""
+    taken = {name: [run[name][1] - run[name][0] for run in runs if name in run] for name in runs[0]}
+    each = {name: round(float(np.median(values)) / 1e6, 4) for name, values in taken.items()}
+    spans = [max(end for _, end in run.values()) - min(start for start, _ in run.values()) for run in runs]
+    return {
+        "median_ms": each,
+        "sum_ms": round(sum(each.values()), 4),
+        "span_ms": round(float(np.median(spans)) / 1e6, 4),
+    }
 
 
 def copies(pipeline: Pipeline) -> dict[str, Any]:

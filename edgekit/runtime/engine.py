@@ -211,8 +211,8 @@ class Engine:
         def facts(name: str) -> dict[str, Any]:
             said = self._executables[name].describe()
             used = self.variants.get(name)
-            if used is None:
-                return said
+            if used is None:  # told alike, so that reports need no second form
+                return {"variant": said["kernel"], "why": "a kernel of edgekit", **said}
             return {"variant": used.name, "precision": used.precision, "why": self.why[name], **said}
 
         return {step.name: facts(step.name) for step in self.manifest.plan if step.name in self._executables}

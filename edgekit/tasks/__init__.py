@@ -10,9 +10,10 @@ finds the rest with `of`. Adding a task: these two files, and its name in `TASKS
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.errors import BundleError, UsageError, did_you_mean
+from edgekit.schema import SchemaError, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from edgekit.tasks.preprocess import ImagePreprocess
 
 TASKS = ("detect", "classify", "video", "fusion")
+
+_Spec = TypeVar("_Spec")
 
 
 class Runnable(Protocol):
@@ -74,7 +77,8 @@ class Result(Protocol):
 
 
 class Pipeline(Protocol):
-    """One thread's way from a picture, uint8 [H, W, 3] BGR or Pixels, to a result.
+    """One thread's way from a picture, uint8 [H, W, 3] BGR or Pixels, to a result; one whose class says `takes_rigs = True`
+    takes a `rig.RigFrame` instead.
 
     stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time.
 
@@ -88,7 +92,7 @@ class Pipeline(Protocol):
 
     def __call__(
         self,
-        image: np.ndarray | Pixels,
+        image: Any,
         *,
         score_threshold: float | None = None,
         taken_ns: int | None = None,
@@ -110,8 +114,9 @@ class EvaluationSet(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def read(self, index: int) -> np.ndarray:
-        """Picture `index`, uint8 [H, W, 3] BGR. Raises: UsageError for a file that is no picture."""
+    def read(self, index: int) -> Any:
+        """Picture `index`, uint8 [H, W, 3] BGR, or a `rig.RigFrame` for a task that takes these. Raises: UsageError for a
+        file that is no picture."""
         ...
 
 
@@ -167,6 +172,14 @@ def task(name: str) -> Task:
     if name not in TASKS:
         raise UsageError(f"task {name!r}: unknown. {did_you_mean(name, TASKS)}")
     return cast("Task", importlib.import_module(f"edgekit.tasks.{name}.task"))
+
+
+def spec_in(manifest: Manifest, kind: type[_Spec]) -> _Spec:
+    """The `pipeline` table of a manifest as a task's spec. Raises: BundleError when it is not one."""
+    try:
+        return from_json(kind, manifest.pipeline, "manifest pipeline")
+    except SchemaError as error:
+        raise BundleError(f"bundle: {error}") from None
 
 
 def of(thing: Any) -> Task:

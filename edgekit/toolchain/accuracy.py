@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit import tasks
@@ -44,6 +44,13 @@ def metric(subject: Subject, data: EvaluationSet, progress: Progress) -> dict[st
     known = measure(subject.reference, subject.spec, data, "accuracy, float", progress)
     what = f"accuracy, {subject.candidate.payload.precision}"
     got = measure(subject.candidate, subject.spec, data, what, progress)
+    return compared(known, got, data, subject.run_by)
+
+
+def compared(
+    known: Mapping[str, Any], got: Mapping[str, Any], data: EvaluationSet, run_by: str
+) -> dict[str, Any]:
+    """What `metric` says of two results of `measured` on the same `data`."""
     task = tasks.of(data)
     name = task.METRIC
     before, after = known["metric"][name], got["metric"][name]
@@ -63,7 +70,7 @@ def metric(subject: Subject, data: EvaluationSet, progress: Progress) -> dict[st
         "drop": None if before is None or after is None else round(before - after, 6),
         "interval95": interval95(got["rounds"]),
         "drop_interval95": interval95(drops),
-        "measured_by": subject.run_by,
+        "measured_by": run_by,
     }
 
 
@@ -93,11 +100,22 @@ def measure(
     running: Running, spec: Spec, data: EvaluationSet, what: str, progress: Progress
 ) -> dict[str, Any]:
     """`metric` and its bootstrap `rounds`; from the cache where this very payload was measured before."""
-    key = cache.digest(
+    content = [
         running.payload.backend,  # two libraries may run the same file
         running.payload.data,
         to_json(spec),
         to_json(list(getattr(running.binding, "state_specs", ()))),
+    ]
+    return measured(lambda: open_pipeline(spec, running.binding), content, data, what, progress)
+
+
+def measured(
+    opened: Callable[[], Any], content: Sequence[Any], data: EvaluationSet, what: str, progress: Progress
+) -> dict[str, Any]:
+    """`metric` of the pipeline that `opened` gives, and its bootstrap `rounds`. content: all that decides what it finds,
+    the code and tools here aside: where that was measured before on these data, the result comes from the cache."""
+    key = cache.digest(
+        *content,
         data.digest,
         list(data.labels),
         cache.tools(),
@@ -107,10 +125,10 @@ def measure(
     known = cache.load("metric", key)
     if known is not None:
         return known
-    pipeline, task = open_pipeline(spec, running.binding), tasks.of(data)
+    pipeline, task = opened(), tasks.of(data)
     found, results = task.evaluate(pipeline, data, progress=lambda done, of: progress(what, done, of))
     rounds = task.bootstrap(data, results, progress=lambda done, of: progress(f"{what}: interval", done, of))
-    measured = {"metric": found, "rounds": rounds}
     assert {task.METRIC, "per_class"} <= set(found), "what the evidence shows"
-    cache.store("metric", key, measured)
-    return measured
+    result = {"metric": found, "rounds": rounds}
+    cache.store("metric", key, result)
+    return result

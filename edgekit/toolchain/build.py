@@ -109,9 +109,13 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     names = [target.name for target in targets]
     if len(set(names)) != len(names) or not names:  # they would write the same file
         raise UsageError(f"targets {', '.join(names) or 'none'}: expected at least one, each once")
-    plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     if options.sign_key is not None:
         check_private_key(options.sign_key)
+    if entry.is_plan:
+        from edgekit.toolchain.plans.build import build as build_plan  # goes down this path with what a plan adds
+
+        return build_plan(entry, targets, options, progress)
+    plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     source = read(entry, options, progress)
     lowered: dict[str, Payload] = {}
     for number, (target, (backends, precision)) in enumerate(zip(targets, plans, strict=True)):

@@ -22,7 +22,7 @@ from edgekit.manifest import MANIFEST
 from edgekit.passes import prepare
 from edgekit.passes.states import states as graph_states
 from edgekit.picture import read_picture
-from edgekit.project import ModelEntry, VideoHint, open_project
+from edgekit.project import PLAN_NAME, PLANNED, ModelEntry, VideoHint, open_project
 from edgekit.runtime import tuning
 from edgekit.runtime.bench import machine
 from edgekit.runtime.engine import foreign_target, load
@@ -97,7 +97,7 @@ def is_model(path: Path) -> bool:
     """Whether the argument names a network or a project, not a bundle. A folder is a bundle if it has a manifest."""
     if path.is_dir():
         return not (path / MANIFEST).exists()
-    return path.suffix.lower() in (".onnx", ".toml")
+    return path.suffix.lower() in (".onnx", ".toml") or path.name == PLAN_NAME
 
 
 def compare(a: Path, b: Path, options: Options, progress: Progress) -> Comparison:
@@ -180,7 +180,7 @@ def _bundle_side(stack: contextlib.ExitStack, path: Path, threads: int, variant:
         "model": engine.manifest.model,
         "target": engine.manifest.target,
         "payload_digest": engine.bundle.payload_digest,
-        "variant": ", ".join(v.name for v in used),
+        "variant": ", ".join(dict.fromkeys(v.name for v in used)),
         "precision": ", ".join(dict.fromkeys(v.precision for v in used)),
         "library": ", ".join(
             dict.fromkeys(f"{d.get('library', '')} {d.get('version', '')}" for d in described)
@@ -191,6 +191,11 @@ def _bundle_side(stack: contextlib.ExitStack, path: Path, threads: int, variant:
     }
     payloads = Facts(engine.bundle.evidence).at("payloads")
     layers = [f for v in used for f in payloads.at(v.name).tables("layers", MAX_LAYERS)]
+    networks = Facts(engine.bundle.evidence).at("segments", "networks")
+    for name, v in engine.variants.items() if networks else ():
+        if v.precision == "int8":
+            rows = networks.at(name, "quantization").tables("layers", MAX_LAYERS)
+            layers += [Facts({**row.value, "id": f"{name}/{row.text('id', 200)}"}) for row in rows]
     spec = tasks.task(engine.task).read_spec(engine.manifest)
     size = sum(v.bytes for v in used)
     return Side(path.name, facts, engine.task, spec, pipeline, size, layers)
@@ -201,6 +206,8 @@ def _model_side(stack: contextlib.ExitStack, path: Path, bundle: Side, threads: 
     project = open_project(path)
     if len(project.models) != 1:
         raise UsageError(f"project {printable(path)}: has {len(project.models)} models, expected one")
+    if project.models[0].is_plan:
+        return _plan_side(stack, path, project.models[0], bundle, threads)
     same: dict[str, Any] = {"task": bundle.task, "video": _video(project.models[0], bundle)}
     entry = dataclasses.replace(project.models[0], **same)
     open_sizes = {name: array.shape for name, array in bundle.pipeline.session.inputs.items()}
@@ -214,21 +221,44 @@ def _model_side(stack: contextlib.ExitStack, path: Path, bundle: Side, threads: 
     running = run_here(payload, states, threads)
     stack.callback(running.binding.close)
     found = running.facts
-    facts = {
+    library = f"{found['library']} {found['version']}"
+    pipeline = tasks.open_pipeline(bundle.spec, running.binding)
+    facts = _model_facts(path, entry.name, library, "the prepared float network")
+    return Side(path.name, facts, bundle.task, bundle.spec, pipeline, len(payload.data), [])
+
+
+def _model_facts(path: Path, name: str, library: str, why: str) -> dict[str, Any]:
+    return {
         "path": str(path),
         "kind": "model",
-        "model": entry.name,
+        "model": name,
         "target": "",
         "payload_digest": "",
         "variant": "float reference",
         "precision": "float32",
-        "library": f"{found['library']} {found['version']}",
-        "why": "the prepared float network",
+        "library": library,
+        "why": why,
         "bundle_bytes": None,
         "warning": "",
     }
-    pipeline = tasks.open_pipeline(bundle.spec, running.binding)
-    return Side(path.name, facts, bundle.task, bundle.spec, pipeline, len(payload.data), [])
+
+
+def _plan_side(
+    stack: contextlib.ExitStack, path: Path, entry: ModelEntry, bundle: Side, threads: int
+) -> Side:
+    """A plan folder in float, with the bundle's own rules around it."""
+    from edgekit.toolchain.plans.quantize import floats
+    from edgekit.toolchain.plans.running import Workshop
+    from edgekit.toolchain.plans.source import read
+
+    shop = Workshop(read(entry), threads)
+    stack.callback(shop.close)
+    payloads = floats(shop.source, Target.load("host"))
+    running = stack.enter_context(shop.opened(payloads, bundle.spec))
+    library = ", ".join(dict.fromkeys(f"{f['library']} {f['version']}" for f in running.facts.values()))
+    facts = _model_facts(path, entry.name, library, "the prepared float plan")
+    size = sum(len(payload.data) for payload in payloads.values())
+    return Side(path.name, facts, bundle.task, bundle.spec, running.pipeline, size, [])
 
 
 def _video(entry: ModelEntry, bundle: Side) -> VideoHint:
@@ -249,7 +279,9 @@ def _video(entry: ModelEntry, bundle: Side) -> VideoHint:
 
 
 def _pictures(options: Options, side: Side) -> tuple[Any, Footage, str]:
-    """(labelled set or None, pictures or clips to compare on, what they are)."""
+    """(labelled set or None, pictures, clips or moments to compare on, what they are)."""
+    if side.task in PLANNED:
+        return _moments(options, side)
     if options.data is not None:
         folder = None if options.images is None else Path(options.images)
         data: Any = tasks.task(side.task).read_set(
@@ -271,6 +303,19 @@ def _pictures(options: Options, side: Side) -> tuple[Any, Footage, str]:
     if not images:
         raise UsageError(f"pictures {printable(source)}: there are none. Give a folder with pictures")
     return None, images, source if "://" in source else Path(source).name
+
+
+def _moments(options: Options, side: Side) -> tuple[Any, Footage, str]:
+    """As `_pictures`, of a rig."""
+    from edgekit.tasks.fusion.dataset import read_set
+
+    if options.data is not None:
+        data = read_set(options.data, None, limit=options.limit, labels=side.spec.labels)
+        return data, [data.read(i) for i in range(min(IMAGES, len(data)))], data.name
+    limit = options.limit or IMAGES
+    source = options.images or f"{toolchain_task(side.task).DEFAULT_SOURCE}?frames={limit}&seed=20000"
+    found = read_set(Path(source), None, limit=limit)
+    return None, [found.take(i) for i in range(len(found))], found.name
 
 
 def _run(

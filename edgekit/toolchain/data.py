@@ -201,6 +201,10 @@ class Feeds:
         known = [i for i in range(len(self.paths)) if i not in skip]
         return [known[i] for i in DataSet(count=count).indices(len(known))]
 
+    def pick(self, which: Collection[int]) -> dict[int, dict[str, np.ndarray]]:
+        """The feeds at these positions."""
+        return {i: feed for i, feed in enumerate(self) if i in which}
+
     def first(self, count: int) -> Feeds:
         """Of `count` pictures, evenly spaced."""
         chosen = tuple(self.paths[i] for i in DataSet(count=count).indices(len(self.paths)))

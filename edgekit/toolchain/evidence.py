@@ -65,8 +65,8 @@ def payload_facts(payload: Payload) -> dict[str, Any]:
     }
 
 
-class _Noise:
-    """Sums of the difference of one tensor over pictures, in float64."""
+class Noise:
+    """Sums of the difference of one tensor over pictures, in float64; `row` for the evidence."""
 
     def __init__(self) -> None:
         self.worst = self.noise = self.signal = 0.0
@@ -104,10 +104,10 @@ def carried_errors(subject: Subject, images: Footage, progress: Progress) -> dic
     """`output_errors` as "outputs"; as "states" the same of each state after every frame, as its real values; as
     "by_frame" the rms error of all outputs together by the number of the frame in its clip: it must not grow."""
     reference, candidate = subject.reference.binding, subject.candidate.binding
-    outputs = {name: _Noise() for name in reference.outputs}
+    outputs = {name: Noise() for name in reference.outputs}
     held = _held(subject)
-    states = {name: _Noise() for name in held}
-    by_frame: list[_Noise] = []
+    states = {name: Noise() for name in held}
+    by_frame: list[Noise] = []
     at = 0
     for number, (image, begins) in enumerate(frames(images)):
         progress("prove outputs", number, len(images))
@@ -116,7 +116,7 @@ def carried_errors(subject: Subject, images: Footage, progress: Progress) -> dic
             for running in (subject.reference, subject.candidate):
                 running.reset()
         feed(subject, image)
-        by_frame += [_Noise()] if at == len(by_frame) else []
+        by_frame += [Noise()] if at == len(by_frame) else []
         for name, noise in outputs.items():
             want = reference.outputs[name].astype(np.float64)
             got = candidate.outputs[name].astype(np.float64)
@@ -268,16 +268,22 @@ def golden(
     outputs = []
     for i, (tensor, value) in enumerate(want.items()):
         path = golden_path("output", i)
-        span = float(np.abs(value).max())
-        if not reduced:
-            rule = GoldenTensor(tensor, path, atol=FLOAT_TOLERANCE * span, rtol=FLOAT_TOLERANCE)
-        else:
-            errors = [np.abs(g[tensor].astype(np.float64) - value).max() for g in got]
-            atol = HALF_MARGIN * float(max(errors)) + FLOAT_TOLERANCE * span
-            rule = GoldenTensor(tensor, path, atol=atol, allow=GOLDEN_ALLOW)
+        rule = tolerance(tensor, path, value, [g[tensor] for g in got])
         outputs.append(rule)
         files[path] = golden_bytes(_typed(value, tensor, states))
     return Golden(tuple(sources), tuple(outputs)), files
+
+
+def tolerance(
+    tensor: str, path: str, value: np.ndarray, reduced: Sequence[np.ndarray]
+) -> GoldenTensor:
+    """How near an output must come to its golden float `value`. reduced: what payloads of reduced precision gave here."""
+    span = float(np.abs(value).max())
+    if not reduced:
+        return GoldenTensor(tensor, path, atol=FLOAT_TOLERANCE * span, rtol=FLOAT_TOLERANCE)
+    errors = [np.abs(got.astype(np.float64) - value).max() for got in reduced]
+    atol = HALF_MARGIN * float(max(errors)) + FLOAT_TOLERANCE * span
+    return GoldenTensor(tensor, path, atol=atol, allow=GOLDEN_ALLOW)
 
 
 def _play(subjects: Sequence[Subject], image: Still) -> dict[str, np.ndarray]:
@@ -337,22 +343,14 @@ def variant_facts(
 
 def samples(subject: Subject, images: Footage) -> tuple[list[dict[str, str]], dict[str, bytes]]:
     """Annotated JPEGs of what the payload finds, for the report."""
-    import cv2
-
     _, pipeline = subject.pipelines()
     entries, files = [], {}
     for i, image in enumerate(images):
         restart(pipeline)
         for frame, _ in frames([image]):  # of a clip, what is found at its end
             image, result = frame, pipeline(frame)
-        picture = result.draw(image)
-        if picture.shape[1] > SAMPLE_WIDTH:
-            height = round(picture.shape[0] * SAMPLE_WIDTH / picture.shape[1])
-            picture = cv2.resize(picture, (SAMPLE_WIDTH, height), interpolation=cv2.INTER_AREA)
-        ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
-        assert ok, "a valid picture encodes"
         name = f"evidence/sample_{i}.jpg"
-        files[name] = data.tobytes()
+        files[name] = jpeg(result.draw(image), SAMPLE_WIDTH)
         entries.append(
             {
                 "file": name,
@@ -360,6 +358,18 @@ def samples(subject: Subject, images: Footage) -> tuple[list[dict[str, str]], di
             }
         )
     return entries, files
+
+
+def jpeg(picture: np.ndarray, width: int) -> bytes:
+    """A picture, uint8 BGR, as JPEG of at most this width."""
+    import cv2
+
+    if picture.shape[1] > width:
+        height = round(picture.shape[0] * width / picture.shape[1])
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    assert ok, "a valid picture encodes"
+    return bytes(data.tobytes())
 
 
 def conversion_limits(conversion: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ its result (ranges, repairs, float islands) and only place and lower anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -44,13 +44,36 @@ PREFERENCE = ("tensorrt", "litert", "onnxruntime", "openvino")
 """Whose rules the search of a target uses: the library expected to be fastest in INT8 there."""
 
 
+class FeedSet(Protocol):
+    """What a network is calibrated on, one dict of its inputs at a time; may be gone through again. digest: of the
+    feeds. provenance: for the evidence."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
+    def spread(self, count: int, skip: Collection[int] = ()) -> list[int]:
+        """At most `count` positions, evenly spaced over those not in `skip`."""
+        ...
+
+    def first(self, count: int) -> FeedSet:
+        """Of `count`, evenly spaced."""
+        ...
+
+    def pick(self, which: Collection[int]) -> dict[int, dict[str, np.ndarray]]:
+        """The feeds at these positions."""
+        ...
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """A prepared network and what its calibration pictures showed."""
 
     model: ir.Model
     stats: Stats
-    feeds: Feeds | StateFeeds
+    feeds: FeedSet
     warnings: tuple[str, ...]
 
     def restat(self, model: ir.Model, names: Collection[str]) -> Stats:
@@ -63,7 +86,7 @@ class Calibrated:
         there are too few for both."""
         check = set(self.feeds.spread(CHECK))
         fit = set(self.feeds.spread(FIT, check) or self.feeds.spread(FIT))
-        chosen = {i: feed for i, feed in enumerate(self.feeds) if i in fit | check}
+        chosen = self.feeds.pick(fit | check)
         return [chosen[i] for i in sorted(fit)], [chosen[i] for i in sorted(check)]
 
 
@@ -107,10 +130,13 @@ def quantize(
     scheme: str,
     shared: dict[str, Quantized],
     progress: Progress,
+    *,
+    tighten: bool = False,
 ) -> Int8:
     """Search by the rules of the preferred backend, and lower for all of them.
 
     shared: results of this build so far, by the rules' repr; added to. scheme: one of project.QUANTIZATIONS.
+    tighten: go on from the result that is there, by this `gate` (search.tighten).
     Raises: LoweringError when no backend can take the network.
     """
     order = sorted(backends, key=PREFERENCE.index)
@@ -130,7 +156,7 @@ def quantize(
             return None
 
     found = shared.get(repr(rules))
-    if found is None:
+    if found is None or tighten:
         problem = Problem(
             known.model,
             known.stats,
@@ -140,7 +166,10 @@ def quantize(
             judged,
             seconds,
         )
-        found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
+        if found is not None:
+            found = search.tighten(problem, found, progress)
+        else:
+            found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
         shared[repr(rules)] = found
     payloads, models, reports, problems = [], [], {}, {}
     for backend in order:

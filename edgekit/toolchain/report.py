@@ -28,6 +28,7 @@ from edgekit.toolchain.page import (
     signed,
     table,
 )
+from edgekit.toolchain import report_plan
 from edgekit.toolchain.report_quant import concerns, quantization
 from edgekit.toolchain.report_sections import (
     Subject,
@@ -160,7 +161,11 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
     m = s.bundle.manifest
     word, tone, reason = verdict(s)
     note = "What runs in integers, how the build got there, and what it cost."
-    quantized = [section("Quantization", note, quantization(s))] if concerns(s) else []
+    planned = report_plan.concerns(s)
+    quantized = [section("Quantization", note, quantization(s))] if concerns(s) and not planned else []
+    if planned:
+        note = "Networks and the kernels between them: what each costs, and what its precision costs the whole."
+        quantized.append(section("Plan", note, report_plan.plan(s)))
     note = "What the network remembers from one frame to the next, and what becomes of the error on the way."
     recurrent = [section("States", note, states(s))] if m.states else []
     mark = {"good": "✓", "warn": "!", "bad": "✕"}[tone]
@@ -181,7 +186,7 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
         section(
             s.unit.capitalize(),
             "What comes out after decoding, against the float network.",
-            agreement(s, plotted_elsewhere=bool(quantized)),
+            agreement(s, plotted_elsewhere=bool(quantized) and not planned),
         ),
         section("Accuracy", "The task's own metric on labelled pictures.", metric(s)),
         section("Time", "One picture at a time, stage by stage.", timing(s)),

@@ -99,9 +99,10 @@ def built(s: Subject) -> Markup:
         ]
     )
     payloads = s.evidence.at("payloads")
+    several = len(m.plan) > 1  # then they are the sums of a library's payloads
     rows = []
     for segment, v in m.variants():
-        weights = payloads.at(v.name).number("weight_bytes")
+        weights = None if several else payloads.at(v.name).number("weight_bytes")
         share = f", {v.bytes / weights:.3f} × its weights" if weights else ""
         rows.append(
             [

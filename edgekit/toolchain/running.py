@@ -8,13 +8,13 @@ before the first of which every state is at its initial value.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from edgekit.backends.base import Binding, LoadOptions, Payload, half
+from edgekit.backends.base import Binding, Executable, LoadOptions, Payload, half
 from edgekit.manifest import Variant
 from edgekit.runtime.session import Session
 from edgekit.spec import StateSpec
@@ -55,33 +55,49 @@ def run_here(payload: Payload, states: Sequence[StateSpec] = (), threads: int = 
     states: those of its graph. Raises: BundleError when the library refuses it; LoweringError where the
     payload does not hold the states.
     """
+    executable = executable_here(payload, threads)
+    plan = recurrent.plan(payload, recurrent.held(states, payload), "build")
+    return Running(payload, Session(plan, {"build": executable}), executable.describe(), tuple(states))
+
+
+def executable_here(payload: Payload, threads: int = 0) -> Executable:
+    """The payload loaded, as `run_here` does it. Raises: BundleError when the library refuses it."""
     own = payload.backend in OWN
     backend = payload.backend if own else "onnxruntime"
     # the Q/DQ of other libraries (float16 scales) has no kernels here, and stands for what theirs compute
     options = dict(payload.options) if own else {"keep_qdq": True}
     size = len(payload.data)
     variant = Variant("build", backend, payload.precision, payload.format, "", size, "", options)
-    given = LoadOptions(threads=threads)
-    executable = half(backend, "engine").load(memoryview(payload.data), variant, given)
-    plan = recurrent.plan(payload, recurrent.held(states, payload), variant.name)
-    return Running(payload, Session(plan, {variant.name: executable}), executable.describe(), tuple(states))
+    found: Executable = half(backend, "engine").load(
+        memoryview(payload.data), variant, LoadOptions(threads=threads)
+    )
+    return found
 
 
-Still = np.ndarray | Sequence[np.ndarray]
-"""One of them: a still, or a clip."""
+def run_by(payload: Payload, facts: Mapping[str, Any]) -> str:
+    """What a payload was measured with here, in words. facts: `Executable.describe`."""
+    library = f"{facts.get('library', payload.backend)} {facts.get('version', '')}".strip()
+    here = f"{library} on the build machine's CPU ({platform.machine()})"
+    if payload.backend in OWN:
+        return here
+    return f"{here}, running the {payload.precision} graph that {payload.backend} compiles on the board"
+
+
+Still = Any
+"""One of them: a still uint8 [H, W, 3], a moment of a rig (rig.RigFrame), or a clip (a sequence of stills)."""
 Footage = Sequence[Still]
 """Stills or clips."""
 
 
-def frames(pictures: Footage) -> Iterator[tuple[np.ndarray, bool]]:
-    """(picture [H, W, 3], whether state begins anew with it) of stills and clips, in order."""
+def frames(pictures: Footage) -> Iterator[tuple[Any, bool]]:
+    """(picture [H, W, 3] or moment, whether state begins anew with it) of stills and clips, in order."""
     for picture in pictures:
-        clip: Sequence[np.ndarray] = [picture] if isinstance(picture, np.ndarray) else picture
+        clip: Sequence[Any] = picture if isinstance(picture, Sequence) else [picture]
         for number, frame in enumerate(clip):
             yield frame, number == 0
 
 
-def results(pipelines: Sequence[Pipeline], pictures: Footage) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
+def results(pipelines: Sequence[Pipeline], pictures: Footage) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """(picture, what each of `pipelines` finds in it), each with its own state."""
     for picture, begins in frames(pictures):
         if begins:
@@ -113,14 +129,7 @@ class Subject:
     @property
     def run_by(self) -> str:
         """What the evidence was measured with, in words."""
-        payload, facts = self.candidate.payload, self.candidate.facts
-        library = f"{facts.get('library', payload.backend)} {facts.get('version', '')}".strip()
-        here = f"{library} on the build machine's CPU ({platform.machine()})"
-        if self.simulated:
-            return (
-                f"{here}, running the {payload.precision} graph that {payload.backend} compiles on the board"
-            )
-        return here
+        return run_by(self.candidate.payload, self.candidate.facts)
 
     def pipelines(self) -> tuple[Pipeline, Pipeline]:
         """Of the reference and of the candidate."""

@@ -50,18 +50,20 @@ class Segments:
         self.step_ns: dict[str, tuple[int, int]] = {}
 
     def run(self, done: Collection[str] = ()) -> None:
-        """All steps but those of `done`, whose outputs are there already."""
+        """All steps but those of `done`, whose outputs are there already; what is switched off of these is zeros, too."""
         self.step_ns = {}
         for step in self.plan["steps"]:
-            if step["name"] in done:
-                continue
+            there = step["name"] in done
             start = time.perf_counter_ns()
             when, slots = self._when(step), step.get("repeat", 1)
             if slots > 1:
                 for slot in range(slots):
-                    self._slice(step, slot, when is None or bool(when[slot]))
+                    wanted = when is None or bool(when[slot])
+                    if not (there and wanted):
+                        self._slice(step, slot, wanted)
             elif when is None or when.any():
-                self._runs[step["name"]](self.buffers)
+                if not there:
+                    self._runs[step["name"]](self.buffers)
             else:
                 for name in step["outputs"]:
                     self.buffers[name][...] = 0

@@ -86,7 +86,7 @@ class Deadline:
     """Predicts and cuts, for one device and one encoder."""
 
     def __init__(self, cells: VoxelCells) -> None:
-        self.grid, self.double = cells.grid(), cells.grid(2.0)
+        self.grid, self.double = cells.grid(), cells.double()
         self.times = Fit()
 
     def observe(self, voxels: int, ms: float) -> None:

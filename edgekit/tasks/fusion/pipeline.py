@@ -15,7 +15,8 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Protocol, cast
+from concurrent.futures import Future
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -47,6 +48,7 @@ class PlanSession(Protocol):
     step_ns: Mapping[str, tuple[int, int]]
 
     def run(self, done: Collection[str] = ()) -> None: ...
+
     def run_slot(self, step: str, slot: int) -> None: ...
 
 
@@ -194,9 +196,6 @@ class FusionPipeline:
         if done:
             for slot in late:
                 self.session.run_slot(step, slot)
-            for slot in np.flatnonzero(there == 0).tolist():
-                for part in self._kept(slot).values():
-                    part[...] = 0
         self.session.run(done)
         ran = time.perf_counter_ns()
         self.step_ns = self.session.step_ns
@@ -210,13 +209,20 @@ class FusionPipeline:
         self.stage_ns = (placed - start, ran - placed, time.perf_counter_ns() - ran)
         return result
 
-    def prepare(self, rig: Rig) -> None:
-        """Make ahead what a rig's calibration needs, so that its first moment does not wait; returns at once where the
-        session can do it beside."""
+    def prepare(self, rig: Rig) -> list[Future[Any]]:
+        """Make ahead, in other threads, what a rig's calibration needs, so that its first moment does not wait. Returns at
+        once; the futures are done when it is there.
+
+        For any thread, and while the pipeline runs with another rig.
+        """
+        from edgekit.kernels import steps
+
         told = Calibration(rig, self.spec.cameras, self.spec.preprocess)
-        ahead = getattr(self.session, "prefetch", None)
-        if ahead is not None:
-            ahead({"intrinsics": told.intrinsics, "camera_to_lidar": told.camera_to_lidar})
+        return [
+            steps.prefetch(executable, told.intrinsics, told.camera_to_lidar)
+            for executable in getattr(self.session, "executables", {}).values()
+            if isinstance(executable, steps.PoolCameras)
+        ]
 
     # --- the LiDAR's budget ---------------------------------------------------------------------
 

@@ -77,14 +77,17 @@ class VoxelCells:
         except UsageError as error:
             raise ValueError(str(error)) from None
 
-    def grid(self, times: float = 1.0) -> VoxelGrid:
-        """As the kernel takes them; `times` as large along each axis, the last ones reaching beyond."""
-        size = tuple(times * side for side in self.size)
-        high = tuple(
-            low + side * max(1, math.ceil(round((high - low) / side, 3)))
-            for low, high, side in zip(self.low, self.high, size, strict=True)
+    def grid(self) -> VoxelGrid:
+        """As the kernel takes them."""
+        return VoxelGrid(self.low, self.high, self.size)
+
+    def double(self) -> VoxelGrid:
+        """Cells twice as large along each axis, the last ones reaching beyond `high`."""
+        x, y, z = (
+            (low + 2 * side * math.ceil(cells / 2), 2 * side)
+            for low, side, cells in zip(self.low, self.size, reversed(self.grid().shape), strict=True)
         )
-        return VoxelGrid(self.low, (high[0], high[1], high[2]), (size[0], size[1], size[2]))
+        return VoxelGrid(self.low, (x[0], y[0], z[0]), (x[1], y[1], z[1]))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""What the evidence says about a plan of several steps, as rows of text for `build` and `inspect`.
+
+Evidence is a stranger's: values of a wrong type read as absent, and whoever prints a row escapes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.toolchain.page import Facts, as_text, number
+
+MAX_ROWS = 64
+
+
+def steps(evidence: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """(step, what, precision, size, work, error of the plan's outputs by its rounding, milliseconds) of each step."""
+    e = Facts(dict(evidence))
+    times = e.at("timing", "steps")
+    rows: list[tuple[str, ...]] = []
+    for step in e.tables("plan", MAX_ROWS):
+        name, kernel, repeat = step.text("name", 80), step.text("kernel", 40), step.number("repeat") or 1
+        size, macs, error = step.number("bytes"), step.number("macs"), step.number("error")
+        ms = times.at(name).number("alone_ms")
+        rows.append(
+            (
+                name,
+                f"kernel {kernel} ({step.text('runs_on', 20)})" if kernel else "network" + (f" x {repeat:.0f}" if repeat > 1 else ""),
+                step.text("precision", 20),
+                "" if not size else f"{size / 2**20:.2f} MiB",
+                "" if not macs else f"{macs / 1e6:.0f} M products",
+                "" if error is None else f"error {number(error)}",
+                "" if ms is None else f"{ms:.3f} ms",
+            )
+        )
+    return rows
+
+
+def path(evidence: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """(what, value) about how the networks came to their precision."""
+    e = Facts(dict(evidence))
+    known, key = e.at("segments"), e.at("metric").text("name", 20) or "metric"
+    rows: list[tuple[str, ...]] = []
+    for look in known.tables("looks", MAX_ROWS):
+        floats, metric, drop = ", ".join(look.texts("float")), look.number("metric"), look.number("drop")
+        said = look.text("reason", 160) if metric is None else f"{key} {metric:.4f}, drop {drop or 0.0:+.4f}"
+        verdict = {True: ", within budget", False: ", over budget"}.get(look.flag("passed") if look.flag("passed") is not None else "", "")
+        rows.append((f"float: {floats}" if floats else "all in int8", said + verdict))
+    for name in list(known.at("networks").value)[:MAX_ROWS]:
+        network = known.at("networks", name)
+        why = network.text("why", 200)
+        rows.append((as_text(name, 80), f"float, {why}" if why else "; ".join(network.at("quantization").texts("steps", 20))))
+    rows += [(as_text(k, 80), f"left out, {as_text(v, 160)}") for k, v in list(known.at("left_out").value.items())[:16]]
+    rows += [(as_text(k, 80), f"not lowered, {as_text(v, 160)}") for k, v in list(known.at("not_lowered").value.items())[:16]]
+    return rows
