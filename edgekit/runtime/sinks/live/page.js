@@ -87,7 +87,7 @@ function addView(camera, engine) {
   over.append(make("b"), make("span"));
   picture.append(canvas, over);
   const under = make("div", "under");
-  const parts = { name: make("b"), badge: make("span", "badge"), rate: make("span"), layout: make("span", "layout"), age: make("span", "age") };
+  const parts = { name: make("b"), badge: make("span", "badge"), missing: make("span", "badge warn missing"), rate: make("span"), layout: make("span", "layout"), age: make("span", "age") };
   under.append(...Object.values(parts));
   const classes = make("ol", "classes");
   classes.hidden = true;
@@ -214,6 +214,10 @@ function showBadge(view) {
   view.over.firstChild.textContent = over;
   view.over.lastChild.textContent = details;
   view.layout.textContent = camera?.layout || "";
+  const missing = view.data?.missing || [], notes = view.data?.notes || [];
+  view.missing.hidden = Boolean(over) || !(missing.length || notes.length);
+  view.missing.textContent = missing.length ? `without ${missing.join(", ")}` : notes.length ? "noted" : "";
+  view.missing.title = notes.join("; ");
   view.age.textContent = view.data && !over ? `${ms(view.data.age_ms)} old` : "";
 }
 
