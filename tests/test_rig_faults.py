@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -14,19 +13,9 @@ from edgekit.runtime.watch import WatchOptions
 from tests.rig_doubles import DoubleEngine, sensors
 from tests.test_prometheus import read
 
-pytestmark = pytest.mark.clock
+pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 NAMES = ("CAM_FRONT", "CAM_BACK", "lidar")
 QUICK = WatchOptions(stall_s=0.4, retry_first_s=0.2, retry_s=0.1, frozen_s=0.4, window=10)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays():
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 def run(plans, over, *, loop=3, most_s=20.0):

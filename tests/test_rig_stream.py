@@ -17,18 +17,8 @@ from edgekit.runtime.watch import WatchOptions
 from edgekit.synth.street_rig import RigWorld
 from tests.rig_doubles import CAMERAS, RIG, SENSORS, DoubleEngine, sensor, sensors
 
-pytestmark = pytest.mark.clock
+pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 QUICK = WatchOptions(stall_s=0.4, retry_first_s=0.02, retry_s=0.05, frozen_s=0.3)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays():
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 def collect(stream, *, until=lambda items: False, most_s=20.0):

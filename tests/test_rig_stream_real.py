@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from edgekit.runtime.engine import Engine
 from edgekit.synth.street_rig import street_rig
 from tests import bevfusion_nets as nets
 from tests import fusion_plans as plans
+
+pytestmark = pytest.mark.usefixtures("_no_thread_stays")
 
 NAMES = nets.TINY.camera.names
 SIZE = "64x64"
@@ -31,16 +32,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(bundle: Path) -> Iterator[Engine]:
     with edgekit.load(bundle, threads=1, self_test=False) as loaded:
         yield loaded
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 10
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 def whole(frames: int) -> str:

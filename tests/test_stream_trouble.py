@@ -27,9 +27,9 @@ from edgekit.runtime.sources.base import Source
 from edgekit.runtime.sources.iterator import IteratorSource, PushSource
 from tests import gst_tools
 from tests.classifiers import RULE, network
-from tests.test_stream import Kept, Pool, _no_thread_stays, interrupt  # noqa: F401 - the fixture
+from tests.test_stream import Kept, Pool, interrupt
 
-pytestmark = pytest.mark.clock
+pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 SOON_S = 4.0
