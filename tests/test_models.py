@@ -18,7 +18,6 @@ from edgekit.synth.street import CLASSES
 from tests.helpers import ROOT, load_script
 
 SIZE = (64, 96)
-TRAIN = ROOT / "tools" / "train_detect.py"
 
 
 @pytest.fixture(scope="module")
