@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import onnx
 import pytest
 
 import edgekit
@@ -34,7 +33,7 @@ from edgekit.runtime.sources.base import Source
 from edgekit.runtime.sources.faulty import KINDS, FaultySource, Injector, parse
 from edgekit.runtime.sources.pooled import PooledSource, stamp
 from edgekit.runtime.watch import WatchOptions
-from tests.classifiers import RULE, network
+from tests.classifiers import tiny_engine
 from tests.helpers import ROOT, load_script
 
 LAYOUT = PixelLayout("bgr", 64, 48)
@@ -54,12 +53,7 @@ def injects(*faults: str) -> Callable[[Test], Test]:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("tiny")
-    onnx.save(network(), str(folder / "tiny.onnx"))
-    (bundle,) = edgekit.build(
-        folder / "tiny.onnx", task="classify", preprocess=RULE, precision="float32", out=folder
-    )
-    with bundle, edgekit.load(bundle, threads=1) as loaded:
+    with tiny_engine(tmp_path_factory.mktemp("tiny")) as loaded:
         yield loaded
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import edgekit
@@ -26,7 +25,7 @@ from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sources.base import Source
 from edgekit.runtime.sources.iterator import IteratorSource, PushSource
 from tests import gst_tools
-from tests.classifiers import RULE, network
+from tests.classifiers import tiny_engine
 from tests.test_stream import Kept, Pool, interrupt
 
 pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
@@ -38,12 +37,7 @@ SOON_S = 4.0
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("tiny")
-    onnx.save(network(), str(folder / "tiny.onnx"))
-    (bundle,) = edgekit.build(
-        folder / "tiny.onnx", task="classify", preprocess=RULE, precision="float32", out=folder
-    )
-    with bundle, edgekit.load(bundle, threads=1) as loaded:
+    with tiny_engine(tmp_path_factory.mktemp("tiny")) as loaded:
         yield loaded
 
 
