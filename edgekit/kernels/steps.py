@@ -89,21 +89,21 @@ def pack(weights: Mapping[str, np.ndarray]) -> tuple[list[list[Any]], bytes]:
 
 
 def unpack(names: Sequence[tuple[str, tuple[int, ...]]], data: memoryview) -> dict[str, np.ndarray]:
-    """The weights in `data`, which they view. Raises: BundleError unless they fit it to the byte and are finite."""
+    """The weights in `data`, which they view. Raises: UsageError unless they fit it to the byte and are finite."""
     found: dict[str, np.ndarray] = {}
     at = 0
     for name, shape in names:
         if name in found or not all(d >= 1 for d in shape) or len(shape) > 8:
-            raise BundleError(f"weights {name[:80]!r}: there twice, or of the shape {list(shape)[:8]}")
+            raise UsageError(f"weights {name[:80]!r}: there twice, or of the shape {list(shape)[:8]}")
         size = 4 * math.prod(shape)
         if at + size > len(data):
-            raise BundleError(f"weights {name[:80]!r}: lie beyond the end of their file of {len(data)} bytes")
+            raise UsageError(f"weights {name[:80]!r}: lie beyond the end of their file of {len(data)} bytes")
         found[name] = np.frombuffer(data, "<f4", size // 4, at).reshape(shape)
         if not np.isfinite(found[name]).all():
-            raise BundleError(f"weights {name[:80]!r}: expected finite numbers, got some that are not")
+            raise UsageError(f"weights {name[:80]!r}: expected finite numbers, got some that are not")
         at += size
     if at != len(data):
-        raise BundleError(f"weights: the file has {len(data)} bytes, expected {at}")
+        raise UsageError(f"weights: the file has {len(data)} bytes, expected {at}")
     return found
 
 
