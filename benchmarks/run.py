@@ -41,9 +41,9 @@ def main() -> None:
         )
     with tempfile.TemporaryDirectory() as folder, args.out.open("a", encoding="utf-8") as log:
         models = {"yolo_lite": ROOT / "apps" / "detect"}
-        shared = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data" / "models"
-        if shared.is_dir():
-            models["yolox_nano"] = shared / "yolox_nano" / "yolox_nano.onnx"
+        data = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data"
+        if (data / "models").is_dir():
+            models["yolox_nano"] = data / "models" / "yolox_nano" / "yolox_nano.onnx"
         commands = [
             ["benchmarks/overhead.py"],
             ["benchmarks/preprocess.py"],
@@ -51,7 +51,12 @@ def main() -> None:
             ["benchmarks/synth.py"],
             ["benchmarks/video.py"],
             ["benchmarks/video.py", "--size", "64", "--width", "0.5"],
+            ["benchmarks/synth_rig.py"],
+            ["benchmarks/bev_pool.py"],
+            ["benchmarks/boxes3d.py"],
         ]
+        if (data / "nuscenes_sample").is_dir() or (data / "kitti_velo10").is_dir():
+            commands.append(["benchmarks/sparse_conv.py"])
         for model in models.values():
             words = ["-m", "edgekit", "build", str(model), "--target", "host", "--out", folder, "--json"]
             if model.is_dir():

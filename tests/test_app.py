@@ -68,5 +68,14 @@ def test_how_an_app_ends() -> None:
     assert cli("app", "detect", "--nothing").code == 2
 
 
+@pytest.mark.parametrize("app", ["detect", "gesture"])
+def test_a_wrong_option_is_refused_before_anything_is_built(
+    app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.app_bundle", lambda *_, **__: pytest.fail("builds"))
+    ran = cli("app", app, "--limit", "0")
+    assert ran.code == 2 and ran.err.endswith("--limit 0: expected at least 1\n")
+
+
 def test_an_unknown_app() -> None:
     refusal(cli("app", "detct"), 2, "Did you mean 'detect'?")

@@ -22,6 +22,7 @@ from edgekit.quant import likeness
 from edgekit.quant.calibrate import calibrate
 from edgekit.synth.street import StreetWorld
 from edgekit.tasks.detect.pipeline import DetectPipeline
+from edgekit.tasks.picture_input import PictureInput
 from edgekit.tasks.preprocess import ImagePreprocess
 from edgekit.toolchain.data import calibration_feeds, evaluation_feeds, fed
 from tests.helpers import shared_data
@@ -80,8 +81,8 @@ def test_feeds_are_what_the_device_feeds(tmp_path):
             pass
 
     pipeline = DetectPipeline.__new__(DetectPipeline)  # its preprocessing alone
-    pipeline.spec, pipeline.session, pipeline._layout = Spec(), Session(), ()  # type: ignore[assignment]
-    pipeline._input = Session.inputs["x"]
+    pipeline.spec, pipeline.session = Spec(), Session()  # type: ignore[assignment]
+    pipeline._input = PictureInput(RULE, Session.inputs["x"])
     pipeline._postprocess = lambda *a, **k: None  # type: ignore[assignment]
     for i, feed in enumerate(feeds):
         pipeline(read_picture(folder / f"p{i}.png"))

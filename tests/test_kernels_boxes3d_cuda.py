@@ -4,10 +4,7 @@ NVIDIA's compiler takes them is tested in test_kernels_cuda; a launch on a GPU i
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,82 +16,30 @@ from edgekit.kernels.boxes3d import bev_iou, iou_3d
 from edgekit.kernels.boxes3d import cuda as boxes_cuda
 from edgekit.kernels.peaks import cuda as peaks_cuda
 from edgekit.kernels.peaks import peaks, reference
+from tests import cuda_cpu
+from tests.cuda_cpu import address, compiled
 from tests.test_kernels import using
 from tests.test_kernels_boxes3d import box_sets
 from tests.test_kernels_peaks import cases
-
-SHIM = """
-#include <algorithm>
-#include <cmath>
-#define __device__
-#define __global__
-struct Index { unsigned x, y, z; };
-static thread_local Index blockIdx, blockDim, threadIdx;
-[[maybe_unused]] static unsigned atomicAdd(unsigned* p, unsigned v) { const unsigned old = *p; *p = old + v; return old; }
-#include "kernel.cu"
-// every thread once, in an order that `step`, made coprime to their number, gives
-template <class F> static void each_thread(unsigned grid, unsigned block, unsigned long step, F f) {
-    blockDim = {block, 1, 1};
-    const unsigned long n = (unsigned long)grid * block;
-    while (std::__gcd(step, n) != 1) step++;
-    for (unsigned long i = 0; i < n; i++) {
-        const unsigned long at = i * step % n;
-        blockIdx = {unsigned(at / block), 0, 0}, threadIdx = {unsigned(at % block), 0, 0};
-        f();
-    }
-}
-"""
-
-
-def compiled(source: Path, folder: Path, struct: str, functions: Sequence[str]) -> ctypes.CDLL:
-    """The CUDA source as a CPU library; undefined behaviour (overflow, shifts) ends the process."""
-    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    body = f'extern "C" int size() {{ return int(sizeof({struct})); }}\n'
-    for name in functions:
-        body += (
-            f'extern "C" void run_{name}(const {struct}* p, unsigned grid, unsigned block, unsigned long step) '
-            f"{{ each_thread(grid, block, step, [&] {{ {name}(*p); }}); }}\n"
-        )
-    (folder / "shim.cpp").write_text(SHIM + body)
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-ffp-contract=off"]
-    flags += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-    out = folder / "shim.so"
-    subprocess.run(
-        [compiler, *flags, f"-I{source.parent}", str(folder / "shim.cpp"), "-o", str(out)], check=True
-    )
-    return ctypes.CDLL(str(out))
 
 
 def launch(
     library: ctypes.CDLL, p: ctypes.Structure, launches: Sequence[tuple[str, tuple[int, ...]]], step: int = 1
 ) -> None:
-    for function, (grid,) in launches:
-        getattr(library, f"run_{function}")(ctypes.byref(p), grid, boxes_cuda.BLOCK, ctypes.c_ulong(step))
-
-
-def address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
+    for function, grid in launches:
+        cuda_cpu.launch(library, function, grid, (boxes_cuda.BLOCK,), p, step=step)
 
 
 @pytest.fixture(scope="module")
 def boxes_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    source = Path(boxes_cuda.__file__).with_name("kernel.cu")
-    return compiled(source, tmp_path_factory.mktemp("cuda"), "Boxes3d", ("boxes3d_prepare", "boxes3d"))
+    functions = {("Boxes3d", boxes_cuda.Parameters): ("boxes3d_prepare", "boxes3d")}
+    return compiled("boxes3d", tmp_path_factory.mktemp("cuda"), functions)
 
 
 @pytest.fixture(scope="module")
 def peaks_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    source = Path(peaks_cuda.__file__).with_name("kernel.cu")
-    return compiled(
-        source, tmp_path_factory.mktemp("cuda"), "PeakMaps", ("peaks_clear", "peaks", "peaks_pick")
-    )
-
-
-def test_the_arguments_are_the_structs(boxes_library: ctypes.CDLL, peaks_library: ctypes.CDLL) -> None:
-    assert boxes_library.size() == ctypes.sizeof(boxes_cuda.Parameters)
-    assert peaks_library.size() == ctypes.sizeof(peaks_cuda.Parameters)
+    functions = {("PeakMaps", peaks_cuda.Parameters): ("peaks_clear", "peaks", "peaks_pick")}
+    return compiled("peaks", tmp_path_factory.mktemp("cuda"), functions)
 
 
 @settings(deadline=None, max_examples=150)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,11 +28,8 @@ from tests.test_kernels import using
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA source as a CPU library."""
-    run = (
-        "void run_letterbox(const Letterbox* p, const unsigned* grid, const unsigned* block, int padded) "
-        "{ each_thread(grid, block, [&] { letterbox(*p, padded); }); }"
-    )
-    return compiled("letterbox", tmp_path_factory.mktemp("cuda"), "Letterbox", (), run)
+    functions = {("Letterbox", Parameters): ("letterbox",)}
+    return compiled("letterbox", tmp_path_factory.mktemp("cuda"), functions, with_int=("letterbox",))
 
 
 def launch(library: ctypes.CDLL, p: Parameters, padded: bool = False) -> None:
@@ -39,8 +37,23 @@ def launch(library: ctypes.CDLL, p: Parameters, padded: bool = False) -> None:
     cuda_cpu.launch(library, "letterbox", grid, BLOCK, p, int(padded))
 
 
-def test_the_argument_is_the_struct(emulated: ctypes.CDLL) -> None:
-    assert emulated.size() == ctypes.sizeof(Parameters)
+def test_arguments_that_are_not_the_struct_are_seen(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What holds for the arguments of all kernels, as they would not compile."""
+    names = [name for name, *_ in Parameters._fields_]
+    at = names.index("in_width"), names.index("in_height")
+    fields = list(Parameters._fields_)
+    fields[at[0]], fields[at[1]] = fields[at[1]], fields[at[0]]
+    exchanged = type("Exchanged", (ctypes.Structure,), {"_fields_": fields})
+    short = type("Short", (ctypes.Structure,), {"_fields_": Parameters._fields_[:-2]})
+    for mirror, problem in (
+        (exchanged, "offsetof(Letterbox, in_height) == "),
+        (short, "sizeof(Letterbox) == "),
+    ):
+        with pytest.raises(subprocess.CalledProcessError):
+            compiled("letterbox", tmp_path, {("Letterbox", mirror): ()})
+        assert problem in capfd.readouterr().err
 
 
 @st.composite

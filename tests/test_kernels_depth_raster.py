@@ -186,9 +186,8 @@ def test_wrong_arguments(path: str) -> None:
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     functions = ("depth_raster_clear", "depth_raster", "depth_raster_finish")
-    library = cuda_cpu.compiled("depth_raster", tmp_path_factory.mktemp("cuda"), "DepthRaster", functions)
-    assert library.size() == ctypes.sizeof(raster_cuda.Parameters)
-    return library
+    struct = ("DepthRaster", raster_cuda.Parameters)
+    return cuda_cpu.compiled("depth_raster", tmp_path_factory.mktemp("cuda"), {struct: functions})
 
 
 @settings(deadline=None, max_examples=100)

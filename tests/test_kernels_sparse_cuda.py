@@ -5,9 +5,7 @@ does not show is a launch on a GPU."""
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -21,85 +19,26 @@ from edgekit.kernels.devoxelize import cuda as devoxel_cuda
 from edgekit.kernels.sparse_conv import Weights, Weights8
 from edgekit.kernels.sparse_conv import cuda as conv_cuda
 from edgekit.kernels.voxelize import cuda as voxel_cuda
+from tests import cuda_cpu
+from tests.cuda_cpu import address, compiled
 from tests.test_kernels import using
 from tests.test_kernels_sparse_conv import Case, book_of, cases
 from tests.test_kernels_voxelize import GRID, clouds, same
 
-_BEFORE = """
-#include <cmath>
-#define __device__
-#define __global__
-struct Index { unsigned x, y, z; };
-static thread_local Index blockIdx, blockDim, threadIdx;
-template <class T> static T swapped(T* p, T v) { const T old = *p; *p = v; return old; }
-inline unsigned atomicMin(unsigned* p, unsigned v) { return swapped(p, v < *p ? v : *p); }
-inline unsigned atomicOr(unsigned* p, unsigned v) { return swapped(p, *p | v); }
-inline unsigned atomicCAS(unsigned* p, unsigned c, unsigned v) { return swapped(p, *p == c ? v : *p); }
-inline int atomicExch(int* p, int v) { return swapped(p, v); }
-inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; i++) c += int((signed char)(a >> 8 * i)) * int((signed char)(b >> 8 * i));
-    return c;
-}
-#include "kernel.cu"
-// every thread once, in an order that `step`, coprime to their number, makes
-template <class F> static void each_thread(unsigned grid, unsigned block, unsigned long step, F f) {
-    blockDim = {block, 1, 1};
-    const unsigned long n = (unsigned long)grid * block;
-    while (std::__gcd(step, n) != 1) step++;
-    for (unsigned long i = 0; i < n; i++) {
-        const unsigned long at = i * step % n;
-        blockIdx = {unsigned(at / block), 0, 0}, threadIdx = {unsigned(at % block), 0, 0};
-        f();
-    }
-}
-"""
-
-
-def compiled(kernel: str, folder: Path, functions: dict[str, tuple[str, bool]]) -> ctypes.CDLL:
-    """functions: name -> (structure, whether an int follows it)."""
-    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    body = "#include <algorithm>\n" + _BEFORE + 'extern "C" {\n'
-    for struct in sorted({struct for struct, _ in functions.values()}):
-        body += f"int size_{struct}() {{ return int(sizeof({struct})); }}\n"
-    for name, (struct, more) in functions.items():
-        body += (
-            f"void run_{name}(const {struct}* p, unsigned grid, unsigned block, unsigned long step, int more) {{ "
-            f"(void)more; each_thread(grid, block, step, [&] {{ {name}(*p{', more' if more else ''}); }}); }}\n"
-        )
-    (folder / "shim.cpp").write_text(body + "}\n")
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-ffp-contract=off"]
-    flags += ["-fsanitize=undefined", "-fno-sanitize=alignment", "-fsanitize-undefined-trap-on-error"]
-    source = Path(sparse.__file__).parents[1] / kernel
-    out = folder / "shim.so"
-    subprocess.run([compiler, *flags, f"-I{source}", str(folder / "shim.cpp"), "-o", str(out)], check=True)
-    return ctypes.CDLL(str(out))
+STEPS = st.sampled_from((1, 7, 2**31 + 11))
 
 
 def launch(
     library: ctypes.CDLL, name: str, p: ctypes.Structure, grid: tuple[int, int], step: int, more: int = 0
 ) -> None:
-    blocks, threads = grid[0] * grid[1], 256
-    getattr(library, f"run_{name}")(ctypes.byref(p), blocks, threads, ctypes.c_ulong(step), more)
-
-
-def address(array: np.ndarray | None) -> int:
-    return 0 if array is None else int(array.__array_interface__["data"][0])
-
-
-STEPS = st.sampled_from((1, 7, 2**31 + 11))
+    cuda_cpu.launch(library, name, grid, (conv_cuda.BLOCK,), p, more, step=step)
 
 
 @pytest.fixture(scope="module")
 def voxelizer(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     names = ("clear", "count", "scan", "number", "link", "mean")
-    functions = {"voxelize": ("Voxelize", False), **{f"voxelize_{n}": ("Voxelize", False) for n in names}}
-    library = compiled("voxelize", tmp_path_factory.mktemp("cuda"), functions)
-    assert library.size_Voxelize() == ctypes.sizeof(voxel_cuda.Parameters)
-    return library
+    functions = {("Voxelize", voxel_cuda.Parameters): ("voxelize", *(f"voxelize_{n}" for n in names))}
+    return compiled("voxelize", tmp_path_factory.mktemp("cuda"), functions)
 
 
 @settings(deadline=None, max_examples=100)
@@ -133,16 +72,13 @@ def test_voxelize(
 
 @pytest.fixture(scope="module")
 def convolver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    names = ("clear", "mark", "mark_strided", "count", "scan_shares", "rank", "emit")
-    functions = {f"sparse_{n}": ("SparseGrid", False) for n in names}
-    functions["sparse_scan"] = ("SparseGrid", True)
-    functions["sparse_neighbours"] = ("SparseBook", False)
-    functions["sparse_conv"] = functions["sparse_conv8"] = ("SparseConv", False)
-    library = compiled("sparse_conv", tmp_path_factory.mktemp("cuda"), functions)
-    assert library.size_SparseGrid() == ctypes.sizeof(conv_cuda.Grid)
-    assert library.size_SparseBook() == ctypes.sizeof(conv_cuda.Book)
-    assert library.size_SparseConv() == ctypes.sizeof(conv_cuda.Convolution)
-    return library
+    names = ("clear", "mark", "mark_strided", "count", "scan", "scan_shares", "rank", "emit")
+    functions: dict[cuda_cpu.Struct, Sequence[str]] = {
+        ("SparseGrid", conv_cuda.Grid): [f"sparse_{n}" for n in names],
+        ("SparseBook", conv_cuda.Book): ["sparse_neighbours"],
+        ("SparseConv", conv_cuda.Convolution): ["sparse_conv", "sparse_conv8"],
+    }
+    return compiled("sparse_conv", tmp_path_factory.mktemp("cuda"), functions, with_int=("sparse_scan",))
 
 
 Triple = tuple[int, int, int]
@@ -231,10 +167,8 @@ def test_convolution(convolver: ctypes.CDLL, case: Case, outputs: int, step: int
 
 @pytest.fixture(scope="module")
 def devoxelizer(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    functions = dict.fromkeys(("devoxelize_neighbours", "devoxelize"), ("Devoxelize", False))
-    library = compiled("devoxelize", tmp_path_factory.mktemp("cuda"), functions)
-    assert library.size_Devoxelize() == ctypes.sizeof(devoxel_cuda.Parameters)
-    return library
+    functions = {("Devoxelize", devoxel_cuda.Parameters): ("devoxelize_neighbours", "devoxelize")}
+    return compiled("devoxelize", tmp_path_factory.mktemp("cuda"), functions)
 
 
 @settings(deadline=None, max_examples=60)

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.models.training import cosine, save, twin
+from edgekit.models import training
 from edgekit.synth.street import CLASSES, StreetWorld
 
 TRAIN_SEEDS = 1000
@@ -359,13 +358,12 @@ def evaluate(model: Path, folder: Path, truth: dict[str, Any], threads: int = 1)
 
 def learning_rate(options: Options, step: int) -> float:
     """Linear warm-up, then a cosine down to 2 %."""
-    return options.lr * cosine(step, options.steps, options.warmup, floor=0.02)
+    return options.lr * training.cosine(step, options.steps, options.warmup, floor=0.02)
 
 
 def train(args: argparse.Namespace, options: Options) -> Path:
     """Train and export; returns the path of the exported model."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from edgekit.models.yolo_lite import YoloLite, cells, export_onnx
     from edgekit.models.yolox_loss import losses
@@ -380,26 +378,14 @@ def train(args: argparse.Namespace, options: Options) -> Path:
     model = YoloLite(len(CLASSES)).to(device, memory_format=torch.channels_last)
     mean = YoloLite(len(CLASSES)).to(device)
     mean.load_state_dict(model.state_dict())
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=options.lr,
-    )
-    start = 0
-    checkpoint, log = out / "last.pt", out / "log.jsonl"
-    if args.resume and checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["options"] | {"steps": options.steps} != asdict(options):  # a longer or shorter run is fine
-            raise SystemExit(
-                f"checkpoint {checkpoint}: made with {state['options']}. Use these or a new --out"
-            )
-        model.load_state_dict(state["model"])
-        mean.load_state_dict(state["mean"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
     weights = list(model.parameters())
-    replicas = [model] + [twin(model) for _ in range(options.shards - 1)]
+    optimizer = training.adamw(weights, options.lr, options.weight_decay)
+    held = {"model": model, "mean": mean, "optimizer": optimizer}
+    checkpoint = training.Checkpoint(out / "last.pt", asdict(options), **held)
+    start = (
+        checkpoint.resume(device, free=("steps",)) if args.resume else 0
+    )  # a longer or shorter run is fine
+    replicas = [model] + [training.twin(model) for _ in range(options.shards - 1)]
 
     def work(job: Any) -> tuple[dict[str, float], Any]:
         """Losses and gradients of one shard."""
@@ -416,22 +402,13 @@ def train(args: argparse.Namespace, options: Options) -> Path:
 
     last = min(options.steps, args.stop_at or options.steps)
     exported = out / "yolo_lite.onnx"
-    bar = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
     stream = batches(data, options, start, args.workers)
     began = time.monotonic()
     pool = ThreadPoolExecutor(options.shards)
-    with pool, bar, log.open("a", encoding="utf-8") as lines:
-        task = bar.add_task("train", total=last, completed=start, note="")
+    with pool, training.logged(out / "log.jsonl", "training", start, last) as say:
         for step in range(start, last):
             images, truth, kinds = (part.to(device) for part in next(stream))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(options, step)
+            training.set_rate(optimizer, learning_rate(options, step))
             l1 = step >= options.steps * (1 - options.tail)
             done_parts = list(
                 pool.map(
@@ -465,33 +442,21 @@ def train(args: argparse.Namespace, options: Options) -> Path:
                 }
                 line |= {name: round(value, 4) for name, value in parts.items()}
                 line["seconds"] = round(time.monotonic() - began, 1)
-                print(json.dumps(line), file=lines, flush=True)
-                bar.update(task, completed=done, note=f"loss {line['loss']:.2f}")
+                say(line, f"loss {line['loss']:.2f}")
             if done % args.save_every == 0 or done == last:
-                save(
-                    checkpoint,
-                    {
-                        "options": asdict(options),
-                        "step": done,
-                        "model": model.state_dict(),
-                        "mean": mean.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    },
-                )
+                checkpoint.save(done)
                 export_onnx(
                     mean.cpu() if device.type != "cpu" else mean, exported, options.height, options.width
                 )
                 mean.to(device)
             if args.eval_every and done % args.eval_every == 0 and done < last:
                 folder, wanted = eval_set(args.cache, 60, 2)
-                line = {"step": done, **evaluate(exported, folder, wanted, args.threads)}
-                print(json.dumps(line), file=lines, flush=True)
-                bar.console.print(json.dumps(line))
+                say({"step": done, **evaluate(exported, folder, wanted, args.threads)})
     return exported
 
 
 def main(argv: list[str] | None = None) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = training.cores()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -511,18 +476,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("steps", "batch", "seeds", "frames", "seed", "warmup"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     parser.add_argument("--lr", type=float, default=defaults.lr)
-    parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
-    parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--eval-every", type=int, default=1000, help="0: only at the end")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=cores, help="torch threads")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (0: none)")
     parser.add_argument(
         "--render-workers", type=int, default=cores, help="processes that draw the training set (0: none)"
     )
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16"
-    )
+    training.add_run_arguments(parser, "torch threads", bf16=True)
     args = parser.parse_args(argv)
     model = args.eval_only
     if model is None:

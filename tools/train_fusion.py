@@ -22,11 +22,9 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
@@ -35,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.models.training import cosine, save
+from edgekit.models import training
 from edgekit.rig import Rig, RigFrame, Shot, Truth
 from edgekit.synth.solids import CLASSES
 
@@ -314,7 +312,6 @@ def keep_memory() -> None:
 def train(args: argparse.Namespace, options: Options) -> bool:
     """Train and export into OUT/segments; False if stopped before the end."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from edgekit.models.bevfusion.config import CONFIGS
     from edgekit.models.bevfusion.export import export_segments
@@ -333,43 +330,17 @@ def train(args: argparse.Namespace, options: Options) -> bool:
         if p.ndim == 4:
             p.data = p.data.to(memory_format=torch.channels_last)
     weights, parts = list(model.parameters()), Weights(depth=options.depth)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in weights if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=options.lr,
-    )
-    start, checkpoint, log = 0, out / "last.pt", out / "log.jsonl"
-    if args.resume and checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["options"] != asdict(options):
-            raise SystemExit(
-                f"checkpoint {checkpoint}: made with {state['options']}. Use these or a new --out"
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    optimizer = training.adamw(weights, options.lr, options.weight_decay)
+    checkpoint = training.Checkpoint(out / "last.pt", asdict(options), model=model, optimizer=optimizer)
+    start = checkpoint.resume(device) if args.resume else 0
     model.train()
     last = min(options.steps, args.stop_at or options.steps)
-    bar = Progress(
-        TextColumn(config.name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
     began, summed, seen = time.monotonic(), {}, 0
-    with ThreadPoolExecutor(1) as ahead, bar, log.open("a", encoding="utf-8") as lines:
-        task = bar.add_task("train", total=last, completed=start, note="")
-        coming = ahead.submit(batch, frames, options, start, args.threads)
-        for step in range(start, last):
-            given, wanted = coming.result()
-            if step + 1 < last:
-                coming = ahead.submit(batch, frames, options, step + 1, args.threads)
-            rate = options.lr * cosine(step, options.steps, options.warmup, floor=0.01)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+    coming = training.ahead(lambda step: batch(frames, options, step, args.threads), start, last)
+    with training.logged(out / "log.jsonl", config.name, start, last) as say:
+        for step, (given, wanted) in coming:
+            rate = options.lr * training.cosine(step, options.steps, options.warmup, floor=0.01)
+            training.set_rate(optimizer, rate)
             given, wanted = given.to(device), wanted.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                 said = model(given)
@@ -386,19 +357,10 @@ def train(args: argparse.Namespace, options: Options) -> bool:
                 seconds = time.monotonic() - began
                 line = {"step": done, "lr": rate, **means, "seconds": round(seconds, 1)}
                 line["samples_per_s"] = round((done - start) * options.batch / seconds, 2)
-                bar.update(task, completed=done, note=", ".join(f"{k} {v:.2f}" for k, v in means.items()))
+                say(line, ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
                 summed, seen = {}, 0
-                print(json.dumps(line), file=lines, flush=True)
             if done % args.save_every == 0 or done == last:
-                save(
-                    checkpoint,
-                    {
-                        "options": asdict(options),
-                        "step": done,
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    },
-                )
+                checkpoint.save(done)
     export_segments(model.cpu(), out / "segments")
     return last == options.steps
 
@@ -406,7 +368,6 @@ def train(args: argparse.Namespace, options: Options) -> bool:
 def main(argv: list[str] | None = None) -> int:
     from edgekit.models.bevfusion.config import CONFIGS
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -424,15 +385,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("lr", "weight_decay", "no_lidar", "no_cameras", "lost", "turn", "scale", "depth"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
-    parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
-    parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--threads", type=int, default=cores, help="torch threads, and processes that draw the frames"
-    )
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=False, help="autocast to bfloat16"
-    )
+    training.add_run_arguments(parser, "torch threads, and processes that draw the frames")
     args = parser.parse_args(argv)
     options = Options(**{name: getattr(args, name) for name in asdict(defaults)})
     segments = args.out / "segments"

@@ -22,10 +22,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -34,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.models.training import cosine, save
+from edgekit.models import training
 from edgekit.synth.gestures import CLIP, EVENT, FRAMES_PER_SECOND, GESTURES, GestureWorld
 from edgekit.synth.sprites import load_pictures
 
@@ -268,7 +266,7 @@ def evaluate_stream(model: Path, events: int, threads: int = 1, seed: int = EVAL
 
 def learning_rate(options: Options, step: int) -> float:
     """Linear warm-up, then a cosine down to 1 %."""
-    return options.lr * cosine(step, options.steps, options.warmup, floor=0.01)
+    return options.lr * training.cosine(step, options.steps, options.warmup, floor=0.01)
 
 
 def with_flow(model: Any, stage: str) -> Any:
@@ -319,7 +317,6 @@ def _cut(model: Any) -> None:
 def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
     """Train one mode and export it into `out`; False if stopped before the end."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from edgekit.models.tsm import TSM, export_clip, export_online
 
@@ -331,45 +328,19 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
     model = TSM(options.backbone, len(GESTURES) + HINTS, options.mode, options.width)
     taught = with_flow(model, FLOW_STAGE[options.backbone]).to(device, memory_format=torch.channels_last)
     weights = list(taught.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in weights if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=options.lr,
-    )
-    start, checkpoint, log = 0, out / "last.pt", out / "log.jsonl"
-    if args.resume and checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["options"] != asdict(options):
-            raise SystemExit(
-                f"checkpoint {checkpoint}: made with {state['options']}. Use these or a new --out"
-            )
-        taught.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    optimizer = training.adamw(weights, options.lr, options.weight_decay)
+    checkpoint = training.Checkpoint(out / "last.pt", asdict(options), model=taught, optimizer=optimizer)
+    start = checkpoint.resume(device) if args.resume else 0
     taught.train()
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.momentum = 0.05
     last = min(options.steps, args.stop_at or options.steps)
-    bar = Progress(
-        TextColumn(options.mode),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
     began, seen, right, summed = time.monotonic(), 0, 0, np.zeros(3)
-    with ThreadPoolExecutor(1) as ahead, bar, log.open("a", encoding="utf-8") as lines:
-        task = bar.add_task("train", total=last, completed=start, note="")
-        coming = ahead.submit(clips.batch, options, start)
-        for step in range(start, last):
-            images, labels, paths = coming.result()
-            if step + 1 < last:
-                coming = ahead.submit(clips.batch, options, step + 1)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(options, step)
+    coming = training.ahead(partial(clips.batch, options), start, last)
+    with training.logged(out / "log.jsonl", options.mode, start, last) as say:
+        for step, (images, labels, paths) in coming:
+            training.set_rate(optimizer, learning_rate(options, step))
             with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                 rows, grid = taught(torch.from_numpy(normalised(images)).to(device))
             logits, kinds = rows[:, -CLIP:, : len(GESTURES)].mean(1), torch.from_numpy(labels).to(device)
@@ -400,19 +371,10 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
                     "accuracy": round(right / seen, 4),
                     "seconds": round(time.monotonic() - began, 1),
                 }
-                bar.update(task, completed=done, note=f"loss {loss:.2f}, {right / seen:.0%} right")
+                say(line, f"loss {loss:.2f}, {right / seen:.0%} right")
                 seen, right, summed = 0, 0, np.zeros(3)
-                print(json.dumps(line), file=lines, flush=True)
             if done % args.save_every == 0 or done == last:
-                save(
-                    checkpoint,
-                    {
-                        "options": asdict(options),
-                        "step": done,
-                        "model": taught.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    },
-                )
+                checkpoint.save(done)
     model = model.cpu()
     _cut(model)
     size = (options.size, options.size)
@@ -423,7 +385,6 @@ def train(args: argparse.Namespace, options: Options, out: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -442,15 +403,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("width", "lr", "weight_decay", "hints", "flow"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
-    parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
-    parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--threads", type=int, default=cores, help="torch threads, and processes that draw the clips"
-    )
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=False, help="autocast to bfloat16"
-    )
+    training.add_run_arguments(parser, "torch threads, and processes that draw the clips")
     args = parser.parse_args(argv)
     if args.eval_only is not None:
         if not args.eval_only.is_file():

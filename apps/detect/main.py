@@ -35,6 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--score", type=float, default=0.4, help="lowest score to keep (default: 0.4)")
     parser.add_argument("--limit", type=int, help="stop after this many frames")
     args = parser.parse_args(words)
+    if args.limit is not None and args.limit < 1:  # now: the first run builds a bundle
+        parser.error(f"--limit {args.limit}: expected at least 1")
 
     sinks = args.sink + ([f"view:{args.view}"] if args.view else [])
     bundle = args.bundle or edgekit.app_bundle("detect", progress=_progress)

@@ -38,6 +38,8 @@ def main(words: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--limit", type=int, help="stop after this many frames")
     args = parser.parse_args(words)
+    if args.limit is not None and args.limit < 1:  # now: the first run builds a bundle
+        parser.error(f"--limit {args.limit}: expected at least 1")
 
     sinks = args.sink + ([f"view:{args.view}"] if args.view else [])
     bundle = args.bundle or edgekit.app_bundle("gesture", progress=_progress)

@@ -87,6 +87,7 @@ class Fitting(Protocol):
         in the binding's `inputs` and `outputs`. For the others it has memory of its own.
 
         beside: a binding of this executable that never runs at the same time, whose working memory may be shared.
+        An executable may name outputs in `turnable`: those it can also write where they lie as [N, H, W, C].
         """
         ...
 

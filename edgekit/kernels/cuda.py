@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,9 @@ import numpy as np
 from edgekit.errors import MissingExtraError, StreamError
 
 FOLDER = Path(__file__).parent
+_TYPES: dict[str, Any] = {
+    "u64": ctypes.c_uint64, "i64": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float,
+}  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
@@ -30,6 +34,21 @@ def names() -> tuple[str, ...]:
 
 def source(kernel: str) -> Path:
     return FOLDER / kernel / "kernel.cu"
+
+
+def fields(*declarations: str) -> list[tuple[str, Any]]:
+    """`_fields_` of a ctypes structure from the declarations in kernel.cu, `"int n, side[3]"`; a pointer is a u64."""
+    found: list[tuple[str, Any]] = []
+    for declaration in declarations:
+        kind, _, names = declaration.partition(" ")
+        for name, length in re.findall(r"(\w+)(?:\[(\d+)\])?", names):
+            found.append((name, _TYPES[kind] * int(length) if length else _TYPES[kind]))
+    return found
+
+
+def blocks(threads: int, block: int) -> int:
+    """Blocks of `block` threads for at least one thread."""
+    return max(1, -(-threads // block))
 
 
 @functools.cache
@@ -56,13 +75,14 @@ def compile_kernel(kernel: str, arch: str) -> bytes:
     return cubin
 
 
-class Program:
-    """One kernel's code and constants on device 0; for one thread at a time.
+class CudaKernel:
+    """One kernel's code and constants on device 0; for one thread at a time. `<kernel>/cuda.py` adds `launch`.
 
+    constants: arrays that are copied to the device and stay there as long as this lives; `_at` has their addresses.
     Raises: MissingExtraError without cuda-bindings or NVRTC, StreamError on CUDA errors.
     """
 
-    def __init__(self, kernel: str) -> None:
+    def __init__(self, kernel: str, **constants: np.ndarray) -> None:
         self._kernel = kernel
         self._module: Any = None
         self._functions: dict[str, Any] = {}
@@ -85,12 +105,12 @@ class Program:
                 )
             )
             self._module = _call(self._cuda, "cuModuleLoadData", compile_kernel(kernel, f"sm_{major}{minor}"))
+            self._at = {name: self._upload(array) for name, array in constants.items()}
         except BaseException:
             self.close()
             raise
 
-    def upload(self, array: np.ndarray) -> int:
-        """A copy of `array` on the device, its address; it lives as long as this does."""
+    def _upload(self, array: np.ndarray) -> int:
         data = np.ascontiguousarray(array)
         self._current()
         address = int(_call(self._cuda, "cuMemAlloc", max(1, data.nbytes)))
@@ -99,37 +119,28 @@ class Program:
             _call(self._cuda, "cuMemcpyHtoD", address, data.ctypes.data, data.nbytes)
         return address
 
-    def launch(
+    def _enqueue(
         self,
-        function: str,
-        grid: Sequence[int],
+        launches: Iterable[tuple[str, Sequence[int]]],
         block: Sequence[int],
-        arguments: Sequence[Any],
-        stream: int = 0,
+        stream: int,
+        *arguments: Any,
     ) -> None:
-        """Enqueue `function` on `stream`; returns at once.
+        """Enqueue functions, each with its grid, on `stream`, one after the other; returns at once.
 
         grid, block: up to three sizes each.  arguments: ctypes values and structures, as the source declares them.
         Raises: StreamError on CUDA errors and when closed.
         """
-        self._current()
-        if function not in self._functions:
-            self._functions[function] = _call(
-                self._cuda, "cuModuleGetFunction", self._module, function.encode()
-            )
         # the driver copies the arguments before it returns
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
-        sizes = [*grid, 1, 1][:3] + [*block, 1, 1][:3]
-        _call(
-            self._cuda,
-            "cuLaunchKernel",
-            self._functions[function],
-            *sizes,
-            0,
-            stream,
-            ctypes.addressof(pointers),
-            0,
-        )
+        for function, grid in launches:
+            self._current()
+            if function not in self._functions:
+                found = _call(self._cuda, "cuModuleGetFunction", self._module, function.encode())
+                self._functions[function] = found
+            sizes = [*grid, 1, 1][:3] + [*block, 1, 1][:3]
+            at = self._functions[function]
+            _call(self._cuda, "cuLaunchKernel", at, *sizes, 0, stream, ctypes.addressof(pointers), 0)
 
     def close(self) -> None:
         """Free everything. Closing twice is fine; errors are left to the next call that meets them."""

@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from edgekit import __version__
-from edgekit.backends.base import Binding, LoadOptions, usable, zeros
+from edgekit.backends.base import TO_LAST, Binding, LoadOptions, usable, zeros
 from edgekit.backends.tensorrt.cache import default_dir
 from edgekit.errors import BundleError, StreamError, UsageError
 from edgekit.kernels import bev_pool as pooling
@@ -48,6 +48,7 @@ from edgekit.spec import DType, TensorSpec
 T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]
 Read = Callable[[str], memoryview]
+Layout = Literal["NCHW", "NHWC"]
 
 MAX_TABLES = 8
 """Rigs whose association tables an engine keeps in memory, those used last."""
@@ -88,21 +89,21 @@ def pack(weights: Mapping[str, np.ndarray]) -> tuple[list[list[Any]], bytes]:
 
 
 def unpack(names: Sequence[tuple[str, tuple[int, ...]]], data: memoryview) -> dict[str, np.ndarray]:
-    """The weights in `data`, which they view. Raises: BundleError unless they fit it to the byte and are finite."""
+    """The weights in `data`, which they view. Raises: UsageError unless they fit it to the byte and are finite."""
     found: dict[str, np.ndarray] = {}
     at = 0
     for name, shape in names:
         if name in found or not all(d >= 1 for d in shape) or len(shape) > 8:
-            raise BundleError(f"weights {name[:80]!r}: there twice, or of the shape {list(shape)[:8]}")
+            raise UsageError(f"weights {name[:80]!r}: there twice, or of the shape {list(shape)[:8]}")
         size = 4 * math.prod(shape)
         if at + size > len(data):
-            raise BundleError(f"weights {name[:80]!r}: lie beyond the end of their file of {len(data)} bytes")
+            raise UsageError(f"weights {name[:80]!r}: lie beyond the end of their file of {len(data)} bytes")
         found[name] = np.frombuffer(data, "<f4", size // 4, at).reshape(shape)
         if not np.isfinite(found[name]).all():
-            raise BundleError(f"weights {name[:80]!r}: expected finite numbers, got some that are not")
+            raise UsageError(f"weights {name[:80]!r}: expected finite numbers, got some that are not")
         at += size
     if at != len(data):
-        raise BundleError(f"weights: the file has {len(data)} bytes, expected {at}")
+        raise UsageError(f"weights: the file has {len(data)} bytes, expected {at}")
     return found
 
 
@@ -116,6 +117,8 @@ class KernelExecutable:
     ROLES: ClassVar[tuple[str, ...]]
     FILES: ClassVar[tuple[str, ...]] = ()
     precision = "float32"
+    turnable: frozenset[str] = frozenset()
+    """Outputs that it can also write where they lie channels last (`backends.base.Fitting`)."""
 
     def __init__(
         self, step: KernelStep, tensors: Mapping[str, TensorSpec], read: Read, options: LoadOptions
@@ -190,8 +193,11 @@ class KernelBinding:
     outputs: Arrays
 
     def __init__(self, executable: KernelExecutable, given: Arrays) -> None:
+        turnable = executable.turnable
         self.inputs, self.outputs = (
-            MappingProxyType({spec.name: _array(spec, given.get(spec.name)) for spec in specs})
+            MappingProxyType(
+                {spec.name: _array(spec, given.get(spec.name), spec.name in turnable) for spec in specs}
+            )
             for specs in (executable.inputs, executable.outputs)
         )
         self._sources, (self._out,) = list(self.inputs.values()), list(self.outputs.values())
@@ -213,8 +219,10 @@ class KernelBinding:
         self._work, self._kept = None, {}
 
 
-def _array(spec: TensorSpec, given: np.ndarray | None) -> np.ndarray:
-    return given if given is not None and usable(given, spec) else zeros(spec.shape, spec.dtype.value)
+def _array(spec: TensorSpec, given: np.ndarray | None, turnable: bool = False) -> np.ndarray:
+    if given is not None and (usable(given, spec) or (turnable and usable(given, spec, TO_LAST))):
+        return given
+    return zeros(spec.shape, spec.dtype.value)
 
 
 def _options(kind: type[T], step: KernelStep) -> T:
@@ -409,17 +417,19 @@ class PoolCameras(KernelExecutable):
             raise BundleError(
                 f"step {step.name}: {self.channels} channels, expected at most {pooling.MAX_CHANNELS}"
             )
+        self.turnable = frozenset(step.outputs)
+        self._layouts: set[Layout] = set()
         self.folder = (options.cache_dir or default_dir()) / TABLES
-        self._tables: OrderedDict[bytes, Future[BevPool]] = OrderedDict()
+        self._tables: OrderedDict[tuple[bytes, Layout], Future[BevPool]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def table(self, intrinsics: np.ndarray, camera_to_lidar: np.ndarray) -> BevPool:
+    def table(self, intrinsics: np.ndarray, camera_to_lidar: np.ndarray, layout: Layout = "NCHW") -> BevPool:
         """The pooling of a rig, from memory, from the cache folder, or made now; float32 arrays as the step takes them.
 
-        For any thread; one that comes while another makes the same table waits for it.
+        layout: of what it writes. For any thread; one that comes while another makes the same table waits for it.
         Raises: UsageError for matrices that cannot be inverted.
         """
-        key = _calibration(intrinsics, camera_to_lidar)
+        key = _calibration(intrinsics, camera_to_lidar), layout
         with self._lock:
             found = self._tables.get(key)
             if found is not None:
@@ -433,7 +443,7 @@ class PoolCameras(KernelExecutable):
             return found.result()
         try:
             geometry = Geometry(intrinsics, camera_to_lidar, None, self.settings.frustum, self.settings.grid)
-            made = BevPool(pooling.cached(geometry, self.folder, self.threads), self.channels)
+            made = BevPool(pooling.cached(geometry, self.folder, self.threads), self.channels, layout)
         except BaseException as error:
             with self._lock:
                 self._tables.pop(key, None)
@@ -442,13 +452,32 @@ class PoolCameras(KernelExecutable):
         mine.set_result(made)
         return made
 
+    def bind_to(self, given: Arrays, beside: Binding | None = None) -> KernelBinding:
+        """As of any kernel."""
+        binding = super().bind_to(given, beside)
+        with self._lock:
+            self._layouts.add(_layout(binding.outputs[self.outputs[0].name]))
+        return binding
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Of what sessions have it write."""
+        with self._lock:
+            return tuple(sorted(self._layouts)) or ("NCHW",)
+
     def _work(self, inputs: Sequence[np.ndarray], out: np.ndarray, kept: dict[str, Any]) -> None:
         depth, features, cameras, intrinsics, to_lidar = inputs
         now = _calibration(intrinsics, to_lidar)
         if kept.get("calibration") != now:
-            kept["pool"], kept["calibration"] = self.table(intrinsics, to_lidar), now
+            kept["pool"], kept["calibration"] = self.table(intrinsics, to_lidar, _layout(out)), now
         pool: BevPool = kept["pool"]
+        if pool.layout == "NHWC":
+            out = out.transpose(TO_LAST)
         pool.run(depth, features, out, cameras=(cameras != 0).tolist(), threads=self.threads)
+
+
+def _layout(out: np.ndarray) -> Layout:
+    return "NCHW" if out.flags.c_contiguous else "NHWC"
 
 
 def _calibration(intrinsics: np.ndarray, camera_to_lidar: np.ndarray) -> bytes:
@@ -466,18 +495,17 @@ def prefetch(
     """
     if not isinstance(executable, PoolCameras):
         raise UsageError(f"prefetch: expected a step of kernel {PoolCameras.KERNEL}, got {executable!r:.80}")
-    given = []
-    for array, spec in zip((intrinsics, camera_to_lidar), executable.inputs[3:], strict=True):
-        given.append(np.array(array, np.float32, order="C"))
-        if given[-1].shape != spec.shape:
-            raise UsageError(
-                f"prefetch: {spec.name}: expected {list(spec.shape)}, got {list(given[-1].shape)}"
-            )
+    of_pixels, to_lidar = (np.array(array, np.float32, order="C") for array in (intrinsics, camera_to_lidar))
+    for array, spec in zip((of_pixels, to_lidar), executable.inputs[3:], strict=True):
+        if array.shape != spec.shape:
+            raise UsageError(f"prefetch: {spec.name}: expected {list(spec.shape)}, got {list(array.shape)}")
     future: Future[BevPool] = Future()
 
     def work() -> None:
         try:
-            future.set_result(executable.table(*given))
+            for layout in executable.layouts:
+                made = executable.table(of_pixels, to_lidar, layout)
+            future.set_result(made)
         except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
             future.set_exception(error)
 

@@ -6,13 +6,13 @@ nothing is copied. Pure bookkeeping; `session` runs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from edgekit.backends.base import Binding, Executable, zeros
+from edgekit.backends.base import TO_LAST, Binding, Executable, zeros
 from edgekit.manifest import KernelStep, Manifest, Segment
 from edgekit.runtime.state import private_states
 
@@ -111,7 +111,8 @@ def lay_out(manifest: Manifest, executables: Mapping[str, Executable], layout: L
     `executables` by step name. Raises: StreamError when a device has no memory left.
     """
     fixed = _bind_fixed(manifest, executables, layout)
-    _choose(manifest, fixed, layout.buffers)
+    turnable = {name for each in executables.values() for name in getattr(each, "turnable", ())}
+    _choose(manifest, fixed, turnable, layout.buffers)
     for step, after in zip(manifest.plan, dependencies(manifest), strict=True):
         make = _slices if repeats(step) > 1 else _whole
         parts = make(step, executables[step.name], fixed.get(step.name), layout)
@@ -147,16 +148,20 @@ def _bind_fixed(manifest: Manifest, executables: Mapping[str, Executable], layou
     return found
 
 
-def _choose(manifest: Manifest, fixed: Mapping[str, Pair], buffers: dict[str, np.ndarray]) -> None:
+def _choose(
+    manifest: Manifest, fixed: Mapping[str, Pair], turnable: Collection[str], buffers: dict[str, np.ndarray]
+) -> None:
     """Tensors live where a step that brings its own arrays writes them, else where one reads them: its neighbours
-    can work there, if they lie as anybody would expect."""
+    can work there, if they lie as anybody would expect, or as their producer can turn them."""
     own = [(step, fixed[step.name][0]) for step in manifest.plan if step.name in fixed and repeats(step) == 1]
     for step, binding in own:
         buffers.update({name: binding.outputs[name] for name in step.outputs})
     for step, binding in own:
         for name in step.inputs:
-            if name not in buffers and binding.inputs[name].flags.c_contiguous:
-                buffers[name] = binding.inputs[name]
+            array = binding.inputs[name]
+            turned = name in turnable and array.ndim == 4 and array.transpose(TO_LAST).flags.c_contiguous
+            if name not in buffers and (turned or array.flags.c_contiguous):
+                buffers[name] = array
 
 
 def _given(manifest: Manifest, name: str, buffers: dict[str, np.ndarray]) -> np.ndarray:
@@ -191,8 +196,10 @@ def _slices(
     missing = [name for name in names if name not in buffers]
     if missing:
         like = pair[0] if pair else executable.bind_to({})
-        arrays = {**like.inputs, **like.outputs}
-        buffers.update({name: _stacked(arrays[name], n) for name in missing})
+        for name in missing:
+            plain = pair is not None and name in step.outputs  # is copied anyway: as what reads it wants it
+            array = like.outputs[name] if name in step.outputs else like.inputs[name]
+            buffers[name] = _stacked(array, n, plain)
         if not pair:
             like.close()
     parts: list[Part] = []
@@ -209,10 +216,10 @@ def _slices(
     return tuple(parts)
 
 
-def _stacked(array: np.ndarray, n: int) -> np.ndarray:
-    """Memory for n of these along the first axis, whose other axes lie in the same order."""
+def _stacked(array: np.ndarray, n: int, plain: bool) -> np.ndarray:
+    """Memory for n of these along the first axis, whose other axes lie in the same order; `plain`: C-contiguous."""
     axes = [0, *range(1, array.ndim)]
-    if not array.flags.c_contiguous:
+    if not plain and not array.flags.c_contiguous:
         axes[1:] = sorted(axes[1:], key=lambda axis: -array.strides[axis])
     memory = zeros([n, *(array.shape[axis] for axis in axes[1:])], array.dtype.name)
     return memory.transpose([axes.index(axis) for axis in range(array.ndim)])

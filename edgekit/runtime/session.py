@@ -119,6 +119,7 @@ class Session:
         if not self._jobs:
             raise StreamError("session: closed. Make another with engine.session()")
         skip = {self._number(name) for name in done} if done else ()
+        self._times = {}  # whoever holds those of an earlier run keeps them
         if self._crew is not None and self.overlap:
             self._crew.run(lambda number: self._do(number, number in skip))
         else:

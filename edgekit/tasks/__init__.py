@@ -10,9 +10,10 @@ finds the rest with `of`. Adding a task: these two files, and its name in `TASKS
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.errors import BundleError, UsageError, did_you_mean
+from edgekit.schema import SchemaError, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from edgekit.tasks.preprocess import ImagePreprocess
 
 TASKS = ("detect", "classify", "video", "fusion")
+
+_Spec = TypeVar("_Spec")
 
 
 class Runnable(Protocol):
@@ -168,6 +171,14 @@ def task(name: str) -> Task:
     if name not in TASKS:
         raise UsageError(f"task {name!r}: unknown. {did_you_mean(name, TASKS)}")
     return cast("Task", importlib.import_module(f"edgekit.tasks.{name}.task"))
+
+
+def spec_in(manifest: Manifest, kind: type[_Spec]) -> _Spec:
+    """The `pipeline` table of a manifest as a task's spec. Raises: BundleError when it is not one."""
+    try:
+        return from_json(kind, manifest.pipeline, "manifest pipeline")
+    except SchemaError as error:
+        raise BundleError(f"bundle: {error}") from None
 
 
 def of(thing: Any) -> Task:

@@ -65,12 +65,7 @@ class Clips(Sequence[Sequence[np.ndarray]]):
         if isinstance(index, slice):
             return replace(self, chosen=self.chosen[index])
         clip = self.data.clip(self.chosen[operator.index(index)])
-        images = clip.images
-        if clip.step_s is not None and self.dt_s is not None:
-            count = max(1, round(len(images) * clip.step_s / self.dt_s))
-            last = len(images) - 1
-            images = [images[min(last, round(i * self.dt_s / clip.step_s))] for i in range(count)]
-        return images[: self.frames]
+        return clip.played(self.dt_s)[: self.frames]
 
     def of(self, count: int) -> Clips:
         """At most `count` of them, evenly spaced."""
@@ -357,7 +352,7 @@ def clip_accuracy(
     frame to the end. The mean of all outputs counts. Raises: ModelError.
     """
     from edgekit.quant.simulate import open_session
-    from edgekit.tasks.classify.metric import accuracy
+    from edgekit.tasks.classify.metric import accuracy, judge
     from edgekit.toolchain.data import fed
 
     session = open_session(model)
@@ -376,7 +371,5 @@ def clip_accuracy(
             run = np.stack([a[0] for a in arrays[begin : begin + made.frames]], made.axis - (len(sizes) - 4))
             (result,) = session.run(None, {str(value.name): run.reshape(sizes)})
             total += np.asarray(result, np.float64).reshape(-1, len(spec.labels)).mean(axis=0)
-        cls = data.images[number].cls
-        rank = int((total > total[cls]).sum() + (total[:cls] == total[cls]).sum())
-        answers.append((int(np.argmax(total)), rank))
+        answers.append(judge(total, data.images[number].cls))
     return accuracy(data, answers), answers

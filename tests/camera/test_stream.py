@@ -49,7 +49,7 @@ def test_nothing_is_copied_between_the_driver_s_buffer_and_the_engine(prepared, 
                 "the kernel reads the driver's memory"
             )
             assert written == tensor.__array_interface__["data"][0], "the kernel writes the engine's input"
-            assert detector._plan is fused, "and it is the kernel that the stream runs"
+            assert detector._input.plan is fused, "and it is the kernel that the stream runs"
             assert sum(hop.copied for hop in item.hops) == 0
             assert [hop.written for hop in item.hops if "engine input" in hop.name] == [tensor.nbytes]
             addresses.add(item.frame.pixels.addresses)

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.kernels.bev_pool.table import Table
-from edgekit.kernels.cuda import Program
+from edgekit.kernels.cuda import CudaKernel, blocks, fields
 
 BLOCK = (32, 4)
 CHANNELS = 8
@@ -23,19 +23,9 @@ CHANNELS = 8
 class Parameters(ctypes.Structure):
     """`struct BevPool` of kernel.cu, field by field."""
 
-    _fields_ = (
-        ("starts", ctypes.c_uint64),
-        ("runs", ctypes.c_uint64),
-        ("depth", ctypes.c_uint64),
-        ("features", ctypes.c_uint64),
-        ("out", ctypes.c_uint64),
-        ("used", ctypes.c_uint64),
-        ("cells", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("channels", ctypes.c_int),
-        ("half_in", ctypes.c_int),
-        ("half_out", ctypes.c_int),
-        ("last", ctypes.c_int),
+    _fields_ = fields(
+        "u64 starts, runs, depth, features, out, used",
+        "int cells, width, channels, half_in, half_out, last",
     )
 
 
@@ -63,7 +53,7 @@ class BevPoolCall:
         self.table, self.channels, self.last = table, channels, layout == "NHWC"
         self.half_in, self.half_out = in_dtype == "float16", out_dtype == "float16"
         cells = table.grid[0] * table.grid[1]
-        self.grid = (-(-cells // BLOCK[0]), -(-channels // (CHANNELS * BLOCK[1])))
+        self.grid = (blocks(cells, BLOCK[0]), blocks(channels, CHANNELS * BLOCK[1]))
 
     def parameters(
         self,
@@ -85,7 +75,7 @@ class BevPoolCall:
         return Parameters(*addresses, cells, width, self.channels, self.half_in, self.half_out, self.last)
 
 
-class CudaBevPool:
+class CudaBevPool(CudaKernel):
     """The kernel on device 0 with one table there; for one thread at a time. Arguments as `BevPoolCall`.
 
     Raises: MissingExtraError without cuda-bindings or NVRTC, StreamError on CUDA errors, UsageError.
@@ -100,23 +90,14 @@ class CudaBevPool:
         out_dtype: str = "float32",
     ) -> None:
         self.call = BevPoolCall(table, channels, layout, in_dtype, out_dtype)
-        self._program = Program("bev_pool")
-        try:
-            self._starts, self._runs = (
-                self._program.upload(np.asarray(a)) for a in (table.starts, table.runs)
-            )
-        except BaseException:
-            self.close()
-            raise
+        super().__init__("bev_pool", starts=np.asarray(table.starts), runs=np.asarray(table.runs))
 
     def launch(
         self, depth: int, features: int, out: int, stream: int = 0, cameras: Sequence[bool] | None = None
     ) -> None:
         """Enqueue the kernel on `stream`; returns at once. Arguments: device addresses of C-contiguous tensors, shapes as
         `BevPool.run`. Raises: StreamError on CUDA errors and when closed, UsageError."""
-        parameters = self.call.parameters(self._starts, self._runs, depth, features, out, cameras)
-        self._program.launch("bev_pool", self.call.grid, BLOCK, (parameters,), stream)
-
-    def close(self) -> None:
-        """Free everything. Closing twice is fine."""
-        self._program.close()
+        parameters = self.call.parameters(
+            **self._at, depth=depth, features=features, out=out, cameras=cameras
+        )
+        self._enqueue([("bev_pool", self.call.grid)], BLOCK, stream, parameters)

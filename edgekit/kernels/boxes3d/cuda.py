@@ -10,7 +10,7 @@ import ctypes
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.kernels.cuda import Program
+from edgekit.kernels.cuda import CudaKernel, blocks, fields
 
 BLOCK = 128
 BOX_BYTES = 80
@@ -20,14 +20,9 @@ BOX_BYTES = 80
 class Parameters(ctypes.Structure):
     """`struct Boxes3d` of kernel.cu, field by field."""
 
-    _fields_ = (
-        ("a", ctypes.c_uint64),
-        ("b", ctypes.c_uint64),
-        ("prepared", ctypes.c_uint64),
-        ("out", ctypes.c_uint64),
-        ("n", ctypes.c_int),
-        ("m", ctypes.c_int),
-        ("three_d", ctypes.c_int),
+    _fields_ = fields(
+        "u64 a, b, prepared, out",
+        "int n, m, three_d",
     )
 
 
@@ -35,10 +30,10 @@ def launches(p: Parameters) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """The functions to launch in turn, each with its grid of blocks of `BLOCK` threads."""
     if not p.n * p.m:
         return ()
-    return (("boxes3d_prepare", (-(-(p.n + p.m) // BLOCK),)), ("boxes3d", (-(-p.n * p.m // BLOCK),)))
+    return (("boxes3d_prepare", (blocks(p.n + p.m, BLOCK),)), ("boxes3d", (blocks(p.n * p.m, BLOCK),)))
 
 
-class CudaBoxes3D:
+class CudaBoxes3D(CudaKernel):
     """The kernel on device 0 with room for `most` boxes, those of both sets together; for one thread at a time.
 
     Raises: MissingExtraError without cuda-bindings or NVRTC, StreamError on CUDA errors.
@@ -46,12 +41,7 @@ class CudaBoxes3D:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._program = Program("boxes3d")
-        try:
-            self._prepared = self._program.upload(np.zeros(max(1, most) * BOX_BYTES, np.uint8))
-        except BaseException:
-            self.close()
-            raise
+        super().__init__("boxes3d", prepared=np.zeros(max(1, most) * BOX_BYTES, np.uint8))
 
     def launch(
         self, a: int, n: int, b: int, m: int, out: int, *, three_d: bool = False, stream: int = 0
@@ -63,10 +53,5 @@ class CudaBoxes3D:
         """
         if n + m > self._most:
             raise UsageError(f"boxes3d: expected at most {self._most} boxes in both sets, got {n} and {m}.")
-        p = Parameters(a, b, self._prepared, out, n, m, three_d)
-        for function, grid in launches(p):
-            self._program.launch(function, grid, (BLOCK,), (p,), stream)
-
-    def close(self) -> None:
-        """Free everything. Closing twice is fine."""
-        self._program.close()
+        p = Parameters(a, b, self._at["prepared"], out, n, m, three_d)
+        self._enqueue(launches(p), (BLOCK,), stream, p)

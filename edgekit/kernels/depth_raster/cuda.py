@@ -10,7 +10,7 @@ import ctypes
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.kernels.cuda import Program
+from edgekit.kernels.cuda import CudaKernel, blocks, fields
 from edgekit.kernels.depth_raster import FAR, NEAR
 
 BLOCK = 256
@@ -19,31 +19,25 @@ BLOCK = 256
 class Parameters(ctypes.Structure):
     """`struct DepthRaster` of kernel.cu, field by field."""
 
-    _fields_ = (
-        ("points", ctypes.c_uint64),
-        ("matrices", ctypes.c_uint64),
-        ("image", ctypes.c_uint64),
-        ("n", ctypes.c_int64),
-        ("step", ctypes.c_int),
-        ("cameras", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("near", ctypes.c_float),
-        ("far", ctypes.c_float),
+    _fields_ = fields(
+        "u64 points, matrices, image",
+        "i64 n",
+        "int step, cameras, height, width",
+        "float near, far",
     )
 
 
 def launches(p: Parameters) -> tuple[tuple[str, tuple[int, int]], ...]:
     """The functions to launch in turn, each with its grid of blocks of `BLOCK` threads."""
-    pixels = (-(-p.cameras * p.height * p.width // BLOCK), 1)
-    points = (-(-p.n // BLOCK), p.cameras)
+    pixels = (blocks(p.cameras * p.height * p.width, BLOCK), 1)
+    points = (blocks(p.n, BLOCK), p.cameras)
     if p.cameras == 0:
         return ()
     drawn = (("depth_raster", points),) if p.n > 0 else ()
     return (("depth_raster_clear", pixels), *drawn, ("depth_raster_finish", pixels))
 
 
-class CudaDepthRaster:
+class CudaDepthRaster(CudaKernel):
     """The kernel on device 0 with the cameras' matrices there; for one thread at a time. Arguments as `depth_raster`.
 
     Raises: MissingExtraError without cuda-bindings or NVRTC, StreamError on CUDA errors, UsageError for matrices of
@@ -59,12 +53,7 @@ class CudaDepthRaster:
                 f"got {matrices.dtype} {list(matrices.shape)}."
             )
         self._cameras, self._size, self._limits = len(matrices), size, (near, far)
-        self._program = Program("depth_raster")
-        try:
-            self._matrices = self._program.upload(matrices)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__("depth_raster", matrices=matrices)
 
     def launch(self, points: int, n: int, step: int, out: int, stream: int = 0) -> None:
         """Enqueue the kernels on `stream`; returns at once.
@@ -72,10 +61,5 @@ class CudaDepthRaster:
         points: device address of float32 [n, step].  out: of float32 [cam, height, width].
         Raises: StreamError on CUDA errors and when closed.
         """
-        p = Parameters(points, self._matrices, out, n, step, self._cameras, *self._size, *self._limits)
-        for function, grid in launches(p):
-            self._program.launch(function, grid, (BLOCK,), (p,), stream)
-
-    def close(self) -> None:
-        """Free everything. Closing twice is fine."""
-        self._program.close()
+        p = Parameters(points, self._at["matrices"], out, n, step, self._cameras, *self._size, *self._limits)
+        self._enqueue(launches(p), (BLOCK,), stream, p)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.kernels.cuda import Program
+from edgekit.kernels.cuda import CudaKernel, blocks, fields
 from edgekit.kernels.letterbox import LetterboxPlan, reference
 from edgekit.pixels import PixelLayout
 from edgekit.spec import QuantParams
@@ -29,29 +29,11 @@ _ALIGN = 16
 class Parameters(ctypes.Structure):
     """`struct Letterbox` of kernel.cu, field by field."""
 
-    _fields_ = (
-        ("plane", ctypes.c_uint64 * 3),
-        ("pitch", ctypes.c_int64 * 3),
-        ("x_index", ctypes.c_uint64),
-        ("x_weight", ctypes.c_uint64),
-        ("y_index", ctypes.c_uint64),
-        ("y_weight", ctypes.c_uint64),
-        ("values", ctypes.c_uint64),
-        ("out", ctypes.c_uint64),
-        ("format", ctypes.c_int),
-        ("in_width", ctypes.c_int),
-        ("in_height", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("left", ctypes.c_int),
-        ("top", ctypes.c_int),
-        ("columns", ctypes.c_int),
-        ("rows", ctypes.c_int),
-        ("order", ctypes.c_int * 3),
-        ("color", ctypes.c_int * 7),
-        ("pad", ctypes.c_int),
-        ("bytes", ctypes.c_int),
-        ("nhwc", ctypes.c_int),
+    _fields_ = fields(
+        "u64 plane[3]",
+        "i64 pitch[3]",
+        "u64 x_index, x_weight, y_index, y_weight, values, out",
+        "int format, in_width, in_height, width, height, left, top, columns, rows, order[3], color[7], pad, bytes, nhwc",
     )
 
 
@@ -116,7 +98,7 @@ class LetterboxTables:
         return p
 
 
-class CudaLetterbox:
+class CudaLetterbox(CudaKernel):
     """The letterbox kernel on device 0, with its tables there; for one thread at a time.
 
     Raises: MissingExtraError without cuda-bindings or NVRTC, StreamError on CUDA errors, UsageError as
@@ -125,12 +107,7 @@ class CudaLetterbox:
 
     def __init__(self, spec: ImagePreprocess, layout: PixelLayout, quant: QuantParams | None = None) -> None:
         self.tables = LetterboxTables(spec, layout, quant)
-        self._program = Program("letterbox")
-        try:
-            self._blob = self._program.upload(self.tables.blob)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__("letterbox", blob=self.tables.blob)
 
     def launch(
         self, planes: Sequence[int], pitches: Sequence[int], out: int, stream: int = 0, padded: bool = False
@@ -142,11 +119,7 @@ class CudaLetterbox:
         padded: `out` still holds a result of this object, so its padding need not be written again.
         Raises: StreamError on CUDA errors and when closed.
         """
-        parameters, spec = self.tables.parameters(self._blob, planes, pitches, out), self.tables.spec
-        grid = (-(-spec.width // BLOCK[0]), -(-spec.height // BLOCK[1]))
-        self._program.launch("letterbox", grid, BLOCK, (parameters, ctypes.c_int(padded)), stream)
+        parameters, spec = self.tables.parameters(self._at["blob"], planes, pitches, out), self.tables.spec
+        grid = (blocks(spec.width, BLOCK[0]), blocks(spec.height, BLOCK[1]))
+        self._enqueue([("letterbox", grid)], BLOCK, stream, parameters, ctypes.c_int(padded))
         return self.tables.placement
-
-    def close(self) -> None:
-        """Free everything. Closing twice is fine; errors are left to the next call that meets them."""
-        self._program.close()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.kernels.cuda import Program
+from edgekit.kernels.cuda import CudaKernel, blocks, fields
 from edgekit.kernels.peaks import reference
 
 BLOCK = 128
@@ -23,23 +23,10 @@ CAPACITY = 8192
 class Parameters(ctypes.Structure):
     """`struct PeakMaps` of kernel.cu, field by field."""
 
-    _fields_ = (
-        ("heat", ctypes.c_uint64),
-        ("windows", ctypes.c_uint64),
-        ("map", ctypes.c_uint64 * MAX_MAPS),
-        ("keys", ctypes.c_uint64),
-        ("found", ctypes.c_uint64),
-        ("scores", ctypes.c_uint64),
-        ("cells", ctypes.c_uint64),
-        ("values", ctypes.c_uint64),
-        ("channels", ctypes.c_int * MAX_MAPS),
-        ("maps", ctypes.c_int),
-        ("classes", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("limit", ctypes.c_int),
-        ("capacity", ctypes.c_int),
-        ("low", ctypes.c_float),
+    _fields_ = fields(
+        f"u64 heat, windows, map[{MAX_MAPS}], keys, found, scores, cells, values",
+        f"int channels[{MAX_MAPS}], maps, classes, height, width, limit, capacity",
+        "float low",
     )
 
 
@@ -50,12 +37,12 @@ def launches(p: Parameters) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return (("peaks_clear", (1,)),)
     return (
         ("peaks_clear", (1,)),
-        ("peaks", (-(-cells // BLOCK),)),
-        ("peaks_pick", (-(-p.capacity // BLOCK),)),
+        ("peaks", (blocks(cells, BLOCK),)),
+        ("peaks_pick", (blocks(p.capacity, BLOCK),)),
     )
 
 
-class CudaPeaks:
+class CudaPeaks(CudaKernel):
     """The kernel on device 0 for maps of one shape; for one thread at a time.
 
     shape: (classes, height, width) of the heat map.  channels: of each map.  threshold, limit, window: as `peaks`.
@@ -85,18 +72,12 @@ class CudaPeaks:
                 f"peaks: expected threshold in 0..1, limit at least 1 and at most the capacity, "
                 f"got {threshold}, {limit}, {capacity}."
             )
-        self._program = Program("peaks")
-        try:
-            p = self._parameters = Parameters()
-            p.windows = self._program.upload(windows)
-            p.keys = self._program.upload(np.zeros(capacity, np.uint64))
-            p.channels[: len(channels)] = list(channels)
-            p.maps, p.limit, p.capacity = len(channels), limit, capacity
-            p.classes, p.height, p.width = shape
-            p.low = reference.cutoff(threshold)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__("peaks", windows=windows, keys=np.zeros(capacity, np.uint64))
+        p = self._parameters = Parameters(**self._at)
+        p.channels[: len(channels)] = list(channels)
+        p.maps, p.limit, p.capacity = len(channels), limit, capacity
+        p.classes, p.height, p.width = shape
+        p.low = reference.cutoff(threshold)
 
     def launch(
         self,
@@ -120,9 +101,4 @@ class CudaPeaks:
             raise UsageError(f"peaks: expected {p.maps} maps, got {len(maps)}.")
         p.map[: len(maps)] = list(maps)
         p.heat, p.found, p.scores, p.cells, p.values = heat, found, scores, cells, values
-        for function, grid in launches(p):
-            self._program.launch(function, grid, (BLOCK,), (p,), stream)
-
-    def close(self) -> None:
-        """Free everything. Closing twice is fine."""
-        self._program.close()
+        self._enqueue(launches(p), (BLOCK,), stream, p)

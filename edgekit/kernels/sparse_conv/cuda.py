@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 
+from edgekit.kernels.cuda import blocks, fields
+
 BLOCK = 256
 PIECE = 64
 """Words of bits that one thread ranks (`kPiece`)."""
@@ -21,66 +23,28 @@ Launch = tuple[str, tuple[int, int], tuple[int, ...]]
 class Grid(ctypes.Structure):
     """`struct SparseGrid` of kernel.cu, field by field."""
 
-    _fields_ = (
-        ("bits", ctypes.c_uint64),
-        ("before", ctypes.c_uint64),
-        ("partial", ctypes.c_uint64),
-        ("coordinates", ctypes.c_uint64),
-        ("total", ctypes.c_uint64),
-        ("source", ctypes.c_uint64),
-        ("n", ctypes.c_int),
-        ("most", ctypes.c_int),
-        ("batch", ctypes.c_int),
-        ("z", ctypes.c_int),
-        ("y", ctypes.c_int),
-        ("x", ctypes.c_int),
-        ("words", ctypes.c_int),
-        ("pieces", ctypes.c_int),
-        ("kernel", ctypes.c_int * 3),
-        ("stride", ctypes.c_int * 3),
-        ("padding", ctypes.c_int * 3),
+    _fields_ = fields(
+        "u64 bits, before, partial, coordinates, total, source",
+        "int n, most, batch, z, y, x, words, pieces, kernel[3], stride[3], padding[3]",
     )
 
 
 class Book(ctypes.Structure):
     """`struct SparseBook`."""
 
-    _fields_ = (
-        ("bits", ctypes.c_uint64),
-        ("before", ctypes.c_uint64),
-        ("outputs", ctypes.c_uint64),
-        ("neighbours", ctypes.c_uint64),
-        ("m", ctypes.c_int),
-        ("z", ctypes.c_int),
-        ("y", ctypes.c_int),
-        ("x", ctypes.c_int),
-        ("words", ctypes.c_int),
-        ("kernel", ctypes.c_int * 3),
-        ("stride", ctypes.c_int * 3),
-        ("padding", ctypes.c_int * 3),
+    _fields_ = fields(
+        "u64 bits, before, outputs, neighbours",
+        "int m, z, y, x, words, kernel[3], stride[3], padding[3]",
     )
 
 
 class Convolution(ctypes.Structure):
     """`struct SparseConv`."""
 
-    _fields_ = (
-        ("neighbours", ctypes.c_uint64),
-        ("features", ctypes.c_uint64),
-        ("weights", ctypes.c_uint64),
-        ("scale", ctypes.c_uint64),
-        ("bias", ctypes.c_uint64),
-        ("residual", ctypes.c_uint64),
-        ("residual8", ctypes.c_uint64),
-        ("out", ctypes.c_uint64),
-        ("out8", ctypes.c_uint64),
-        ("residual_scale", ctypes.c_float),
-        ("out_scale", ctypes.c_float),
-        ("m", ctypes.c_int),
-        ("volume", ctypes.c_int),
-        ("channels", ctypes.c_int),
-        ("outputs", ctypes.c_int),
-        ("relu", ctypes.c_int),
+    _fields_ = fields(
+        "u64 neighbours, features, weights, scale, bias, residual, residual8, out, out8",
+        "float residual_scale, out_scale",
+        "int m, volume, channels, outputs, relu",
     )
 
 
@@ -91,7 +55,7 @@ def words_of(batch: int, z: int, y: int, x: int) -> tuple[int, int]:
 
 
 def _blocks(threads: int) -> tuple[int, int]:
-    return max(1, -(-threads // BLOCK)), 1
+    return blocks(threads, BLOCK), 1
 
 
 def site_launches(p: Grid, strided: bool) -> tuple[Launch, ...]:

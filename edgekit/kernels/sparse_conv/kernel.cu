@@ -19,7 +19,7 @@ struct SparseGrid {
     int* partial;         // [pieces]
     int* coordinates;     // [most, 4], sorted
     int* total;           // sites that there are, even if more than `most`
-    const int* from;      // [n, 4]: voxels to mark
+    const int* source;    // [n, 4]: voxels to mark
     int n, most, batch, z, y, x, words, pieces;
     int kernel[3], stride[3], padding[3];  // of sparse_mark_strided, z y x
 };
@@ -62,13 +62,13 @@ __device__ inline void mark(const SparseGrid& p, int b, int z, int y, int x) {
     atomicOr(p.bits + ((i64(b) * p.z + z) * p.y + y) * p.words + x / 32, u32(1) << (x % 32));
 }
 
-// Grid: one thread per voxel of `from`.
+// Grid: one thread per voxel of `source`.
 extern "C" __global__ void sparse_mark(const SparseGrid p) {
     const i64 at = thread_number();
-    if (at < p.n) mark(p, p.from[4 * at], p.from[4 * at + 1], p.from[4 * at + 2], p.from[4 * at + 3]);
+    if (at < p.n) mark(p, p.source[4 * at], p.source[4 * at + 1], p.source[4 * at + 2], p.source[4 * at + 3]);
 }
 
-// Every o with o * stride - padding + k = i. Grid: one thread per voxel of `from` and kernel position.
+// Every o with o * stride - padding + k = i. Grid: one thread per voxel of `source` and kernel position.
 extern "C" __global__ void sparse_mark_strided(const SparseGrid p) {
     const int volume = p.kernel[0] * p.kernel[1] * p.kernel[2];
     const i64 at = thread_number() / volume;
@@ -76,12 +76,12 @@ extern "C" __global__ void sparse_mark_strided(const SparseGrid p) {
     if (at >= p.n) return;
     int o[3];
     for (int a = 2; a >= 0; a--) {
-        const int reach = p.from[4 * at + 1 + a] + p.padding[a] - k % p.kernel[a];
+        const int reach = p.source[4 * at + 1 + a] + p.padding[a] - k % p.kernel[a];
         k /= p.kernel[a];
         o[a] = reach / p.stride[a];
         if (reach < 0 || reach % p.stride[a] != 0) return;
     }
-    if (o[0] < p.z && o[1] < p.y && o[2] < p.x) mark(p, p.from[4 * at], o[0], o[1], o[2]);
+    if (o[0] < p.z && o[1] < p.y && o[2] < p.x) mark(p, p.source[4 * at], o[0], o[1], o[2]);
 }
 
 // Grid: one thread per kPiece words.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 
+from edgekit.kernels.cuda import blocks, fields
+
 BLOCK = 256
 PIECE = 256
 """Points that one thread numbers (`kPiece`)."""
@@ -15,30 +17,10 @@ PIECE = 256
 class Parameters(ctypes.Structure):
     """`struct Voxelize` of kernel.cu, field by field."""
 
-    _fields_ = (
-        ("points", ctypes.c_uint64),
-        ("keys", ctypes.c_uint64),
-        ("first", ctypes.c_uint64),
-        ("number", ctypes.c_uint64),
-        ("place", ctypes.c_uint64),
-        ("partial", ctypes.c_uint64),
-        ("head", ctypes.c_uint64),
-        ("next", ctypes.c_uint64),
-        ("coordinates", ctypes.c_uint64),
-        ("features", ctypes.c_uint64),
-        ("counts", ctypes.c_uint64),
-        ("voxel", ctypes.c_uint64),
-        ("slot", ctypes.c_uint64),
-        ("total", ctypes.c_uint64),
-        ("low", ctypes.c_float * 3),
-        ("size", ctypes.c_float * 3),
-        ("grid", ctypes.c_int * 3),
-        ("n", ctypes.c_int),
-        ("channels", ctypes.c_int),
-        ("table", ctypes.c_int),
-        ("most", ctypes.c_int),
-        ("max_points", ctypes.c_int),
-        ("batch", ctypes.c_int),
+    _fields_ = fields(
+        "u64 points, keys, first, number, place, partial, head, next, coordinates, features, counts, voxel, slot, total",
+        "float low[3], size[3]",
+        "int grid[3], n, channels, table, most, max_points, batch",
     )
 
 
@@ -51,7 +33,7 @@ def launches(p: Parameters) -> tuple[tuple[str, tuple[int, int]], ...]:
     """The functions to launch in turn, each with its grid of blocks of `BLOCK` threads."""
 
     def grid(threads: int) -> tuple[int, int]:
-        return max(1, -(-threads // BLOCK)), 1
+        return blocks(threads, BLOCK), 1
 
     pieces = -(-p.n // PIECE)
     return (

@@ -114,16 +114,17 @@ def read_set(
     return ClassSet(name, names, items, _digest(items, found.arrays), found.arrays)
 
 
-def class_names(data: Path) -> tuple[str, ...]:
+def class_names(data: Path | str) -> tuple[str, ...]:
     """Class names that a set states in its own order: the folders' or the array `classes`; () where it has none.
 
     Raises: UsageError for a file that cannot be read.
     """
-    if os.path.isdir(data):
-        return tuple(class_folders(data))
-    if data.suffix.lower() == ".npz":
-        with open_npz(data, f"labels {printable(data)}") as file:
-            return class_array(file, f"labels {printable(data)}")
+    path = Path(data)
+    if os.path.isdir(path):
+        return tuple(class_folders(path))
+    if path.suffix.lower() == ".npz":
+        with open_npz(path, f"labels {printable(path)}") as file:
+            return class_array(file, f"labels {printable(path)}")
     return ()
 
 

@@ -24,17 +24,20 @@ def evaluate(
 
     Returns: top1 and top5 (None with fewer than 6 classes), 0..1; per_class (label -> share of its
     pictures that are answered right); confusions (the most frequent wrong answers).
-    Of classes with equal scores the lower number counts as better, as in the results.
     """
     answers: list[Answer] = []
     for i, item in enumerate(data.images):
-        scores = pipeline(data.read(i)).all_scores
-        own = scores[item.cls]
-        rank = int((scores > own).sum() + (scores[: item.cls] == own).sum())
-        answers.append((int(np.argmax(scores)), rank))
+        answers.append(judge(pipeline(data.read(i)).all_scores, item.cls))
         if progress is not None:
             progress(i + 1, len(data.images))
     return accuracy(data, answers), answers
+
+
+def judge(scores: np.ndarray, cls: int) -> Answer:
+    """The answer that scores [C] are, where `cls` is true. Of equal scores the lower number counts as better, as in
+    the results."""
+    own = scores[cls]
+    return int(np.argmax(scores)), int((scores > own).sum() + (scores[:cls] == own).sum())
 
 
 class _Item(Protocol):

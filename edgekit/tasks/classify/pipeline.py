@@ -6,29 +6,18 @@ import time
 
 import numpy as np
 
-from edgekit.errors import BundleError, UsageError
-from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
 from edgekit.manifest import Manifest
-from edgekit.pixels import PixelLayout, Pixels, as_pixels
-from edgekit.schema import SchemaError, from_json
-from edgekit.tasks import Runnable
+from edgekit.pixels import Pixels, as_pixels
+from edgekit.tasks import Runnable, spec_in
+from edgekit.tasks.classes import best, check_output, softmax
 from edgekit.tasks.classify.classification import Classification
 from edgekit.tasks.classify.spec import ClassifySpec
+from edgekit.tasks.picture_input import PictureInput, only_input
 
 
 def read_spec(manifest: Manifest) -> ClassifySpec:
     """The classifier's spec in a manifest. Raises: BundleError when it is not one."""
-    try:
-        return from_json(ClassifySpec, manifest.pipeline, "manifest pipeline")
-    except SchemaError as error:
-        raise BundleError(f"bundle: {error}") from None
-
-
-def softmax(values: np.ndarray) -> np.ndarray:
-    """exp(x - max) / sum of it, float32 [C]."""
-    exponents = np.exp(values - values.max())
-    result: np.ndarray = exponents / exponents.sum()
-    return result
+    return spec_in(manifest, ClassifySpec)
 
 
 class ClassifyPipeline:
@@ -39,25 +28,12 @@ class ClassifyPipeline:
     """
 
     def __init__(self, spec: ClassifySpec, session: Runnable) -> None:
-        if len(session.inputs) != 1:
-            raise BundleError(f"bundle: a classifier has one input, got {len(session.inputs)}")
-        (self._input,) = session.inputs.values()
-        output = session.outputs.get(spec.output)
-        if output is None or output.size != len(spec.labels):
-            got = "nothing" if output is None else f"{output.size}"
-            raise BundleError(
-                f"bundle: its pipeline does not fit its network: expected {len(spec.labels)} values "
-                f"in output {spec.output!r}, got {got}"
-            )
-        try:  # one pixel: what does not fit is found now
-            letterbox(np.zeros((1, 1, 3), np.uint8), spec.preprocess, self._input)
-        except UsageError as error:
-            raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
+        array = only_input(session, "a classifier has one input")
+        check_output(session, spec.output, len(spec.labels))
+        self._input = PictureInput(spec.preprocess, array)
         self.spec = spec
         self.session = session
         self.stage_ns = (0, 0, 0)
-        self._layout: PixelLayout | None = None
-        self._plan: LetterboxPlan
 
     def __call__(
         self,
@@ -75,11 +51,7 @@ class ClassifyPipeline:
         """
         pixels = as_pixels(image)
         start = time.perf_counter_ns()
-        padded = pixels.layout == self._layout
-        if not padded:
-            self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
-        self._plan.run(pixels, self._input, padded)
-        self._layout = pixels.layout  # not after an error: its padding may not be there
+        self._input.place(pixels)
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()
@@ -91,7 +63,6 @@ class ClassifyPipeline:
         spec = self.spec
         values = self.session.outputs[spec.output].reshape(-1).astype(np.float32)
         scores = softmax(values) if spec.activation == "softmax" else values
-        order = np.argsort(-scores, kind="stable")[: spec.top_k if top_k is None else top_k]
         least = spec.score_threshold if score_threshold is None else score_threshold
-        best = order[scores[order] >= least] if least > 0 else order
-        return Classification(best.astype(np.int32), scores[best], scores, spec.labels)
+        classes = best(scores, spec.top_k if top_k is None else top_k, least)
+        return Classification(classes, scores[classes], scores, spec.labels)

@@ -6,23 +6,20 @@ import time
 
 import numpy as np
 
-from edgekit.errors import BundleError, UsageError
-from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
+from edgekit.errors import UsageError
 from edgekit.manifest import Manifest
-from edgekit.pixels import PixelLayout, Pixels, as_pixels
-from edgekit.schema import SchemaError, from_json
-from edgekit.tasks import Runnable
+from edgekit.pixels import Pixels, as_pixels
+from edgekit.tasks import Runnable, spec_in
 from edgekit.tasks.detect.decode import Postprocess
 from edgekit.tasks.detect.detections import Detections
 from edgekit.tasks.detect.spec import DetectSpec
+from edgekit.tasks.picture_input import PictureInput, only_input, unfit
+from edgekit.tasks.preprocess import place
 
 
 def read_spec(manifest: Manifest) -> DetectSpec:
     """The detector's spec in a manifest. Raises: BundleError when it is not one."""
-    try:
-        return from_json(DetectSpec, manifest.pipeline, "manifest pipeline")
-    except SchemaError as error:
-        raise BundleError(f"bundle: {error}") from None
+    return spec_in(manifest, DetectSpec)
 
 
 class DetectPipeline:
@@ -33,21 +30,16 @@ class DetectPipeline:
     """
 
     def __init__(self, spec: DetectSpec, session: Runnable) -> None:
-        if len(session.inputs) != 1:
-            raise BundleError(f"bundle: a detector has one input, got {len(session.inputs)}")
         self.spec = spec
         self.session = session
-        (self._input,) = session.inputs.values()
+        self._input = PictureInput(spec.preprocess, only_input(session, "a detector has one input"))
         try:
             self._postprocess = Postprocess(spec)
-            # one pixel through both ends: what does not fit is found now, and buffers get their size
-            placement = letterbox(np.zeros((1, 1, 3), np.uint8), spec.preprocess, self._input)
-            self._postprocess(session.outputs, placement, (1, 1))
+            # one pixel through this end too: what does not fit is found now, and buffers get their size
+            self._postprocess(session.outputs, place(spec.preprocess, 1, 1), (1, 1))
         except UsageError as error:
-            raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
+            raise unfit(error) from None
         self.stage_ns = (0, 0, 0)
-        self._layout: PixelLayout | None = None
-        self._plan: LetterboxPlan
 
     def __call__(
         self,
@@ -68,12 +60,7 @@ class DetectPipeline:
         """
         pixels = as_pixels(image)
         start = time.perf_counter_ns()
-        # the input is this pipeline's own: the padding of a picture of the same size is still there
-        padded = pixels.layout == self._layout
-        if not padded:
-            self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
-        placement = self._plan.run(pixels, self._input, padded)
-        self._layout = pixels.layout  # not after an error: its padding may not be there
+        placement = self._input.place(pixels)
         placed = time.perf_counter_ns()
         self.session.run()
         ran = time.perf_counter_ns()

@@ -55,6 +55,15 @@ class Frames:
     images: Sequence[np.ndarray]
     step_s: float | None = None
 
+    def played(self, dt_s: float | None) -> Sequence[np.ndarray]:
+        """The frames in steps of `dt_s` seconds: the nearest of each moment. All as they are where either step
+        is not known."""
+        if self.step_s is None or dt_s is None:
+            return self.images
+        last = len(self.images) - 1
+        count = max(1, round(len(self.images) * self.step_s / dt_s))
+        return [self.images[min(last, round(i * dt_s / self.step_s))] for i in range(count)]
+
 
 @dataclass(frozen=True)
 class VideoSet:

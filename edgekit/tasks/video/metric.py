@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.tasks.classify.metric import Answer, accuracy, bootstrap
+from edgekit.tasks.classify.metric import Answer, accuracy, bootstrap, judge
 from edgekit.tasks.video.dataset import Frames, VideoSet
 from edgekit.tasks.video.pipeline import VideoPipeline
 
@@ -32,10 +32,7 @@ def evaluate(
     """
     answers: list[Answer] = []
     for i, item in enumerate(data.images):
-        scores = score_clip(pipeline, data.clip(i), segments=segments, crops=crops)
-        own = scores[item.cls]
-        rank = int((scores > own).sum() + (scores[: item.cls] == own).sum())
-        answers.append((int(np.argmax(scores)), rank))
+        answers.append(judge(score_clip(pipeline, data.clip(i), segments=segments, crops=crops), item.cls))
         if progress is not None:
             progress(i + 1, len(data.images))
     return accuracy(data, answers), answers
@@ -57,10 +54,7 @@ def score_clip(pipeline: VideoPipeline, clip: Frames, *, segments: int = 1, crop
             f"clip: {segments} segments of {crops} crops: expected at least 1, and 1, 3 or 5 crops"
         )
     spec = pipeline.spec
-    images = clip.images
-    if clip.step_s is not None and spec.dt_s is not None:
-        count = max(1, round(len(images) * clip.step_s / spec.dt_s))
-        images = [images[min(len(images) - 1, round(i * spec.dt_s / clip.step_s))] for i in range(count)]
+    images = clip.played(spec.dt_s)
     total = np.zeros(len(spec.labels), np.float64)
     runs = 0
     for part in _segments(len(images), segments, spec.frames):

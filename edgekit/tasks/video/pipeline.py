@@ -9,12 +9,12 @@ from collections import deque
 
 import numpy as np
 
-from edgekit.errors import BundleError, UsageError
-from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
+from edgekit.errors import BundleError
 from edgekit.manifest import Manifest
-from edgekit.pixels import PixelLayout, Pixels, as_pixels
-from edgekit.schema import SchemaError, from_json
-from edgekit.tasks import Runnable
+from edgekit.pixels import Pixels, as_pixels
+from edgekit.tasks import Runnable, spec_in
+from edgekit.tasks.classes import best, check_output
+from edgekit.tasks.picture_input import PictureInput, only_input
 from edgekit.tasks.video.events import Edge, EventTracker
 from edgekit.tasks.video.result import UNKNOWN, History, VideoResult
 from edgekit.tasks.video.smoothing import Smoother
@@ -32,10 +32,7 @@ _NO_STEP_NS = 100_000_000
 
 def read_spec(manifest: Manifest) -> VideoSpec:
     """The spec in a manifest. Raises: BundleError when it is not one."""
-    try:
-        return from_json(VideoSpec, manifest.pipeline, "manifest pipeline")
-    except SchemaError as error:
-        raise BundleError(f"bundle: {error}") from None
+    return spec_in(manifest, VideoSpec)
 
 
 class VideoPipeline:
@@ -46,29 +43,14 @@ class VideoPipeline:
     """
 
     def __init__(self, spec: VideoSpec, session: Runnable) -> None:
-        if len(session.inputs) != 1:
-            raise BundleError(
-                f"bundle: a video network has one input beside its states, got {len(session.inputs)}"
-            )
-        (self._input,) = session.inputs.values()
-        output = session.outputs.get(spec.output)
-        if output is None or output.size != len(spec.labels):
-            got = "nothing" if output is None else f"{output.size}"
-            raise BundleError(
-                f"bundle: its pipeline does not fit its network: expected {len(spec.labels)} values "
-                f"in output {spec.output!r}, got {got}"
-            )
-        try:  # one pixel: what does not fit is found now
-            letterbox(np.zeros((1, 1, 3), np.uint8), spec.preprocess, self._input)
-        except UsageError as error:
-            raise BundleError(f"bundle: its pipeline does not fit its network: {error}") from None
+        array = only_input(session, "a video network has one input beside its states")
+        check_output(session, spec.output, len(spec.labels))
+        self._input = PictureInput(spec.preprocess, array)
         self.spec = spec
         self.session = session
         self.stage_ns = (0, 0, 0)
-        self._layout: PixelLayout | None = None
         self._holds_last = False
         """The input is the last frame that was run, and not another pipeline's or nothing."""
-        self._plan: LetterboxPlan
         self._clock = _clock(spec, session)
         self._dt_ns = _NO_STEP_NS if spec.dt_s is None else max(1, round(spec.dt_s * 1e9))
         self._smoother = Smoother(spec)
@@ -104,9 +86,11 @@ class VideoPipeline:
             self._smoother, self._events = copy.deepcopy(old._smoother), copy.deepcopy(old._events)
         else:
             self._pending += self._events.follow(old._events, _SWAPPED)
-        alike = (old._input.shape, old._input.dtype) == (self._input.shape, self._input.dtype)
+        mine, theirs = self._input.array, old._input.array
+        alike = (theirs.shape, theirs.dtype) == (mine.shape, mine.dtype)
         if old._holds_last and alike and self.spec.preprocess == old.spec.preprocess:
-            np.copyto(self._input, old._input)
+            np.copyto(mine, theirs)
+            self._input.forget()
             self._holds_last = True
 
     def __call__(
@@ -177,12 +161,8 @@ class VideoPipeline:
         return step, missed, reason
 
     def _place(self, pixels: Pixels) -> None:
-        padded = pixels.layout == self._layout
         self._holds_last = False
-        if not padded:
-            self._layout, self._plan = None, plan(self.spec.preprocess, pixels.layout)
-        self._plan.run(pixels, self._input, padded)
-        self._layout = pixels.layout  # not after an error: its padding may not be there
+        self._input.place(pixels)
         self._holds_last = True
 
     def _run(self, pixels: Pixels, step: Stepping) -> tuple[list[np.ndarray], int]:
@@ -191,7 +171,7 @@ class VideoPipeline:
         Steps made up for missing frames are run as `fill` says: with the last frame as long as the input holds it.
         """
         outputs: list[np.ndarray] = []
-        spent = 0
+        spent, array = 0, self._input.array
 
         def run() -> None:
             nonlocal spent
@@ -204,14 +184,14 @@ class VideoPipeline:
         if fill == "last":
             for _ in made_up:
                 run()
-        last = self._input.copy() if made_up and fill == "blend" else None
+        last = array.copy() if made_up and fill == "blend" else None
         self._place(pixels)
         if last is not None:
-            this = self._input.copy()
+            this = array.copy()
             for at in made_up:
-                _mix(last, this, at, self._input)
+                _mix(last, this, at, array)
                 run()
-            np.copyto(self._input, this)
+            np.copyto(array, this)
         elif fill == "this":
             for _ in made_up:
                 run()
@@ -226,12 +206,11 @@ class VideoPipeline:
             scores = smoother.scores(output)
             answer = smoother.answer(scores)
             self._pending += self._events.step(answer, smoother.grouped(scores), self._now_ns)
-        order = np.argsort(-scores, kind="stable")[: spec.top_k if top_k is None else top_k]
         least = spec.score_threshold if score_threshold is None else score_threshold
-        best = order[scores[order] >= least] if least > 0 else order
+        classes = best(scores, spec.top_k if top_k is None else top_k, least)
         return VideoResult(
-            classes=best.astype(np.int32),
-            scores=scores[best],
+            classes=classes,
+            scores=scores[classes],
             all_scores=scores,
             raw_scores=smoother.activate(output),
             logits=output,

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from edgekit.tasks.classify.pipeline import softmax
+from edgekit.tasks.classes import softmax
 from edgekit.tasks.video.spec import VideoSpec
 
 

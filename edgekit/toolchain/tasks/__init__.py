@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.errors import ModelError, UsageError, did_you_mean
@@ -12,6 +14,8 @@ from edgekit.spec import DType
 from edgekit.tasks import TASKS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import onnx_ir as ir
 
     from edgekit.passes import Prepared
@@ -110,3 +114,42 @@ def picture_rule(entry: ModelEntry, prepared: Prepared) -> tuple[ImagePreprocess
         return hint.apply(rule), why
     except ValueError as error:
         raise UsageError(f"model {entry.name}: preprocess: {error}") from None
+
+
+# --- networks that answer with one vector of classes ------------------------------------------------
+
+
+def class_output(entry: ModelEntry, outputs: Sequence[ir.Value], expected: str, hint: str) -> tuple[str, int]:
+    """(name of the output, classes). Raises: ModelError unless `outputs` is one vector."""
+    from edgekit.passes.graph import listed, shape
+
+    sizes = shape(outputs[0]) if len(outputs) == 1 else None
+    count = 0 if sizes is None else math.prod(sizes)
+    if sizes is None or count < 2 or max(sizes) != count:
+        raise ModelError(f"model {entry.name}: expected {expected}, got {listed(outputs)}. {hint}")
+    name = outputs[0].name
+    assert name is not None, "the frontend names every output"
+    return name, count
+
+
+def class_labels(
+    entry: ModelEntry,
+    count: int,
+    where: Path | str | None,
+    class_names: Callable[[Path | str], tuple[str, ...]],
+) -> tuple[tuple[str, ...], str]:
+    """(names, where they come from): the names given, else those of the evaluation set at `where` (`class_names` of
+    the task) if it has as many, else class_0 and on. Raises: UsageError."""
+    if entry.classes:
+        return entry.labels(count)
+    names = () if where is None else class_names(where)
+    if len(names) == count:
+        said = where.name if isinstance(where, Path) else str(where)
+        return names, f"no class names given: taken from {printable(said)}, in its order"
+    names = tuple(f"class_{i}" for i in range(count))
+    return names, f"no class names given: called {names[0]} to {names[-1]}"
+
+
+def class_facts(spec: Any) -> dict[str, Any]:
+    """`head_facts` of such a network."""
+    return {"family": "classes", "activation": spec.activation, "classes": len(spec.labels)}

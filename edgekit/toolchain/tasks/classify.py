@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
-from edgekit.errors import ModelError, UsageError
+from edgekit.errors import UsageError
 from edgekit.passes import Prepared
-from edgekit.passes.graph import listed, shape
 from edgekit.project import HeadHint, ModelEntry
-from edgekit.schema import printable
 from edgekit.tasks.classify.dataset import class_names
 from edgekit.tasks.classify.spec import Activation, ClassifySpec
-from edgekit.toolchain.tasks import STREET, picture_rule
+from edgekit.toolchain.tasks import STREET, class_facts, class_labels, class_output, picture_rule
 
 SEGMENT = "classifier"
 NO_LABELS = "no labelled pictures were given (--data FOLDER, labels.csv or data.npz)"
 CLIPS = False
 DEFAULT_SOURCE = STREET
+head_facts = class_facts
 
 
 def prepare_options(entry: ModelEntry) -> dict[str, Any]:
@@ -32,34 +30,11 @@ def prepare_options(entry: ModelEntry) -> dict[str, Any]:
 
 def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[ClassifySpec, str, str]:
     """The spec of a network with one vector of classes as its output. Raises: ModelError, UsageError."""
-    model = prepared.model
-    outputs = model.graph.outputs
-    sizes = shape(outputs[0]) if len(outputs) == 1 else None
-    count = 0 if sizes is None else math.prod(sizes)
-    if sizes is None or count < 2 or max(sizes) != count:
-        raise ModelError(
-            f"model {entry.name}: expected one output [1, classes], got {listed(outputs)}. "
-            "A detector is built with --task detect"
-        )
+    outputs = prepared.model.graph.outputs
+    output, count = class_output(
+        entry, outputs, "one output [1, classes]", "A detector is built with --task detect"
+    )
     rule, why = picture_rule(entry, prepared)
-    labels, note = _labels(entry, count)
-    name = outputs[0].name
-    assert name is not None, "the frontend names every output"
-    activation = cast("Activation", prepared.activation)
-    return ClassifySpec(rule, name, labels, activation), why, note
-
-
-def head_facts(spec: ClassifySpec) -> dict[str, Any]:
-    return {"family": "classes", "activation": spec.activation, "classes": len(spec.labels)}
-
-
-def _labels(entry: ModelEntry, count: int) -> tuple[tuple[str, ...], str]:
-    """The names given, else those of the evaluation set where it has as many, else class_0 and on."""
-    if entry.classes:
-        return entry.labels(count)
-    data = None if entry.evaluation is None else entry.evaluation.data
-    names = () if data is None else class_names(data)
-    if data is not None and len(names) == count:
-        return names, f"no class names given: taken from {printable(data.name)}, in its order"
-    names = tuple(f"class_{i}" for i in range(count))
-    return names, f"no class names given: called {names[0]} to {names[-1]}"
+    where = None if entry.evaluation is None else entry.evaluation.data
+    labels, note = class_labels(entry, count, where, class_names)
+    return ClassifySpec(rule, output, labels, cast("Activation", prepared.activation)), why, note

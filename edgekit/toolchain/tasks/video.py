@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import Any, cast
 
-from edgekit.errors import ModelError, UsageError
+from edgekit.errors import UsageError
 from edgekit.passes import Prepared
-from edgekit.passes.graph import listed, shape
 from edgekit.passes.states import answer_values, states
 from edgekit.project import HeadHint, ModelEntry
-from edgekit.schema import printable
+from edgekit.tasks.video.dataset import class_names
 from edgekit.tasks.video.spec import Activation, VideoSpec
 from edgekit.toolchain import recurrent
-from edgekit.toolchain.clips import labelled_clips
-from edgekit.toolchain.tasks import picture_rule
+from edgekit.toolchain.tasks import class_facts, class_labels, class_output, picture_rule
 
 SEGMENT = "video"
 NO_LABELS = "no labelled clips were given (--data FOLDER of <class>/<clip>, or data.npz)"
 CLIPS = True
 DEFAULT_SOURCE = "synthetic://gestures?size=64x64"
+head_facts = class_facts
 
 
 def prepare_options(entry: ModelEntry) -> dict[str, Any]:
@@ -39,16 +36,16 @@ def prepare_options(entry: ModelEntry) -> dict[str, Any]:
 
 def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[VideoSpec, str, str]:
     """The spec of a network with one vector of classes beside its states. Raises: ModelError, UsageError."""
-    found = answer_values(prepared.model)
-    sizes = shape(found[0]) if len(found) == 1 else None
-    count = 0 if sizes is None else math.prod(sizes)
-    if sizes is None or count < 2 or max(sizes) != count:
-        raise ModelError(
-            f"model {entry.name}: expected one output [1, classes] beside its states, got {listed(found)}. "
-            "Export a network that gives every frame one row of scores"
-        )
+    output, count = class_output(
+        entry,
+        answer_values(prepared.model),
+        "one output [1, classes] beside its states",
+        "Export a network that gives every frame one row of scores",
+    )
     rule, why = picture_rule(entry, prepared)
-    labels, note = _labels(entry, count)
+    data = entry.evaluation
+    where = None if data is None else data.source or data.data or data.images
+    labels, note = class_labels(entry, count, where, class_names)
     given = entry.video.fields()
     frames = entry.video.frames
     if frames is None and prepared.streamed is not None:
@@ -59,25 +56,7 @@ def make_spec(entry: ModelEntry, prepared: Prepared) -> tuple[VideoSpec, str, st
     if frames is not None:
         given["frames"] = frames
     try:
-        spec = VideoSpec(rule, str(found[0].name), labels, cast("Activation", prepared.activation), **given)
+        spec = VideoSpec(rule, output, labels, cast("Activation", prepared.activation), **given)
     except ValueError as error:
         raise UsageError(f"model {entry.name}: video: {error}. Change [model.video]") from None
     return spec, why, note
-
-
-def head_facts(spec: VideoSpec) -> dict[str, Any]:
-    return {"family": "classes", "activation": spec.activation, "classes": len(spec.labels)}
-
-
-def _labels(entry: ModelEntry, count: int) -> tuple[tuple[str, ...], str]:
-    """The names given, else those of the evaluation set where it has as many, else class_0 and on."""
-    if entry.classes:
-        return entry.labels(count)
-    if entry.evaluation is not None:
-        data = entry.evaluation
-        found = labelled_clips(replace(data, count=1) if data.source else data, (), 1).labels
-        if len(found) == count:
-            where = data.source or str(data.data)
-            return found, f"no class names given: taken from {printable(where)}, in its order"
-    names = tuple(f"class_{i}" for i in range(count))
-    return names, f"no class names given: called {names[0]} to {names[-1]}"
