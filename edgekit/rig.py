@@ -164,6 +164,8 @@ class Truth:
 
     boxes: float32 [n, 9], `BOX_FIELDS`.  classes: int32 [n] into `names`.  points: int32 [n], LiDAR points inside.
     pixels: int32 [n], pixels of all pictures in which it is seen; -1 where nobody counted.
+    rectangles: by camera, float32 [n, 4]: x1 y1 x2 y2 around it in the picture as the labels have it, pixels; NaN
+        where they have none.
     """
 
     boxes: Array
@@ -171,15 +173,18 @@ class Truth:
     names: tuple[str, ...]
     points: Array
     pixels: Array
+    rectangles: Mapping[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, which: Array) -> Truth:
         """The boxes that a mask or index array picks."""
+        rectangles = {name: found[which] for name, found in self.rectangles.items()}
         return Truth(
-            self.boxes[which], self.classes[which], self.names, self.points[which], self.pixels[which]
-        )
+            self.boxes[which], self.classes[which], self.names, self.points[which], self.pixels[which],
+            rectangles,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +315,50 @@ def corners(boxes: Array) -> Array:
     z = np.array([-1, -1, -1, -1, 1, 1, 1, 1]) / 2 * box[:, 5:6]
     cos, sin = np.cos(box[:, 6:7]), np.sin(box[:, 6:7])
     return np.stack([cos * x - sin * y, sin * x + cos * y, z], -1) + box[:, None, :3]
+
+
+_EDGES = np.array(
+    [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
+)
+_FRONT = np.array([(0, 7), (3, 4)])
+"""The front face crossed."""
+
+
+def wires(camera: Camera, to_camera: Array, box: Array, front: bool = True) -> Array:
+    """The edges of one box [>=7] as lines in a picture: float64 [n, 4], x1 y1 x2 y2 in pixels, not cut at its edges.
+
+    to_camera: [4, 4], from the frame of the box. What is behind the lens is left out. front: the front face is crossed.
+    """
+    corner = corners(box[None])[0] @ to_camera[:3, :3].T + to_camera[:3, 3]
+    pairs = np.concatenate([_EDGES, _FRONT]) if front else _EDGES
+    start, end = corner[pairs[:, 0]], corner[pairs[:, 1]]
+    near = MIN_DEPTH * 1.001
+    keep = np.maximum(start[:, 2], end[:, 2]) > near
+    start, end = start[keep], end[keep]
+    cut = start.copy()  # where an edge passes the lens
+    passes = (start[:, 2] < near) != (end[:, 2] < near)
+    way = (end - start)[passes]
+    cut[passes] += ((near - start[passes, 2]) / way[:, 2])[:, None] * way
+    start, end = (np.where(part[:, 2:] < near, cut, part) for part in (start, end))
+    ends = [project(camera, np.eye(4), part)[0] for part in (start, end)]
+    return np.concatenate(ends, 1)
+
+
+def outlines(camera: Camera, to_camera: Array, boxes: Array) -> Array:
+    """Rectangles around boxes [n, >=7] in a picture, cut at its edges: float64 [n, 4], x1 y1 x2 y2 in pixels.
+
+    to_camera: [4, 4], from the frame of the boxes. What of a box is behind the lens does not count; NaN where nothing
+    of it is in the picture.
+    """
+    result = np.full((len(boxes), 4), np.nan)
+    size = np.array([camera.width, camera.height])
+    for row, box in zip(result, boxes, strict=True):
+        uv = wires(camera, to_camera, box, front=False).reshape(-1, 2)
+        if len(uv):
+            low, high = np.clip(uv.min(0), 0, size), np.clip(uv.max(0), 0, size)
+            if (high > low).all():
+                row[:] = *low, *high
+    return result
 
 
 def inside(points: Array, box: Array, margin: float = 0.0) -> Array:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgekit.rig import RigFrame, in_picture, project
+from edgekit.rig import Rig, RigFrame, in_picture, project
 
 Array = np.ndarray
 Verdict = Literal["fits", "turned", "unclear"]
@@ -82,6 +82,56 @@ def check(frames: Iterable[RigFrame]) -> list[CameraCheck]:
         for name in frame.shots:
             sums[name] += _agreement(frame, name, points, weights)
     return [_judge(name, total) for name, total in sums.items()]
+
+
+def oddities(rig: Rig, frame: RigFrame | None = None) -> list[str]:
+    """A line for everything about a mounting that hardly any rig has: what a wrong unit, a wrong convention or a copied
+    table gives. frame: of that rig; its points say whether the LiDAR stands where cameras look."""
+    found = []
+    up = rig.lidar.to_ego[2, 2]
+    if up < math.cos(math.radians(60)):
+        found.append(
+            f"rig: lidar: its z axis points {math.degrees(math.acos(max(-1.0, up))):.0f} degrees away from up. "
+            "Check its rotation (w, x, y, z; sensor to ego)"
+        )
+    for name, camera in rig.cameras.items():
+        if not (0 <= camera.cx <= camera.width and 0 <= camera.cy <= camera.height):
+            found.append(
+                f"rig: camera {name}: optical axis at pixel ({camera.cx:g}, {camera.cy:g}), outside of its "
+                f"{camera.width}x{camera.height} picture. Check cx, cy, width and height"
+            )
+        wide = math.degrees(2 * math.atan2(camera.width / 2, camera.fx))
+        if not 5 <= wide <= 150:
+            found.append(
+                f"rig: camera {name}: sees {wide:.1f} degrees across, expected 5 to 150. Check that fx is in pixels of "
+                "its picture"
+            )
+        if not 0.7 <= camera.fx / camera.fy <= 1.4:
+            found.append(
+                f"rig: camera {name}: fx {camera.fx:g} and fy {camera.fy:g} differ much. Check the picture's size"
+            )
+        if max(map(abs, camera.position)) > 30 or camera.position[2] < -0.5:
+            found.append(
+                f"rig: camera {name}: stands at {list(camera.position)} m, expected on the vehicle. "
+                "Check that positions are metres in the ego frame"
+            )
+    names = list(rig.cameras)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            turn = rig.cameras[one].to_ego[:3, :3].T @ rig.cameras[other].to_ego[:3, :3]
+            apart = math.dist(rig.cameras[one].position, rig.cameras[other].position)
+            if (np.trace(turn) - 1) / 2 > math.cos(math.radians(0.5)) and apart < 0.02:
+                found.append(
+                    f"rig: cameras {one} and {other} have the same mounting. Check that one was not copied"
+                )
+    if frame is not None and frame.points is not None and len(frame.points):
+        for name, camera in rig.cameras.items():
+            if not in_picture(camera, *frame.project(name, frame.points)).any():
+                found.append(
+                    f"rig: camera {name}: not one of {len(frame.points)} LiDAR points falls into its picture. "
+                    "Check its rotation (w, x, y, z; sensor to ego, camera z ahead)"
+                )
+    return found
 
 
 def alarms(checks: Sequence[CameraCheck]) -> list[str]:

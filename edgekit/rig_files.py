@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,31 @@ _MAX_BYTES = 1 << 28
 _MAX_POINTS = 5_000_000
 
 
+def read_frames(path: str | Path, first: int = 0, count: int = 1) -> Iterator[RigFrame]:
+    """`count` frames from number `first` on, as many as there are, of what `path` is: an info file (JSON) of nuScenes or
+    KITTI, or a file of one KITTI frame (`training/calib/000001.txt`, `training/velodyne/000001.bin`: that frame alone).
+
+    Raises: UsageError for what is missing, damaged or none of these.
+    """
+    path = Path(path)
+    what = f"frame {printable(path.name)}"
+    if path.parent.name in ("velodyne", "image_2", "calib", "label_2"):
+        yield read_kitti(path.parent.parent, path.stem)
+        return
+    if path.suffix.lower() != ".json":
+        raise UsageError(
+            f"{what}: not a recorded rig, expected an info file (*.json) or a file in KITTI's folders calib/, velodyne/, "
+            "image_2/, label_2/. Check the path"
+        )
+    content = _content(path, what)
+    for index in range(first, first + count):
+        if index > first and index >= _length(content):
+            return
+        info = _entry(content, what, index)
+        kitti = "CAM2" in info["images"] if isinstance(info.get("images"), dict) else False
+        yield _kitti_frame(path, what, info) if kitti else _nuscenes_frame(path, what, info, index, True)
+
+
 def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) -> RigFrame:
     """Frame `index` of an info file as mmdetection3d 1.x writes it (`data_list`), as JSON.
 
@@ -55,7 +80,10 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
     """
     path = Path(path)
     what = f"frame {printable(path.name)}"
-    info = _info(path, what, index)
+    return _nuscenes_frame(path, what, _entry(_content(path, what), what, index), index, pictures)
+
+
+def _nuscenes_frame(path: Path, what: str, info: Mapping[str, Any], index: int, pictures: bool) -> RigFrame:
     try:
         lidar_to_ego = _matrix(info["lidar_points"]["lidar2ego"])
         taken_ns = _nanoseconds(info["timestamp"])
@@ -83,6 +111,7 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
         truth = Truth(
             boxes, np.array([i["bbox_label_3d"] for i in labels], np.int32), names,
             np.array([i["num_lidar_pts"] for i in labels], np.int32), np.full(len(labels), -1, np.int32),
+            {name: _seen(info["images"][name], seen, labels) for name, seen in info.get("cam_instances", {}).items()},
         )  # fmt: skip
         pose = _matrix(info["ego2global"]) if "ego2global" in info else None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -91,6 +120,31 @@ def read_nuscenes(path: str | Path, index: int = 0, *, pictures: bool = True) ->
     points[:, :3], points[:, 3] = raw[:, :3], np.clip(raw[:, 3] / 255.0, 0, 1)
     rig = Rig("nuscenes", lidar, cameras)
     return RigFrame(rig, taken_ns, points, shots, raw[:, 4].astype(np.int16), truth, pose, index)
+
+
+def _seen(image: Mapping[str, Any], seen: list[Mapping[str, Any]], labels: list[Mapping[str, Any]]) -> Array:
+    """The rectangles of `labels` float32 [n, 4] in a picture, NaN where it has none.
+
+    The file lists boxes of a picture on their own: in the camera's frame, with its rectangle. The same box has the same
+    class and size, and lies at the same place once it is brought there.
+    """
+    found = np.full((len(labels), 4), np.nan, np.float32)
+    to_camera = _matrix(image["lidar2cam"])
+    for each in seen:
+        x, y, z, length, height, width = each["bbox_3d"][:6]
+        near = [
+            (float(np.linalg.norm(to_camera[:3, :3] @ box[:3] + to_camera[:3, 3] - (x, y, z))), i)
+            for i, label in enumerate(labels)
+            if label["bbox_label_3d"] == each["bbox_label_3d"]
+            and np.allclose(
+                (box := np.array(label["bbox_3d"], np.float64))[3:6], (length, width, height), atol=1e-3
+            )
+        ]
+        if (
+            near and min(near)[0] < 1.5
+        ):  # half a box's height between bottom and centre, and the vehicle's motion
+            found[min(near)[1]] = each["bbox"]
+    return found
 
 
 def read_kitti(folder: str | Path, name: str) -> RigFrame:
@@ -128,7 +182,10 @@ def read_kitti_info(path: str | Path, index: int = 0) -> RigFrame:
     """
     path = Path(path)
     what = f"KITTI frame {printable(path.name)}"
-    info = _info(path, what, index)
+    return _kitti_frame(path, what, _entry(_content(path, what), what, index))
+
+
+def _kitti_frame(path: Path, what: str, info: Mapping[str, Any]) -> RigFrame:
     try:
         image = info["images"]["CAM2"]
         points = _kitti_points(path.parent / _name(info["lidar_points"]["lidar_path"], what))
@@ -136,12 +193,13 @@ def read_kitti_info(path: str | Path, index: int = 0) -> RigFrame:
         to_rect, projection = _matrix(image["lidar2cam"]), np.array(image["cam2img"], np.float64)[:3]
         camera = _kitti_camera(projection, to_rect, picture.shape[1], picture.shape[0])
         names = tuple(info["categories"])
-        rows = []
+        rows, seen = [], []
         for label in info.get("instances", []):
             x, y, z, length, height, width, turn = label["bbox_3d"]
             if label["bbox_label_3d"] >= 0:
                 rows.append((label["bbox_label_3d"], (x, y, z), (length, width, height), turn))
-        truth = _kitti_truth(rows, names, to_rect, points)
+                seen.append(label.get("bbox", (math.nan,) * 4))
+        truth = _kitti_truth(rows, names, to_rect, points, seen)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _unusable(what, error) from None
     rig = Rig("kitti", _KITTI_LIDAR, {"image_2": camera})
@@ -236,7 +294,7 @@ def _kitti_camera(projection: Array, to_rect: Array, width: int = 1242, height: 
 
 def _kitti_labels(text: str, to_rect: Array, points: Array, what: str) -> Truth:
     """Of label_2: type, truncated, occluded, alpha, 4 picture coordinates, h w l, x y z, rotation about y."""
-    rows = []
+    rows, seen = [], []
     for line in text.splitlines():
         words = line.split()
         if not words or words[0] == "DontCare":
@@ -250,11 +308,15 @@ def _kitti_labels(text: str, to_rect: Array, points: Array, what: str) -> Truth:
         except ValueError:
             raise UsageError(f"{what}: a label of {len(words)} words is not usable, expected 15") from None
         rows.append((KITTI_CLASSES.index(words[0]), (x, y, z), (length, width, height), turn))
-    return _kitti_truth(rows, KITTI_CLASSES, to_rect, points)
+        seen.append(numbers[3:7])
+    return _kitti_truth(rows, KITTI_CLASSES, to_rect, points, seen)
 
 
-def _kitti_truth(rows: list[Any], names: tuple[str, ...], to_rect: Array, points: Array) -> Truth:
-    """rows: class, bottom centre in the rectified camera, (l, w, h), angle about the camera's y (down)."""
+def _kitti_truth(
+    rows: list[Any], names: tuple[str, ...], to_rect: Array, points: Array, seen: list[Any]
+) -> Truth:
+    """rows: class, bottom centre in the rectified camera, (l, w, h), angle about the camera's y (down). seen: the
+    rectangle of each in the picture."""
     boxes = np.full((len(rows), 9), np.nan, np.float32)
     back = inverse(to_rect)
     for box, (_, (x, y, z), size, turn) in zip(boxes, rows, strict=True):
@@ -263,14 +325,17 @@ def _kitti_truth(rows: list[Any], names: tuple[str, ...], to_rect: Array, points
         ahead = back[:3, :3] @ (math.cos(turn), 0.0, -math.sin(turn))
         box[6] = math.atan2(ahead[1], ahead[0])
     classes = np.array([row[0] for row in rows], np.int32)
-    return Truth(boxes, classes, names, count_inside(points, boxes), np.full(len(rows), -1, np.int32))
+    rectangles = {"image_2": np.array(seen, np.float32).reshape(-1, 4)}
+    return Truth(
+        boxes, classes, names, count_inside(points, boxes), np.full(len(rows), -1, np.int32), rectangles
+    )
 
 
 # --- info files ----------------------------------------------------------------------------------
 
 
-def _info(path: Path, what: str, index: int) -> Mapping[str, Any]:
-    """One entry of `data_list`, with the names of its classes as `categories`."""
+def _content(path: Path, what: str) -> Any:
+    """The JSON of an info file."""
     try:
         with path.open("rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
@@ -279,11 +344,14 @@ def _info(path: Path, what: str, index: int) -> Mapping[str, Any]:
     try:
         if len(data) > _MAX_BYTES:
             raise ValueError(f"larger than {_MAX_BYTES >> 20} MiB")
-        content = json.loads(
-            data
-        )  # mmdetection3d writes NaN where a velocity is unknown, which strict JSON is not
+        # mmdetection3d writes NaN where a velocity is unknown, which strict JSON is not
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what}: not valid JSON: {printable(str(error))}") from None
+
+
+def _entry(content: Any, what: str, index: int) -> Mapping[str, Any]:
+    """One entry of `data_list`, with the names of its classes as `categories`."""
     try:
         frames = content["data_list"]
         known = content["metainfo"].get("categories", {"Pedestrian": 0, "Cyclist": 1, "Car": 2})
@@ -293,6 +361,10 @@ def _info(path: Path, what: str, index: int) -> Mapping[str, Any]:
         return {**frames[index], "categories": names}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unusable(what, error) from None
+
+
+def _length(content: Any) -> int:
+    return len(content["data_list"])
 
 
 def _unusable(what: str, error: Exception) -> UsageError:

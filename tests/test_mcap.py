@@ -122,14 +122,24 @@ def test_schemas_are_a_subset_of_foxgloves(tmp_path: Path) -> None:
     pytest.importorskip(
         "foxglove_schemas_protobuf", reason="needs foxglove-schemas-protobuf, Foxglove's own messages"
     )
+    import foxglove_schemas_protobuf.CameraCalibration_pb2
     import foxglove_schemas_protobuf.CompressedImage_pb2
+    import foxglove_schemas_protobuf.FrameTransforms_pb2
     import foxglove_schemas_protobuf.ImageAnnotations_pb2
-    import foxglove_schemas_protobuf.RawImage_pb2  # noqa: F401
+    import foxglove_schemas_protobuf.PointCloud_pb2
+    import foxglove_schemas_protobuf.RawImage_pb2
+    import foxglove_schemas_protobuf.SceneUpdate_pb2  # noqa: F401
     from google.protobuf import descriptor_pool
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
     checked = 0
-    for file in FileDescriptorSet.FromString(foxglove.descriptor_set()).file:
+    files = [
+        file
+        for schema in (foxglove.RAW_IMAGE, foxglove.SCENE_UPDATE)
+        for file in FileDescriptorSet.FromString(foxglove.descriptor_set(schema)).file
+    ]
+    assert "SceneUpdate" in [message.name for message in files[-1].message_type]
+    for file in files:
         for message in file.message_type:
             theirs = descriptor_pool.Default().FindMessageTypeByName(f"{file.package}.{message.name}")
             for ours in message.field:
@@ -145,7 +155,7 @@ def test_schemas_are_a_subset_of_foxgloves(tmp_path: Path) -> None:
             for enum in message.enum_type:
                 theirs_by_name = theirs.enum_types_by_name[enum.name].values_by_name
                 assert all(theirs_by_name[v.name].number == v.number for v in enum.value)
-    assert checked > 30
+    assert checked > 70
 
 
 def test_a_generic_reader_decodes_it_by_the_schemas_in_the_file(tmp_path: Path) -> None:

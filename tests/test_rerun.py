@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,11 @@ from edgekit.errors import MissingExtraError, OutputError, UsageError
 from edgekit.pixels import FORMATS, PixelLayout
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks import open_sink
+from edgekit.runtime.sinks.rerun_rig import log_rig
+from edgekit.runtime.sinks.rigs import shown
 from edgekit.tasks.classify.classification import Classification
 from tests.recordings import FOUND, frame
+from tests.rig_items import rig_items
 
 
 def entities(path: Path) -> dict[str, int]:
@@ -82,6 +87,81 @@ def test_files_without_a_clock_and_other_results_are_shown_too(tmp_path: Path) -
         for i, clock in enumerate(("media", "none")):
             sink.write(StreamResult(frame(i, clock=clock), result, 1))
     assert entities(tmp_path / "a.rrd")["camera/image/result"] >= 1
+
+
+@pytest.mark.usefixtures("_rerun")
+@pytest.mark.parametrize("images", ["raw", "jpeg", "none"])
+def test_a_rig_is_shown_in_space(tmp_path: Path, images: str) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV")
+    path = tmp_path / "a.rrd"
+    items = rig_items()
+    with open_sink(f"rerun:{path}?images={images}") as sink:
+        for item in items:
+            sink.write(item)
+    found = entities(path)
+    for name in items[0].frame.rig.rig.cameras:
+        assert found[f"rig/ego/{name}"] >= 1, "a pinhole where it stands"
+        assert found[f"rig/ego/{name}/image"] >= 1
+    assert found["rig/ego/lidar/points"] >= 1
+    assert found["rig/ego/lidar/bev/boxes"] >= 1
+    assert found["rig/ego/lidar/labels"] >= 1
+    assert found["rig/bev/result"] >= 1
+    assert found["rig/bev/age_ms"] >= 1
+    assert "rig/image" not in found, "all cameras in one picture would be a second copy"
+
+
+@pytest.mark.usefixtures("_rerun")
+def test_what_is_missing_is_not_shown_as_if_it_held(tmp_path: Path) -> None:
+    """Through Rerun's own log calls: what each entity was told, in order."""
+    import rerun
+
+    told: dict[str, list[str]] = {}
+
+    class Stream:
+        def log(self, entity: str, *things: Any) -> None:
+            told.setdefault(entity, []).extend(type(thing).__name__ for thing in things)
+
+    whole, _, blind = rig_items()
+    for item in (whole, blind):
+        log_rig(rerun, Stream(), "rig", "", item, lambda image: rerun.Image(image, color_model="BGR"))
+    assert told["rig/ego/lidar/points"] == ["Points3D", "Clear"]
+    assert told["rig/ego/CAM_FRONT/image"] == ["Image", "Clear"]
+    assert told["rig/ego/CAM_BACK/image"] == ["Image", "Image"]
+    assert told["rig/result"] == ["TextLog", "TextLog"]
+    # a result whose frame was not kept has its boxes all the same
+    told.clear()
+    bare = replace(whole, frame=whole.frame.without_pixels())
+    log_rig(rerun, Stream(), "rig", "", bare, lambda image: None)
+    assert set(told) == {"rig/ego/lidar/boxes", "rig/ego/lidar/velocities", "rig/result"}
+
+
+@pytest.mark.usefixtures("_rerun")
+def test_boxes_stand_where_they_are() -> None:
+    import rerun
+
+    said: dict[str, Any] = {}
+
+    class Stream:
+        def log(self, entity: str, thing: Any) -> None:
+            said[entity] = thing
+
+    (item, *_) = rig_items()
+    log_rig(rerun, Stream(), "rig", "", item, lambda image: None)
+    boxes, ours = said["rig/ego/lidar/boxes"], shown(item.result)
+    assert len(ours) < len(item.result), "one of them is nowhere"
+    centers = np.array(boxes.centers.as_arrow_array().to_pylist())
+    assert np.allclose(centers, [each.box[:3] for each in ours])
+    assert np.allclose(
+        2 * np.array(boxes.half_sizes.as_arrow_array().to_pylist()), [each.box[3:6] for each in ours]
+    )
+    turns = np.array(boxes.quaternions.as_arrow_array().to_pylist())
+    assert np.allclose(
+        2 * np.arctan2(turns[:, 2], turns[:, 3]) % (2 * np.pi),
+        [each.box[6] % (2 * np.pi) for each in ours],
+        atol=1e-5,
+    )
+    moving = [each for each in ours if each.velocity is not None]
+    assert len(said["rig/ego/lidar/velocities"].vectors.as_arrow_array()) == len(moving) > 0
 
 
 @pytest.mark.usefixtures("_rerun")

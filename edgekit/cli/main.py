@@ -33,6 +33,7 @@ VERBS = {
     "verify": "check digests, signature, self-test and accuracy",
     "targets": "list the known boards and their facts",
     "doctor": "say what this machine can build and run",
+    "rig": "look at a rig's calibration, with pictures and points",
     "init": "write a commented edgekit.toml",
     "report": "write an HTML page about a bundle",
 }

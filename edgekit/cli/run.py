@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgekit.cli.common import add_engine_options, fraction, integer, one_of, print_json, say, warn
+from edgekit.cli.rig_options import add_rig_options, named_sources, read_sync
 from edgekit.errors import UsageError, printable
 from edgekit.timebase import Policy
 
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgekit run m.host.edge --source photos/ --sink found.jsonl --sink shown/\n"
         "  edgekit run m.host.edge --source drive.mp4 --sink drive_boxes.mp4\n"
         "  edgekit run m.host.edge --source v4l2:/dev/video0 --view :8080\n"
-        "  edgekit run m.host.edge --source 'synthetic://street?live=1' --view :8080"
+        "  edgekit run m.host.edge --source 'synthetic://street?live=1' --view :8080\n"
+        "  edgekit run fusion.host.edge --rig rig.toml --source lidar=URI --source CAM_FRONT=v4l2:/dev/video0"
     )
     parser.add_argument(
         "bundle",
@@ -38,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="URI",
         help="v4l2:/dev/video0, usb:0, csi:0, rtsp://..., gst:PIPELINE, replay:FILE.mcap, picture, folder, video, "
-        "or synthetic://street?seed=0&frames=100; may be given several times",
+        "or synthetic://street?seed=0&frames=100; NAME=URI names the camera, or the sensor of a rig; may be given several times",
     )
+    add_rig_options(parser)
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object")
 
@@ -94,9 +97,10 @@ def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str
     twice = {sink for sink in sinks if sinks.count(sink) > 1}
     if twice:
         raise UsageError(f"option --sink {printable(min(twice))}: given twice. Leave one out")
+    rig = getattr(args, "rig", None)
     stream = Stream(
         bundles,
-        sources,
+        named_sources(sources),
         sinks=sinks,
         score_threshold=args.score,
         policy=args.policy,
@@ -104,6 +108,9 @@ def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str
         variant=args.variant,
         limit=args.limit,
         stepping=args.stepping,
+        rig=rig,
+        sync=read_sync(getattr(args, "sync", None)),
+        watch_rig=rig is not None,
     )
     if any(source.live for source in stream.sources.values()):  # the errors of files are raised
         stream.metrics.on_event = _tell
@@ -169,7 +176,8 @@ def summarize(stream: Stream) -> dict[str, Any]:
         "resets": {name: engine["resets"] for name, engine in engines.items() if engine["resets"]},
         "early_frames": {name: n for name, engine in engines.items() if (n := engine["early_frames"])},
         "missed_steps": {name: n for name, engine in engines.items() if (n := engine["missed_steps"])},
-        "faults": {name: camera["faults"] for name, camera in cameras.items() if camera["faults"]},
+        "faults": {name: m["faults"] for name, m in {**engines, **cameras}.items() if m["faults"]},
+        "missing": {name: rig["missing"] for name, engine in engines.items() if (rig := engine.get("rig"))},
         "skipped": [[path, reason] for s in stream.sources.values() for path, reason in s.skipped],
         "ignored": sum(source.ignored for source in stream.sources.values()),
     }
@@ -185,6 +193,11 @@ def lines(summary: dict[str, Any]) -> list[str]:
     for what in ("drops", "faults"):
         for name, counts in summary[what].items():
             text.append(f"{name}: {what} " + ", ".join(f"{reason} {n}" for reason, n in counts.items()))
+    for name, missing in summary["missing"].items():
+        for sensor, why in missing.items():
+            text.append(
+                f"{name}: without {sensor} " + ", ".join(f"{reason} {n}" for reason, n in why.items())
+            )
     for name, counts in summary["resets"].items():
         text.append(f"{name}: state reset " + ", ".join(f"{camera} {n}" for camera, n in counts.items()))
     for what in ("early_frames", "missed_steps"):

@@ -58,6 +58,13 @@ FAULTS = {
         Fault(
             "sink-blocked", "a sink does not take the next result in time", "at once", "drop the result there"
         ),
+        Fault("blind", "no sensor of a rig is there", "when the last one is lost", "wait for one to return"),
+        Fault(
+            "calibration",
+            "the rig's file changed and cannot be used",
+            "1 s after the change",
+            "go on with the calibration before",
+        ),
         Fault("engine-failed", "the inference library reports an error", "at once", "raise to the caller"),
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -19,8 +19,9 @@ class Closed(Exception):
 class Mailbox(Generic[T]):
     """Items of several senders (cameras, engines) for one reader, who takes the sender that waits longest.
 
-    newest: keep only the latest item of each sender (live sensors); otherwise a sender waits until one
-    of its `capacity` places is free (files, where nothing may be lost), or `stop` is set.
+    newest: keep only the latest items of each sender (live sensors); otherwise a sender waits until one
+    of its places is free (files, where nothing may be lost), or `stop` is set.
+    capacity: places of a sender; by default 1 for the newest, else 2.
     """
 
     def __init__(
@@ -28,12 +29,12 @@ class Mailbox(Generic[T]):
         senders: Iterable[str],
         *,
         newest: bool,
-        capacity: int = 2,
+        capacity: int | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         self._newest = newest
         self._stop = stop
-        self._capacity = 1 if newest else capacity
+        self._capacity = capacity or (1 if newest else 2)
         self._items: dict[str, deque[T]] = {sender: deque() for sender in senders}
         self._turn: deque[str] = deque()
         """Senders with items, in the order of their oldest."""
@@ -59,17 +60,18 @@ class Mailbox(Generic[T]):
             self._change.notify_all()
             return replaced
 
-    def take(self, timeout_s: float | None = None) -> T | None:
-        """The next item, or None when none came in time.
+    def take(self, timeout_s: float | None = None, *, only: Callable[[str], bool] | None = None) -> T | None:
+        """The next item, or None when none came in time. only: which senders' items are wanted now.
 
         Raises: Closed when closed, or when all senders have ended and nothing is left.
         """
         with self._change:
-            if not self._change.wait_for(self._ready, timeout_s):
+            if not self._change.wait_for(lambda: self._ready(only), timeout_s):
                 return None
             if self._closed or not self._turn:
                 raise Closed
-            sender = self._turn.popleft()
+            sender = next(s for s in self._turn if only is None or only(s))
+            self._turn.remove(sender)
             queue = self._items[sender]
             item = queue.popleft()
             if queue:
@@ -77,11 +79,18 @@ class Mailbox(Generic[T]):
             self._change.notify_all()
             return item
 
+    def over(self, sender: str) -> bool:
+        """Whether nothing of that sender waits, or will come."""
+        with self._change:
+            return sender not in self._open and not self._items[sender]
+
     def _wanted(self, sender: str) -> bool:
         return not self._closed and sender in self._open
 
-    def _ready(self) -> bool:
-        return bool(self._turn) or self._closed or not self._open
+    def _ready(self, only: Callable[[str], bool] | None) -> bool:
+        if self._closed or (not self._open and not self._turn):
+            return True
+        return bool(self._turn) if only is None else any(map(only, self._turn))
 
     def end(self, sender: str) -> None:
         """`sender` leaves nothing more."""

@@ -83,12 +83,14 @@ class CameraMetrics:
 
 class EngineMetrics:
     """Of one engine: `age` from the sensor to the result, stage times, and what no stage explains; where it keeps
-    state: resets by camera, frames that came before their step was due, and steps that were not run."""
+    state: resets by camera, frames that came before their step was due, and steps that were not run; of a rig: results
+    without a sensor, by sensor and why, ages of the parts, and what the synchroniser says of the clocks."""
 
     def __init__(self) -> None:
         self.facts: dict[str, str] = {}
         self.results = 0
         self.resets: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
         self.skipped = 0
         self.missed = 0
         self.copied = 0
@@ -96,6 +98,13 @@ class EngineMetrics:
         self.age = Series()
         self.stages: dict[str, Series] = {}
         self.unaccounted = Series()
+        self.partial = 0
+        self.missing: dict[str, Counter[str]] = {}
+        self.sensor_ages: dict[str, Series] = {}
+        self.oldest = Series()
+        self.sync: dict[str, dict[str, Any]] = {}
+        self.processed: dict[str, int] = {}
+        self.ego_refused = 0
 
 
 class SinkMetrics:
@@ -110,7 +119,7 @@ class SinkMetrics:
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to `where` (a camera, sink or engine): a fault's name, `restarted` or `swapped`."""
+    """Something happened to `where` (a camera, sink or engine): a fault's name, `restarted`, `swapped`, `recalibrated`."""
 
     seconds: float
     """Since the stream began."""
@@ -158,7 +167,7 @@ class Metrics:
 
     def drop(self, camera: str, reason: str, count: int = 1) -> None:
         """Frames of `camera` that an engine will not see: `superseded` (of several engines: each its own),
-        `driver`, `corrupt`, `stale`."""
+        `driver`, `corrupt`, `stale`; of a rig's sensors those of `sync.DROPS` too."""
         with self._lock:
             self._camera(camera).drops[reason] += count
 
@@ -168,12 +177,35 @@ class Metrics:
         with self._lock:
             if where in self._cameras:
                 self._cameras[where].faults[name] += 1
+            elif where in self._engines:
+                self._engines[where].faults[name] += 1
         self._event(where, name, text)
 
     def restarted(self, camera: str, text: str = "") -> None:
         with self._lock:
             self._camera(camera).restarts += 1
         self._event(camera, "restarted", text)
+
+    def sees_again(self, engine: str, text: str = "") -> None:
+        """A sensor of an engine's rig is there again after none was."""
+        self._event(engine, "restarted", text)
+
+    def recalibrated(self, engine: str, text: str = "") -> None:
+        """Another calibration of the rig is in use."""
+        self._event(engine, "recalibrated", text)
+
+    def sync(
+        self,
+        engine: str,
+        facts: dict[str, dict[str, Any]],
+        processed: Mapping[str, int],
+        ego_refused: int,
+    ) -> None:
+        """What the synchroniser knows of each sensor (`Synchroniser.facts`); pictures that went through the network of
+        their camera, by camera; motions that no vehicle makes."""
+        with self._lock:
+            m = self._engine(engine)
+            m.sync, m.processed, m.ego_refused = facts, dict(processed), ego_refused
 
     def swapped(self, engine: str, text: str = "") -> None:
         """Another bundle took an engine's place."""
@@ -203,6 +235,13 @@ class Metrics:
                 if series is None:
                     series = m.stages[stage] = Series()
                 series.add(ns)
+            if item.ages:
+                m.oldest.add(item.oldest_ns)
+                for sensor, ns in item.ages.items():
+                    m.sensor_ages.setdefault(sensor, Series()).add(ns)
+            m.partial += bool(item.missing)
+            for sensor, why in item.missing.items():
+                m.missing.setdefault(sensor, Counter())[why] += 1
             for hop in item.hops:
                 m.copied += hop.copied
                 m.written += hop.written
@@ -243,6 +282,7 @@ class Metrics:
                         "facts": dict(m.facts),
                         "results": m.results,
                         "resets": dict(m.resets),
+                        "faults": dict(m.faults),
                         "early_frames": m.skipped,
                         "missed_steps": m.missed,
                         "age": {**m.age.summary(), "buckets": list(m.age.buckets)},
@@ -250,6 +290,7 @@ class Metrics:
                         "unaccounted": m.unaccounted.summary(),
                         "copied_bytes": m.copied,
                         "written_bytes": m.written,
+                        **({"rig": _rig(m)} if m.sensor_ages or m.missing else {}),
                     }
                     for name, m in self._engines.items()
                 },
@@ -297,3 +338,17 @@ class Metrics:
                 self.on_event = None
                 with contextlib.suppress(OSError, ValueError):  # stderr may be what broke
                     traceback.print_exc()
+
+
+def _rig(m: EngineMetrics) -> dict[str, Any]:
+    """Of an engine that takes a rig: `partial` results; `missing` by sensor and why; `oldest`, the age of the oldest part
+    of a result, and `ages` by sensor; `sync`, what the synchroniser says of each sensor; `processed` pictures; `ego_refused` motions."""
+    return {
+        "partial": m.partial,
+        "missing": {sensor: dict(why) for sensor, why in m.missing.items()},
+        "oldest": m.oldest.summary(),
+        "ages": {sensor: series.summary() for sensor, series in m.sensor_ages.items()},
+        "sync": {sensor: dict(facts) for sensor, facts in m.sync.items()},
+        "processed": dict(m.processed),
+        "ego_refused": m.ego_refused,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgekit.runtime.frames import Frame, Hop
@@ -20,6 +20,12 @@ class StreamResult:
         (`preprocess`, `engine`, `decode`). What the stages do not explain is `unaccounted_ns`.
     engine: name of the engine where a stream has several.
     hops: the copy ledger of the whole way.
+    ages: of a rig: how old each sensor's part was when the result was there, nanoseconds.
+    missing: of a rig: sensors that the result was made without, and why (`sync.Why`; `absent`: the frame came so).
+
+    Of a rig whose sensors come one by one, `frame.rig` is the moment, and the age counts from its sweep (without LiDAR:
+    from the picture of the camera that paces). Stages: `transport` (of that), `match` (until the last part had come,
+    or waiting ended), `wait`, `cameras` (their networks, as far as they ran after that), then the pipeline's.
 
     The frame is leased: it is valid until the stream gives the next result. Call `frame.share()` or
     `frame.detach()` to hold on to it.
@@ -31,6 +37,13 @@ class StreamResult:
     stage_ns: Mapping[str, int] = field(default_factory=dict)
     engine: str = ""
     hops: tuple[Hop, ...] = ()
+    ages: Mapping[str, int] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def oldest_ns(self) -> int:
+        """Age of the oldest part that the result is made of."""
+        return max(self.ages.values(), default=self.age_ns)
 
     @property
     def age_ms(self) -> float:
@@ -47,6 +60,4 @@ class StreamResult:
 
     def share(self) -> StreamResult:
         """The same result with a lease of its own."""
-        return StreamResult(
-            self.frame.share(), self.result, self.age_ns, self.stage_ns, self.engine, self.hops
-        )
+        return replace(self, frame=self.frame.share())

@@ -13,7 +13,7 @@ import concurrent.futures
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,16 @@ from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.names import camera_name, check_kind, engine_name, named, unique
 from edgekit.runtime.outlet import Outlet
 from edgekit.runtime.results import StreamResult
+from edgekit.runtime.rigs import follow, open_worker, read_rig, recalibrate
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
-from edgekit.runtime.swap import Holder, Pipelines, Swapped, swap_engine
+from edgekit.runtime.swap import Pipelines, Swapped, swap_engine
+from edgekit.runtime.sync import SyncOptions
 from edgekit.runtime.watch import Watch, WatchOptions
+from edgekit.runtime.worker import Worker
 
 if TYPE_CHECKING:
-    from edgekit.tasks import Pipeline
+    from edgekit.rig import Rig
 
 Policy = Literal["latest", "block"]
 AnyEngine = str | Path | Bundle | Engine
@@ -77,6 +80,9 @@ class Stream:
         on_sink_error: Literal["raise", "continue"] | None = None,
         watch_options: WatchOptions | None = None,
         stepping: timebase.Policy | None = None,
+        rig: Rig | str | Path | None = None,
+        sync: SyncOptions | None = None,
+        watch_rig: bool = False,
     ) -> None:
         """bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
         sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
@@ -90,6 +96,10 @@ class Stream:
         watch_options: when a live source counts as failed, and how it is opened again.
         stepping: what networks that keep state do about frames that are missing or early (timebase.stepping): by
             default what their bundles say. Each camera has a state of its own.
+        rig: calibration, or its TOML file, for engines that take a rig; by default the one that frames bring. Where
+            `sources` is a mapping whose names are the rig's sensors (`lidar` among them), each is a sensor of its own, and a
+            result belongs to a moment (docs/streaming.md). watch_rig: use the file anew when it changes.
+        sync: how their parts become moments.
 
         Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
         any thread comes out of the iteration.
@@ -106,11 +116,13 @@ class Stream:
         self._watches: dict[str, Watch] = {}
         self._outlets: list[Outlet] = []
         self._readers: dict[str, threading.Thread] = {}
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._own_engines: list[Engine] = []
         self._threads = threads
         self._policy_of_steps = stepping
         self._swapping = threading.Lock()
+        self._rig_file: Path | None = None
+        self._follower: threading.Thread | None = None
         self._results: Mailbox[StreamResult] | None = None
         self._previous: StreamResult | None = None
         self._started = False
@@ -158,10 +170,22 @@ class Stream:
                     raise UsageError(f"stream: sink {printable(sink.path)}: given twice. Leave one out")
                 opened.append(sink if isinstance(sink, Sink) else open_sink(sink, fps=fps))
             self.sinks = tuple(opened)
-            timed = frozenset(name for name, source in self.sources.items() if source.live)
+            given, found = isinstance(sources, Mapping), read_rig(rig)
+            self._rig_file = Path(rig) if watch_rig and isinstance(rig, (str, Path)) else None
+            if watch_rig and self._rig_file is None:
+                raise UsageError("stream: watch_rig needs the rig's file. Give its path as `rig`")
             for name, engine in self.engines.items():
-                box: Mailbox[Frame] = Mailbox(self.sources, newest=self.policy == "latest", stop=self._stop)
-                self._workers.append(_Worker(name, Pipelines(engine, stepping), box, score_threshold, timed))
+                self._workers.append(
+                    open_worker(
+                        self,
+                        name,
+                        Pipelines(engine, stepping),
+                        given=given,
+                        score=score_threshold,
+                        rig=found,
+                        sync=sync,
+                    )
+                )
             if len(self._workers) > 1:  # a place for each engine and camera: none hides another's results
                 places = [place for worker in self._workers for place in worker.places(self.sources)]
                 self._results = Mailbox(places, newest=self.policy == "latest", stop=self._stop)
@@ -206,6 +230,12 @@ class Stream:
             self._tell_engine(name, engine)
         for name, watch in self._watches.items():
             self._readers[name] = self._thread(f"edgekit-source-{name}", self._read, name, watch)
+        if self._rig_file is not None:
+            file = self._rig_file
+            self._follower = self._thread(
+                "edgekit-rig", follow, file, self._stop, lambda: self.recalibrate(file),
+                lambda text: self.metrics.fault("rig", "calibration", text),
+            )  # fmt: skip
         if self._results is not None:
             for worker in self._workers:
                 worker.thread = self._thread(f"edgekit-engine-{worker.name}", self._work, worker)
@@ -291,7 +321,7 @@ class Stream:
             if item is not None:
                 return item
 
-    def _work(self, worker: _Worker) -> None:
+    def _work(self, worker: Worker) -> None:
         """An engine's thread, where there are several."""
         assert self._results is not None
         try:
@@ -309,28 +339,25 @@ class Stream:
             for place in worker.places(self.sources):
                 self._results.end(place)
 
-    def _step(self, worker: _Worker) -> StreamResult | None:
+    def _step(self, worker: Worker) -> StreamResult | None:
         """One frame through one engine, and to the sinks. Raises: Closed, StreamError."""
         self._count(worker)
-        frame = worker.box.take(POLL_S)
-        if frame is None:
-            return None
         try:
-            item = worker.run(frame)
-        except BaseException as error:
-            frame.release()
-            if isinstance(error, EdgekitError):
-                self.metrics.fault(worker.name, "engine-failed", str(error))
+            item = worker.step(POLL_S)
+        except EdgekitError as error:
+            self.metrics.fault(worker.name, "engine-failed", str(error))
             raise
+        if item is None:
+            return None
         try:
             worker.uncounted = item
             self._give(item)
         except BaseException:
-            frame.release()
+            item.frame.release()
             raise
         return item
 
-    def _count(self, worker: _Worker) -> None:
+    def _count(self, worker: Worker) -> None:
         """Count a worker's last result: when the next one is asked for, not while the caller waits for this one."""
         item, worker.uncounted = worker.uncounted, None
         if item is not None:
@@ -339,8 +366,14 @@ class Stream:
     def _give(self, item: StreamResult) -> None:
         """To every sink; the camera's buffers only as far as it can spare them."""
         frame = item.frame
-        source = self._watches[frame.camera].source
-        spare = source.spare if source is not None else 0
+        watch = self._watches.get(frame.camera)
+        if watch is not None:
+            spare = watch.source.spare if watch.source is not None else 0
+        else:  # a moment of a rig holds a buffer of each
+            given = [
+                w.source.spare for w in self._watches.values() if w.source and w.source.spare is not None
+            ]
+            spare = min(given, default=None)
         for outlet in self._outlets:
             may_lease = True
             if spare is not None and frame.lease is not None and outlet.sink.needs_pixels:
@@ -373,6 +406,15 @@ class Stream:
         Then the old engine goes on as if nothing had been asked.
         """
         return swap_engine(self, bundle, engine, variant)
+
+    def recalibrate(self, rig: Rig | str | Path) -> None:
+        """Go on with another calibration (or its file) from the next moment, without losing one. From any thread.
+
+        Returns when the engine has what it needs of it (tables, made beside the running stream), so that no moment waits.
+        Raises: UsageError for a file that is none, a rig without a sensor of this stream, or when no engine takes a rig.
+        Then the calibration before goes on.
+        """
+        recalibrate(self, rig)
 
     # --- asyncio ---
 
@@ -492,6 +534,8 @@ class Stream:
                 self._count(worker)
             for camera, reader in self._readers.items():
                 self._watches[camera].join(reader)
+            if self._follower is not None:
+                self._follower.join(JOIN_S)
             sink_error: BaseException | None = None
             for end in self._ends():
                 try:
@@ -523,71 +567,6 @@ class Stream:
                 watch.close()
         for engine in tuple(self._own_engines):
             engine.close()
-
-
-class _Worker:
-    """One engine's session and the frames that wait for it."""
-
-    def __init__(
-        self,
-        name: str,
-        pipelines: Pipelines,
-        box: Mailbox[Frame],
-        score: float | None,
-        timed: frozenset[str],
-    ) -> None:
-        """timed: cameras whose frames come when they were taken, so that their arrival is a time, if there is no other."""
-        self.name = name
-        self.box = box
-        self.thread: threading.Thread | None = None
-        """Its own, where there are several."""
-        self.uncounted: StreamResult | None = None
-        """Its last result, until the metrics have it."""
-        self._score = score
-        self._timed = timed
-        self.holder = Holder(pipelines)
-
-    @property
-    def pipelines(self) -> tuple[Pipeline, ...]:
-        """All that are open."""
-        return self.holder.current.opened
-
-    def place(self, camera: str) -> str:
-        """Where its results of that camera wait for the caller."""
-        return f"{self.name}\n{camera}"
-
-    def places(self, cameras: Iterable[str]) -> list[str]:
-        return [self.place(camera) for camera in cameras]
-
-    def run(self, frame: Frame) -> StreamResult:
-        """One frame through the engine. Raises: StreamError when the inference library fails."""
-        picked = time.monotonic_ns()
-        taken = frame.taken_ns
-        with self.holder.frame() as pipelines:
-            pipeline = pipelines.of(frame.camera)
-            result = pipeline(
-                frame.pixels, score_threshold=self._score, taken_ns=self._moment(frame), epoch=frame.epoch
-            )
-            preprocess, engine, decode = pipeline.stage_ns
-        stages = {
-            "transport": frame.captured_ns - taken,
-            "wait": picked - frame.captured_ns,
-            "preprocess": preprocess,
-            "engine": engine,
-            "decode": decode,
-        }
-        age = time.monotonic_ns() - taken
-        return StreamResult(frame, result, age, stages, self.name, frame.hops + pipelines.hops)
-
-    def _moment(self, frame: Frame) -> int | None:
-        """When the frame was taken, on a clock on which the source's frames are as far apart as they were taken:
-        a file's arrive as fast as they are read. None for pictures, which have no time."""
-        if frame.clock != "none":
-            return frame.pts_ns
-        return frame.captured_ns if frame.camera in self._timed else None
-
-    def close(self) -> None:
-        self.holder.close()
 
 
 def _set_limit(source: Source, limit: int) -> None:

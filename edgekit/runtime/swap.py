@@ -192,6 +192,8 @@ def swap_engine(
     stream: Stream, bundle: str | Path | Bundle | Engine, engine: str | None, variant: str | None
 ) -> Swapped:
     """See Stream.swap."""
+    from edgekit.runtime.rigs import wait_for
+
     workers = {worker.name: worker for worker in stream._workers}
     if engine is None and len(workers) > 1:
         raise UsageError(f"swap: which engine? Expected one of {', '.join(map(printable, workers))}")
@@ -218,6 +220,7 @@ def swap_engine(
                 )
             pipelines = Pipelines(new, stream._policy_of_steps)
             pipelines.prepare(holder.current)
+            wait_for(workers[name].prepare(pipelines), stream._stop)
             if not given:
                 stream._own_engines.append(new)  # before it is in use: the end of the stream closes it
             before, (kept, reset) = holder.exchange(pipelines, ended)

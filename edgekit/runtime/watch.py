@@ -84,6 +84,8 @@ class Watch:
         self.source: Source | None = None
         """Open now; None before the first read and while it is lost."""
         self.epoch = 0
+        self.trouble = ""
+        """The fault for which it gives no frames now; "" while it does, or is being opened first."""
         self.options = options or WatchOptions()
         self._open = open_
         self._metrics = metrics
@@ -232,6 +234,7 @@ class Watch:
         if self._gone_at is not None:
             metrics.restarted(camera, f"after {now - self._gone_at:.2f} s")
             self._gone_at = None
+            self.trouble = ""
         if health.began is None:
             health.began, health.epoch = now, frame.epoch
         elif self._trouble_at is not None and now - health.began > self.options.healthy_s:
@@ -280,11 +283,12 @@ class Watch:
                 raise SourceLost(f"source {self._camera}: {text}. It cannot be opened again from here")
             return False
         self._shut()
-        self._down()
+        self._down(fault)
         return True
 
-    def _down(self) -> None:
+    def _down(self, fault: str) -> None:
         now = time.monotonic()
+        self.trouble = fault
         self.epoch += 1
         self._metrics.camera_state(self._camera, "lost")
         if self._gone_at is None:
@@ -312,7 +316,7 @@ class Watch:
             self._why = str(error)
             if self._gone_at is None:
                 self._metrics.fault(self._camera, "lost", self._why)
-                self._down()
+                self._down("lost")
             return
         finally:
             self._call = None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgekit import __version__
 from edgekit.errors import OutputError, StreamError, UsageError, did_you_mean, printable
@@ -19,6 +22,8 @@ from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.recording import CAMERA_KEY, FRAME, METRICS, RESULT, Facts, Images, dumps, to_raw
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink, failure, make_parent
+from edgekit.runtime.sinks.mcap_rig import Made, moment_messages, result_messages
+from edgekit.runtime.sinks.rigs import rig_of
 
 SMALL_BYTES = 1 << 18
 """A picture up to this size is copied, to share a chunk with others; a larger one is written from where it lies."""
@@ -108,7 +113,8 @@ class McapSink(Sink):
             ) from None
         prefix = f"/{frame.camera or 'camera'}"
         sensor_ns = self._sensor_ns(frame)
-        annotations = _annotations(item.result, sensor_ns)
+        fusion = item.result.task == "fusion"
+        rig = rig_of(item)
         if self._file is not None and self._split and self._file.size >= self._split:
             self._end_file()
         if self._file is None:
@@ -121,24 +127,40 @@ class McapSink(Sink):
             if key not in seen:
                 seen.append(key)
                 self._sequence += 1
-                facts = dumps(Facts.of(frame, self.images).to_json())
+                # the pictures of a rig are recorded one by one
+                facts = dumps(Facts.of(frame, "none" if fusion else self.images).to_json())
                 channel = self._channel(f"{prefix}/frame", FRAME, frame.camera)
                 file.add(channel, self._sequence, log_ns, sensor_ns, [facts])
-                if self.images != "none":
+                if rig is not None:
+                    seen_by = moment_messages(rig, sensor_ns, self.images, self._jpeg)
+                    self._write_made(file, prefix, seen_by, log_ns)
+                elif self.images != "none" and not fusion:
                     name, pieces = self._picture(frame, sensor_ns)
                     channel = self._channel(f"{prefix}/image", name, frame.camera)
                     file.add(channel, self._sequence, log_ns, sensor_ns, pieces)
-            prefix += f"/{item.engine}" if item.engine else ""
+            engine = f"{item.engine}/" if item.engine else ""
             done_ns = frame.taken_ns + item.age_ns + self._wall_ns
-            channel = self._channel(f"{prefix}/result", RESULT, frame.camera)
+            channel = self._channel(f"{prefix}/{engine}result", RESULT, frame.camera)
             file.add(channel, self._sequence, done_ns, sensor_ns, [result])
-            channel = self._channel(f"{prefix}/annotations", foxglove.IMAGE_ANNOTATIONS, frame.camera)
-            file.add(channel, self._sequence, done_ns, sensor_ns, [annotations])
+            if fusion:
+                said = result_messages(item.result, rig, engine, sensor_ns)
+                self._write_made(file, prefix, said, done_ns)
+            else:
+                channel = self._channel(
+                    f"{prefix}/{engine}annotations", foxglove.IMAGE_ANNOTATIONS, frame.camera
+                )
+                file.add(channel, self._sequence, done_ns, sensor_ns, [_annotations(item.result, sensor_ns)])
             self._write_metrics(file)
         finally:
             if self._borrowed:
                 self._borrowed = False
                 file.flush()  # the planes go back to the camera
+
+    def _write_made(self, file: McapWriter, prefix: str, made: Iterable[Made], log_ns: int) -> None:
+        for each in made:
+            channel = self._channel(f"{prefix}/{each.topic}", each.schema, None)
+            file.add(channel, self._sequence, log_ns, each.ns, each.pieces)
+            self.copied_bytes += each.copied
 
     def _sensor_ns(self, frame: Frame) -> int:
         """When the picture was taken, in the wall clock of this machine; media time counts from the first frame."""
@@ -154,7 +176,7 @@ class McapSink(Sink):
         """(schema, message in pieces); `_borrowed` where these view the frame's planes."""
         name = frame.camera or "camera"
         if self.images == "jpeg":
-            data = self._jpeg(frame)
+            data = self._jpeg(frame.image)
             head = foxglove.compressed_image_head(ns, name, "jpeg", len(data))
             return foxglove.COMPRESSED_IMAGE, [head, data]
         encoding, step, planes, copied = to_raw(frame.pixels)
@@ -167,16 +189,16 @@ class McapSink(Sink):
         self.copied_bytes += nbytes
         return foxglove.RAW_IMAGE, [head, *map(bytes, planes)]
 
-    def _jpeg(self, frame: Frame) -> bytes:
+    def _jpeg(self, image: np.ndarray) -> bytes:
         cv2 = load_cv2("record JPEG pictures")
         with quiet(cv2):
             try:
-                ok, data = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
+                ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
             except cv2.error:
                 ok = False
         if not ok:
             raise OutputError(
-                f"sink {printable(self.path)}: {frame.width}x{frame.height} pixels cannot be stored as JPEG. "
+                f"sink {printable(self.path)}: {image.shape[1]}x{image.shape[0]} pixels cannot be stored as JPEG. "
                 "Record raw pictures"
             )
         return bytes(data.tobytes())
@@ -187,21 +209,22 @@ class McapSink(Sink):
             return
         self._metrics_at = now
         ns = time.monotonic_ns() + self._wall_ns
-        file.add(self._channel("/metrics", METRICS, ""), 0, ns, ns, [dumps(self._metrics.snapshot())])
+        file.add(self._channel("/metrics", METRICS, None), 0, ns, ns, [dumps(self._metrics.snapshot())])
 
-    def _channel(self, topic: str, schema: str, camera: str) -> int:
+    def _channel(self, topic: str, schema: str, camera: str | None) -> int:
+        """camera: whose frames these are; None for what is none's, as the metrics and the sensors of a rig."""
         assert self._file is not None
-        known = self._channels.get((topic, schema, camera))
+        known = self._channels.get((topic, schema, camera or ""))
         if known is not None:
             return known
         ours = schema in _JSON_SCHEMAS
         if schema not in self._schemas:
-            data = dumps(_json_schema(schema)) if ours else foxglove.descriptor_set()
+            data = dumps(_json_schema(schema)) if ours else foxglove.descriptor_set(schema)
             encoding = "jsonschema" if ours else "protobuf"
             self._schemas[schema] = self._file.schema(schema, encoding, data)
-        metadata = {} if schema == METRICS else {CAMERA_KEY: camera}
+        metadata = {} if camera is None else {CAMERA_KEY: camera}
         number = self._file.channel(topic, "json" if ours else "protobuf", self._schemas[schema], metadata)
-        self._channels[topic, schema, camera] = number
+        self._channels[topic, schema, camera or ""] = number
         return number
 
     def _open(self) -> McapWriter:
@@ -296,13 +319,15 @@ def _annotations(result: Any, ns: int) -> bytes:
     for box, score, cls, label in result:
         ground = class_color(cls)
         x1, y1, x2, y2 = (float(v) for v in box)
-        boxes.append(((x1, y1, x2, y2), _rgba(ground), _rgba(ink_color(ground)), f"{label} {score:.2f}"))
+        boxes.append(
+            (
+                (x1, y1, x2, y2),
+                foxglove.rgba(ground),
+                foxglove.rgba(ink_color(ground)),
+                f"{label} {score:.2f}",
+            )
+        )
     return foxglove.image_annotations(ns, boxes)
-
-
-def _rgba(bgr: tuple[int, int, int]) -> foxglove.Color:
-    b, g, r = bgr
-    return r / 255, g / 255, b / 255, 1.0
 
 
 def _json_schema(name: str) -> dict[str, Any]:

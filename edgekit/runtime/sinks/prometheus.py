@@ -106,6 +106,13 @@ def exposition(snapshot: Mapping[str, Any]) -> str:
     out.family("missed_steps_total", "counter", "Nominal steps of a network with state that were not run.")
     for labels, m in engines:
         out.sample("missed_steps_total", labels, m["missed_steps"])
+    out.family("engine_faults_total", "counter", "Faults of the engine, by name.")
+    for labels, m in engines:
+        for fault, count in sorted(m["faults"].items()):
+            out.sample("engine_faults_total", {**labels, "fault": fault}, count)
+    rigs: list[tuple[Labels, Any]] = [(labels, m["rig"]) for labels, m in engines if "rig" in m]
+    if rigs:
+        _rigs(out, rigs)
     out.family("age_seconds", "histogram", "Age of results, from when the picture was taken.")
     for labels, m in engines:
         out.histogram("age_seconds", labels, m["age"])
@@ -133,6 +140,47 @@ def exposition(snapshot: Mapping[str, Any]) -> str:
     for labels, m in sinks:
         out.summary("sink_seconds", labels, m["time"])
     return out.text()
+
+
+_CLOCKS = (
+    ("phase_ms", "sensor_phase_seconds", "How far from the rig's offset its pictures are taken."),
+    (
+        "arrival_ms",
+        "sensor_arrival_seconds",
+        "Least time from timestamp to arrival: transport and clock error.",
+    ),
+    ("clock_ms", "sensor_clock_seconds", "Error of the sensor's clock that is put right after it stepped."),
+)
+
+
+def _rigs(out: _Text, rigs: list[tuple[Labels, Any]]) -> None:
+    """Of engines that take a rig: what was missing, how old each sensor's part was, and what its clock says."""
+    out.family("partial_results_total", "counter", "Results that were made without some sensor.")
+    for labels, rig in rigs:
+        out.sample("partial_results_total", labels, rig["partial"])
+    out.family("missing_sensors_total", "counter", "Results without the sensor, by reason.")
+    for labels, rig in rigs:
+        for sensor, why in rig["missing"].items():
+            for reason, count in sorted(why.items()):
+                out.sample("missing_sensors_total", {**labels, "sensor": sensor, "reason": reason}, count)
+    out.family("oldest_seconds", "summary", "Age of the oldest part that a result is made of.")
+    for labels, rig in rigs:
+        out.summary("oldest_seconds", labels, rig["oldest"])
+    out.family("sensor_age_seconds", "summary", "Age of the sensor's part when the result was there.")
+    for labels, rig in rigs:
+        for sensor, series in rig["ages"].items():
+            out.summary("sensor_age_seconds", {**labels, "sensor": sensor}, series)
+    for key, name, text in _CLOCKS:
+        out.family(name, "gauge", text)
+        for labels, rig in rigs:
+            for sensor, facts in rig["sync"].items():
+                if facts[key] is not None:
+                    out.sample(name, {**labels, "sensor": sensor}, facts[key] / 1e3)
+    out.family("sensor_drift_ratio", "gauge", "How much slower than ours the sensor's clock is.")
+    for labels, rig in rigs:
+        for sensor, facts in rig["sync"].items():
+            if facts["drift_ppm"] is not None:
+                out.sample("sensor_drift_ratio", {**labels, "sensor": sensor}, facts["drift_ppm"] / 1e6)
 
 
 class _Text:

@@ -16,6 +16,8 @@ from edgekit.pixels import Pixels
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink, failure, make_parent
+from edgekit.runtime.sinks.rerun_rig import log_rig, show_rig
+from edgekit.runtime.sinks.rigs import rig_of
 
 IMAGES = ("jpeg", "raw", "none")
 QUALITY = 85
@@ -37,7 +39,7 @@ class RerunSink(Sink):
     BT.601 even-sized; else converted to BGR) or `none`.
 
     Entities: `<camera>/image`, `<camera>/image/<engine>boxes` (label and score; other results as a line of text),
-    `<camera>/<engine>age_ms`, `<camera>/<engine>stage/<name>_ms`. Timelines: `sensor_time` (wall clock of
+    `<camera>/<engine>age_ms`, `<camera>/<engine>stage/<name>_ms`; of a rig those of rerun_rig.py. Timelines: `sensor_time` (wall clock of
     this machine, when the picture was taken; cameras), `media_time` (files) and `frame` (seq).
 
     Raises: UsageError for unusable text; MissingExtraError without the package `rerun-sdk`; OutputError where
@@ -64,6 +66,8 @@ class RerunSink(Sink):
         self._stream: Any = rerun.RecordingStream("edgekit")
         self._flushed = time.monotonic()
         self._wall_ns = time.time_ns() - time.monotonic_ns()
+        self._shown: set[str] = set()
+        """Rigs that the viewer was told how to show."""
         self._is_file = bool(target and not address)
         if self._is_file:
             make_parent(self.path)
@@ -112,9 +116,16 @@ class RerunSink(Sink):
             stream.set_time("media_time", duration=np.timedelta64(frame.pts_ns, "ns"))
         root = frame.camera or "camera"
         engine = f"{item.engine}/" if item.engine else ""
-        if self._images != "none":
-            stream.log(f"{root}/image", self._picture(frame))
-        self._log_result(f"{root}/image/{engine}", item.result)
+        if item.result.task == "fusion":
+            rig = rig_of(item)
+            if rig is not None and root not in self._shown:
+                self._shown.add(root)
+                show_rig(stream, root, rig)
+            log_rig(rr, stream, root, engine, item, self._shot)
+        else:
+            if self._images != "none":
+                stream.log(f"{root}/image", self._picture(frame))
+            self._log_result(f"{root}/image/{engine}", item.result)
         stream.log(f"{root}/{engine}age_ms", rr.Scalars(item.age_ms))
         for stage, ns in item.stage_ns.items():
             stream.log(f"{root}/{engine}stage/{stage}_ms", rr.Scalars(ns / 1e6))
@@ -137,19 +148,26 @@ class RerunSink(Sink):
         self._stream.log(f"{entity}boxes", boxes)
 
     def _picture(self, frame: Frame) -> Any:
-        if self._images == "jpeg":
-            cv2 = load_cv2("send JPEG pictures to Rerun")
-            with quiet(cv2):
-                try:
-                    ok, data = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-                except cv2.error:
-                    ok = False
-            if not ok:
-                raise OutputError(
-                    f"{self._name}: {frame.width}x{frame.height} pixels cannot be stored as JPEG. Add ?images=raw"
-                )
-            return self._rr.EncodedImage(contents=data.tobytes(), media_type="image/jpeg")
-        return self._raw(frame, frame.pixels)
+        return self._jpeg(frame.image) if self._images == "jpeg" else self._raw(frame, frame.pixels)
+
+    def _shot(self, image: np.ndarray) -> Any:
+        """The picture of one camera of a rig, uint8 BGR; None where none are wanted."""
+        if self._images == "none":
+            return None
+        return self._jpeg(image) if self._images == "jpeg" else self._rr.Image(image, color_model="BGR")
+
+    def _jpeg(self, image: np.ndarray) -> Any:
+        cv2 = load_cv2("send JPEG pictures to Rerun")
+        with quiet(cv2):
+            try:
+                ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+            except cv2.error:
+                ok = False
+        if not ok:
+            raise OutputError(
+                f"{self._name}: {image.shape[1]}x{image.shape[0]} pixels cannot be stored as JPEG. Add ?images=raw"
+            )
+        return self._rr.EncodedImage(contents=data.tobytes(), media_type="image/jpeg")
 
     def _raw(self, frame: Frame, pixels: Pixels) -> Any:
         """The camera's bytes as they are where Rerun takes them, else as BGR."""

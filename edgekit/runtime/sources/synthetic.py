@@ -52,7 +52,9 @@ class SyntheticSource(Source):
     cameras, three above three. Frame i goes on by 1/10 s. `pts_ns` is when the sweep ends: seq / fps + 50 ms.
     sensor=NAME, only there: one camera of it, or `lidar`, as a source of its own, whose `pts_ns` is when that
         sensor measured, `camera` its name and `frame.rig` its part. The LiDAR's picture shows how near things are,
-        a row for each ring, the highest on top. All such sources of one seed see the same world.
+        a row for each ring, the highest on top. All such sources of one seed see the same world. With live=1
+        they measure at whole multiples of 1 / fps (and their offset), and with a loop show the same of it then: sensors of
+        one rate belong together whenever they are opened.
 
     format: one of `pixels.FORMATS`; YUV is BT.601, limited range.
     loop=N: frames 0..N-1 are rendered when opened and handed out again and again, so that a frame costs
@@ -109,6 +111,11 @@ class SyntheticSource(Source):
         if self._total is None:
             self.frames = limit
         self._start_ns = time.monotonic_ns()
+        self._first = 0
+        if self._sensor and self.live:  # triggered together: whichever is opened first
+            period_ns = 1e9 / self._rate
+            self._first = math.ceil(self._start_ns / period_ns)
+            self._start_ns = round(self._first * period_ns)
         self._punctual = 0
         """The thread whose sleeps are exact."""
 
@@ -117,7 +124,7 @@ class SyntheticSource(Source):
         return self._convert(taken.image, self._format), taken.rig if isinstance(taken, _View) else None
 
     def _taken(self, seq: int) -> _Taken:
-        return self._loop[seq % len(self._loop)] if self._loop else self._render(seq)
+        return self._loop[(self._first + seq) % len(self._loop)] if self._loop else self._render(seq)
 
     def _frame(self, taken: _Taken, seq: int, pts_ns: int) -> Frame:
         pixels, rig = taken

@@ -11,9 +11,11 @@ from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink
 from edgekit.runtime.sinks.http import Reply, Route, Server
+from edgekit.runtime.sinks.live import rig_picture
 from edgekit.runtime.sinks.live.hub import Hub
-from edgekit.runtime.sinks.live.picture import encode
+from edgekit.runtime.sinks.live.picture import describe, encode, encode_image
 from edgekit.runtime.sinks.prometheus import metrics_reply
+from edgekit.runtime.sinks.rigs import rig_of
 
 __all__ = ["LiveSink"]
 
@@ -64,7 +66,13 @@ class LiveSink(Sink):
         due = self._due.get(view, 0.0)
         if began < due:
             return
-        self._hub.show(item, encode(item.frame))
+        rig = rig_of(item)
+        if rig is None:
+            self._hub.show(item, describe(item), encode(item.frame))
+        else:
+            place = rig_picture.compose(rig)
+            values = rig_picture.describe(item, rig, place)
+            self._hub.show(item, values, encode_image(place.canvas, max(place.canvas.shape)))
         # from when it was due, so that the rate is kept between frames that do not divide it
         spent = time.monotonic() - began
         every = max(1 / PICTURES_S, spent * len(self._due or (view,)) / SHARE)

@@ -1,7 +1,7 @@
 """Between the stream and the pages that watch it: the newest picture of each view, and the last minute.
 
 A page reads one endless reply, `/stream`: messages of two lengths (big-endian uint32), so many bytes of
-JSON and so many of JPEG. `kind` in the JSON is `picture` (picture.describe, with `at`: seconds of the
+JSON and so many of JPEG. `kind` in the JSON is `picture` (picture.describe or rig_picture.describe, with `at`: seconds of the
 stream), `state` (Metrics.snapshot, with `minute` and `ledger` by engine), twice a second, or `end`.
 """
 
@@ -20,7 +20,6 @@ from edgekit.runtime.frames import Hop
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.http import Reply
-from edgekit.runtime.sinks.live.picture import describe
 
 CLIENTS = 8
 """Pages at a time."""
@@ -121,10 +120,11 @@ class Hub:
                 engine.bins.append(Bin(number))
             engine.bins[-1].add(item)
 
-    def show(self, item: StreamResult, jpeg: bytes) -> None:
-        """Give a result with its picture to every page; one that was not taken yet is replaced."""
+    def show(self, item: StreamResult, values: dict[str, Any], jpeg: bytes) -> None:
+        """Give a result, as `picture.describe` has it, with its picture to every page; one that was not taken yet is
+        replaced."""
         seconds = round(self.metrics.seconds(), 3)
-        message = _message({"kind": "picture", "at": seconds, **describe(item)}, jpeg)
+        message = _message({"kind": "picture", "at": seconds, **values}, jpeg)
         view = (item.camera, item.engine)
         with self._changed:
             self._newest[view] = message

@@ -7,7 +7,7 @@ const SILENT_MS = 5000; // the server writes twice a second: after this the conn
 const HIDDEN_MS = 3000; // a page that nobody sees costs the device nothing
 const STALE_S = 2;
 const STOPPED = { lost: "Lost", stalled: "No frames", frozen: "Frozen", hung: "Hung" };
-const GOOD = new Set(["restarted", "swapped", "ended"]);
+const GOOD = new Set(["restarted", "swapped", "recalibrated", "ended"]);
 const MINOR = new Set(["slow", "dropped", "sink-blocked", "corrupt", "clock-jump", "format-changed"]);
 
 const $ = (id) => document.getElementById(id);
@@ -87,7 +87,7 @@ function addView(camera, engine) {
   over.append(make("b"), make("span"));
   picture.append(canvas, over);
   const under = make("div", "under");
-  const parts = { name: make("b"), badge: make("span", "badge"), rate: make("span"), layout: make("span", "layout"), age: make("span", "age") };
+  const parts = { name: make("b"), badge: make("span", "badge"), missing: make("span", "badge warn missing"), rate: make("span"), layout: make("span", "layout"), age: make("span", "age") };
   under.append(...Object.values(parts));
   const classes = make("ol", "classes");
   classes.hidden = true;
@@ -214,6 +214,10 @@ function showBadge(view) {
   view.over.firstChild.textContent = over;
   view.over.lastChild.textContent = details;
   view.layout.textContent = camera?.layout || "";
+  const missing = view.data?.missing || [], notes = view.data?.notes || [];
+  view.missing.hidden = Boolean(over) || !(missing.length || notes.length);
+  view.missing.textContent = missing.length ? `without ${missing.join(", ")}` : notes.length ? "noted" : "";
+  view.missing.title = notes.join("; ");
   view.age.textContent = view.data && !over ? `${ms(view.data.age_ms)} old` : "";
 }
 
@@ -299,7 +303,9 @@ function showAgePlot() {
 
 function showCameras() {
   const cameras = Object.entries(state.cameras);
+  const sensors = new Set(Object.values(state.engines).flatMap((engine) => Object.keys(engine.rig?.sync || {})));
   for (const [name] of cameras) {
+    if (sensors.has(name)) continue; // a moment shows all of them
     if (![...views.values()].some((view) => view.camera === name || cameras.length === 1)) addView(name, "");
   }
   const frames = sum(cameras.map(([, camera]) => camera.frames));
@@ -329,6 +335,23 @@ function showCameras() {
   }
 }
 
+/** A rig's sensors: how old, how often missing and why last, and what their clocks and phases say. */
+function showSensors() {
+  const rig = state.engines[chosen]?.rig, results = state.engines[chosen]?.results || 0;
+  document.querySelector(".sensors").hidden = !rig;
+  if (!rig) return;
+  $("sensor-note").textContent = rig.partial ? `${share(rig.partial, results)} of results without some` : "";
+  const signed = (value) => (value === null || value === undefined ? "–" : `${value < 0 ? "−" : "+"}${ms(Math.abs(value))}`);
+  fill($("sensors").tBodies[0], Object.entries(rig.sync).map(([name, facts]) => {
+    const why = Object.entries(rig.missing[name] || {}).sort((a, b) => b[1] - a[1]);
+    const label = make("span");
+    label.append(facts.state === "running" ? "" : make("span", "badge bad", facts.state), facts.state === "running" ? "" : " ", name);
+    const missing = make("span", why.length ? "" : "soft", why.length ? share(sum(why.map(([, n]) => n)), results) : "0 %");
+    missing.title = why.map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
+    return { cells: [label, [ms(rig.ages[name]?.p50_ms), "n"], [missing, "n"], [signed(facts.phase_ms), "n soft"], [signed(facts.arrival_ms), "n soft"]] };
+  }));
+}
+
 function showEvents() {
   const clock = Date.now() / 1000 - state.seconds;
   const time = (seconds) => new Date((clock + seconds) * 1000).toLocaleTimeString([], { hour12: false });
@@ -352,6 +375,7 @@ function showState() {
   $("uptime").textContent = duration(state.seconds);
   showCameras();
   showEngine();
+  showSensors();
   showEvents();
   showSinks();
 }

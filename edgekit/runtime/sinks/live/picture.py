@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgekit.errors import StreamError
 from edgekit.optional import load_cv2, quiet
 from edgekit.runtime.frames import Frame
@@ -26,17 +28,24 @@ MAX_BOXES = 300
 
 def encode(frame: Frame) -> bytes:
     """The picture as JPEG, scaled down to `MAX_SIDE`. Raises: StreamError."""
+    return encode_image(frame.image)
+
+
+def encode_image(image: np.ndarray, most: int = MAX_SIDE) -> bytes:
+    """A picture uint8 BGR as JPEG, scaled down to `most` pixels of its longer side. Raises: StreamError."""
     cv2 = load_cv2("show pictures on the live page")
-    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
-    size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
+    high, wide = image.shape[:2]
+    scale = min(1.0, most / max(wide, high))
+    size = (max(1, round(wide * scale)), max(1, round(high * scale)))
     with quiet(cv2):
         try:
-            image = frame.image if scale == 1 else cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
+            if scale != 1:
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         except cv2.error:
             ok = False
     if not ok:
-        raise StreamError(f"live page: {frame.width}x{frame.height} pixels could not be encoded as JPEG")
+        raise StreamError(f"live page: {wide}x{high} pixels could not be encoded as JPEG")
     return bytes(data.tobytes())
 
 
@@ -48,6 +57,8 @@ def describe(item: StreamResult) -> dict[str, Any]:
     """
     found = item.result.to_json()
     boxes = found.get("boxes")
+    if item.result.task == "fusion":  # boxes in space, of a moment that was not kept
+        boxes = [None] * len(found["labels"])
     things = []
     for i, (label, score, cls) in enumerate(
         zip(found.get("labels", ()), found.get("scores", ()), found.get("classes", ()), strict=True)
@@ -55,7 +66,7 @@ def describe(item: StreamResult) -> dict[str, Any]:
         box = boxes[i] if boxes is not None else None
         if not math.isfinite(score) or (box is not None and not all(map(math.isfinite, box))):
             continue
-        color = NOTHING if cls == getattr(item.result, "background", None) else _color(cls)
+        color = NOTHING if cls == getattr(item.result, "background", None) else color_of(cls)
         things.append({"label": str(label)[:60], "score": score, "color": color, "box": box})
         if len(things) == MAX_BOXES:
             break
@@ -87,18 +98,18 @@ def _history(result: VideoResult) -> dict[str, Any]:
         "seconds": past.seconds,
         "answer": result.label(result.answer)[:60],
         "answers": [
-            [ago(ns), result.label(cls)[:60], NOTHING if cls == result.background else _color(cls)]
+            [ago(ns), result.label(cls)[:60], NOTHING if cls == result.background else color_of(cls)]
             if cls >= 0
             else [ago(ns), "", ""]
             for ns, cls in past.answers
         ],
         "events": [
-            [ago(start), None if end is None else ago(end), label[:60], _color(cls)]
+            [ago(start), None if end is None else ago(end), label[:60], color_of(cls)]
             for cls, label, start, end in result.events()
         ],
     }
 
 
-def _color(cls: int) -> str:
+def color_of(cls: int) -> str:
     b, g, r = class_color(cls)
     return f"#{r:02x}{g:02x}{b:02x}"

@@ -45,7 +45,26 @@ export function drawView(canvas, bitmap, data, results) {
     c.lineWidth = thin ? 1.5 : 2;
     c.strokeRect(box.x, box.y, box.w, box.h);
   }
-  const size = thin ? 10.5 : 12;
+  const scenes = data.found.filter((thing) => thing.lines);
+  for (const thing of [...scenes].reverse()) {
+    const path = new Path2D();
+    for (let i = 0; i < thing.lines.length; i += 4) {
+      const [x1, y1, x2, y2] = thing.lines.slice(i, i + 4);
+      path.moveTo(x1 * sx, y1 * sy);
+      path.lineTo(x2 * sx, y2 * sy);
+    }
+    c.lineCap = c.lineJoin = "round";
+    for (const [color, line] of [["rgba(16, 16, 16, 0.5)", thin ? 2 : 2.5], [thing.color, thin ? 0.8 : 1.2]]) {
+      c.strokeStyle = color;
+      c.lineWidth = line;
+      c.stroke(path);
+    }
+    if (!thing.at) continue;
+    const [x1, y1, x2, y2] = thing.at;
+    boxes.push({ x: x1 * sx, y: y1 * sy, w: (x2 - x1) * sx, h: (y2 - y1) * sy, ...thing });
+  }
+  if (scenes.length) boxes.sort((a, b) => b.h - a.h); // the nearest have their names
+  const size = thin || scenes.length ? 10.5 : 12;
   c.font = `600 ${size}px ${FONT}`;
   c.textBaseline = "middle";
   const tags = [];
