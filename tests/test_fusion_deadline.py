@@ -158,6 +158,12 @@ def test_a_pipeline_says_and_counts_what_it_cut() -> None:
     assert again.notes == () and np.array_equal(again.boxes, whole.boxes, equal_nan=True)
 
 
+def test_a_bundle_may_say_its_budget() -> None:
+    look = rigs.tiny()
+    told = type(look)(dataclasses.replace(look.spec, lidar_budget_ms=7.5), look.session)
+    assert told.lidar_budget_ms == 7.5
+
+
 def test_a_budget_that_cannot_be_is_refused() -> None:
     look = rigs.tiny()
     with pytest.raises(UsageError, match="lidar_budget_ms 0: expected above 0"):
