@@ -50,7 +50,7 @@ PLAN_NAME = "plan.json"
 TaskName = Literal["detect", "classify", "video", "fusion"]
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8", "dynamic"]
-RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")
+RESIZES = ("stretch", "crop", "crop-bottom", "letterbox", "letterbox-center")
 PLANNED: tuple[TaskName, ...] = ("fusion",)
 """Tasks whose source is a plan folder."""
 HEADS: tuple[str, ...] = get_args(HeadFamily)
@@ -99,8 +99,9 @@ class PreprocessHint:
     A classifier has no family: resize, color, mean and std are needed.
     """
 
-    resize: Literal["letterbox", "letterbox-center", "stretch", "crop"] | None = None
+    resize: Literal["letterbox", "letterbox-center", "stretch", "crop", "crop-bottom"] | None = None
     shorter_side: int | None = None
+    scaled_width: int | None = None
     pad_value: int | None = None
     color: Literal["bgr", "rgb"] | None = None
     mean: tuple[float, float, float] | None = None
@@ -402,9 +403,11 @@ def bare_plan(source: Path) -> Project:
         tree = parse_json(read_text(path, what).encode(), "@")
     except SchemaError as error:
         raise UsageError(f"{what}: {str(error).removeprefix('@: ')}") from None
-    task = tree.get("task") if isinstance(tree, dict) else None
-    if task not in get_args(TaskName):
-        raise UsageError(f"{what}: its task is {printable(str(task))!r}, expected one of {', '.join(get_args(TaskName))}")
+    known: dict[Any, TaskName] = {name: name for name in get_args(TaskName)}
+    given = tree.get("task") if isinstance(tree, dict) else None
+    task = known.get(given) if isinstance(given, str) else None
+    if task is None:
+        raise UsageError(f"{what}: its task is {printable(str(given))!r}, expected one of {', '.join(known)}")
     name = safe_name(path.resolve().parent.name, "plan")
     return Project(name, (ModelEntry(name, path, task),))
 
@@ -446,6 +449,7 @@ def with_options(
         table = _given(project.models[0].preprocess)
         if "resize" in preprocess:  # a crop's size goes with it
             table.pop("shorter_side", None)
+            table.pop("scaled_width", None)
         try:
             changes["preprocess"] = from_json(PreprocessHint, to_json({**table, **preprocess}), "input rule")
         except SchemaError as error:
@@ -571,7 +575,11 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
     if os.path.isdir(source) and os.path.isfile(source / PLAN_NAME):
         source = source / PLAN_NAME
     if not os.path.isfile(source):
-        what = f"folder {str(source)!r} holds no {PLAN_NAME}" if source.is_dir() else f"no such file {str(source)!r}"
+        what = (
+            f"folder {str(source)!r} holds no {PLAN_NAME}"
+            if os.path.isdir(source)
+            else f"no such file {str(source)!r}"
+        )
         raise UsageError(f"{where}.source: {what}. Put the network there or change the path")
     if (source.name == PLAN_NAME) != (table.task in PLANNED):
         raise UsageError(

@@ -118,11 +118,18 @@ def test_it_computes_what_the_parts_do(built: Path, folder: Path) -> None:
         pipeline = engine.pipeline()
         parts = Segments(folder)
         plain = FusionPipeline(pipeline.spec, parts)
-        for frame in (moment, one_camera, dataclasses.replace(moment, points=None), dataclasses.replace(moment, shots={})):
+        for frame in (
+            moment,
+            one_camera,
+            dataclasses.replace(moment, points=None),
+            dataclasses.replace(moment, shots={}),
+        ):
             got, want = pipeline(frame), plain(frame)
             assert got.missing == want.missing
             for name, value in parts.outputs.items():
-                assert np.abs(pipeline.session.outputs[name] - value).max() < 1e-4 * max(1.0, np.abs(value).max())
+                assert np.abs(pipeline.session.outputs[name] - value).max() < 1e-4 * max(
+                    1.0, np.abs(value).max()
+                )
 
 
 def test_its_evidence_tells_of_every_step(built: Path) -> None:
@@ -139,7 +146,9 @@ def test_its_evidence_tells_of_every_step(built: Path) -> None:
         assert e["timing"]["serial_ms"] > 0 and e["timing"]["overlapped_ms"] > 0
         (sample,) = e["samples"]
         assert bytes(bundle.read(sample["file"])[:3]) == b"\xff\xd8\xff"
-        assert {row["tensor"] for row in e["payloads"]["onnxruntime-float32"]["outputs"]} == set(bundle.manifest.outputs)
+        assert {row["tensor"] for row in e["payloads"]["onnxruntime-float32"]["outputs"]} == set(
+            bundle.manifest.outputs
+        )
 
 
 def test_same_inputs_same_payload(built: Path, folder: Path, tmp_path: Path) -> None:
@@ -150,7 +159,12 @@ def test_same_inputs_same_payload(built: Path, folder: Path, tmp_path: Path) -> 
 
 def test_the_commands_know_plans(built: Path, folder: Path, tmp_path: Path) -> None:
     ran = cli("verify", built, "--data", "synthetic://street-rig?frames=2&seed=100")
-    assert ran.code == 0 and "self-test  passed" in ran.out and "mAP" in ran.out and "kernel of edgekit" in ran.out
+    assert (
+        ran.code == 0
+        and "self-test  passed" in ran.out
+        and "mAP" in ran.out
+        and "kernel of edgekit" in ran.out
+    )
     ran = cli("inspect", built)
     assert ran.code == 0 and "kernel lidar_encoder" in ran.out and "network x 6" in ran.out
     ran = cli("bench", built, "--runs", "2", "--warmup", "0")
@@ -158,7 +172,9 @@ def test_the_commands_know_plans(built: Path, folder: Path, tmp_path: Path) -> N
     ran = cli("report", built, "--out", tmp_path / "r.html")
     assert ran.code == 0, ran.err
     page = (tmp_path / "r.html").read_text()
-    assert "Milliseconds of each step" in page and "With sensors lost" in page and "kernel lidar_encoder" in page
+    assert (
+        "Milliseconds of each step" in page and "With sensors lost" in page and "kernel lidar_encoder" in page
+    )
     ran = cli("bench", built, "--source", "synthetic://street?frames=1")
     assert ran.code == 2 and "shows no rig" in ran.err
 
@@ -171,7 +187,9 @@ def test_a_bundle_is_compared_with_its_plan(built: Path, folder: Path) -> None:
 def test_a_jetson_gets_its_networks_and_the_truth_about_kernels(entry: ModelEntry, tmp_path: Path) -> None:
     options = main_path.Options(tmp_path, "float16", limit=1)
     (made,) = main_path.build(entry, [Target.load("jetson-orin")], options, quiet)
-    assert {step["variants"][0] for step in made.evidence["plan"] if "variants" in step} == {"tensorrt-float16"}
+    assert {step["variants"][0] for step in made.evidence["plan"] if "variants" in step} == {
+        "tensorrt-float16"
+    }
     said = " ".join(made.evidence["limits"])
     assert "run on the CPU" in said and "have not run on" in said
     assert "not_measured" in made.evidence["timing"]
@@ -226,14 +244,27 @@ def test_a_network_is_fed_with_what_the_plan_feeds_it(entry: ModelEntry) -> None
         assert not lost[2]["lidar_bev"].any() and lost[2]["present"].tolist() == [[1, 0]]
         assert not lost[3]["camera_bev"].any() and lost[3]["present"].tolist() == [[0, 1]]
         assert len({f.digest for f in found.values()}) == 4
-        assert quantize.recorded(shop, running, calibration_moments(entry), quiet)["lift"].digest == found["lift"].digest
+        assert (
+            quantize.recorded(shop, running, calibration_moments(entry), quiet)["lift"].digest
+            == found["lift"].digest
+        )
     shop.close()
 
 
-def test_networks_go_back_to_float_until_the_budget_is_met(entry: ModelEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_go_back_to_float_until_the_budget_is_met(
+    entry: ModelEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A budget that nothing can meet: each is searched anew with the metric as the gate, then goes back to float, the one
     with the largest effect first; the bundle says so."""
-    cut = {"PROBED": 2, "SCHEMES": ("mse",), "REPAIRS": (), "NOISY_REPAIRS": (), "ISLANDS": (1,), "NOISY": 1.0, "TRIED": 1}
+    cut = {
+        "PROBED": 2,
+        "SCHEMES": ("mse",),
+        "REPAIRS": (),
+        "NOISY_REPAIRS": (),
+        "ISLANDS": (1,),
+        "NOISY": 1.0,
+        "TRIED": 1,
+    }
     for name, value in cut.items():
         monkeypatch.setattr(search, name, value)
     strict = dataclasses.replace(entry, accept=Accept(min_metric=0.9))
@@ -275,7 +306,11 @@ def test_moments_of_a_set_are_each_of_another_street(entry: ModelEntry) -> None:
     found = calibration_moments(entry)
     assert len(found) == 4 and len({m.rig.digest() for m in found}) == 4
     same = moments(DataSet(source="synthetic://street-rig", seed=5000, count=4))
-    assert found.digest == same.digest != moments(DataSet(source="synthetic://street-rig", seed=5001, count=4)).digest
+    assert (
+        found.digest
+        == same.digest
+        != moments(DataSet(source="synthetic://street-rig", seed=5001, count=4)).digest
+    )
     assert np.array_equal(found.read(2).points, same.read(2).points)
     assert found.read(2) is found.read(2)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from edgekit.cli.init import write_project
 from edgekit.errors import EdgekitError, ModelError, UsageError
 from edgekit.project import ModelEntry, load_project, open_project
 from edgekit.toolchain.plans.files import read_plan
@@ -31,14 +32,19 @@ TREE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def network(path: Path, inputs: dict[str, list[int]], output: str, shape: list[int], op: str = "Relu") -> None:
+def network(
+    path: Path, inputs: dict[str, list[int]], output: str, shape: list[int], op: str = "Relu"
+) -> None:
     """output = op(first input @ W, the others), all float32."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
     made = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
     first, *others = inputs
     wide = inputs[first][1]
     weight = numpy_helper.from_array(np.ones((wide, wide), np.float32), "w_of_it")
-    nodes = [helper.make_node("MatMul", [first, "w_of_it"], ["m_of_it"]), helper.make_node(op, ["m_of_it", *others], [output])]
+    nodes = [
+        helper.make_node("MatMul", [first, "w_of_it"], ["m_of_it"]),
+        helper.make_node(op, ["m_of_it", *others], [output]),
+    ]
     graph = helper.make_graph(nodes, "net", values, [made], [weight])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
 
@@ -158,7 +164,9 @@ def test_a_file_that_is_no_plan_is_refused(folder: Path, text: str) -> None:
         (lambda f: np.savez(f / "w.npz"), "0 arrays"),
     ],
 )  # fmt: skip
-def test_files_that_do_not_fit_the_plan_are_refused(folder: Path, spoil: Callable[[Path], Any], said: str) -> None:
+def test_files_that_do_not_fit_the_plan_are_refused(
+    folder: Path, spoil: Callable[[Path], Any], said: str
+) -> None:
     spoil(folder)
     with pytest.raises(ModelError) as error:
         read(entry(folder))
@@ -184,7 +192,9 @@ def project(folder: Path, source: str, task: str = "fusion") -> Path:
 
 
 @pytest.mark.parametrize("source", ["segments", "segments/plan.json"])
-def test_a_project_names_the_folder_or_the_file(folder: Path, tmp_path_factory: pytest.TempPathFactory, source: str) -> None:
+def test_a_project_names_the_folder_or_the_file(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, source: str
+) -> None:
     root = tmp_path_factory.mktemp("app")
     (root / "segments").symlink_to(folder)
     (model,) = load_project(project(root, source)).models
@@ -211,3 +221,15 @@ def test_source_and_task_must_fit(folder: Path, source: str, task: str, said: st
     with pytest.raises(EdgekitError) as error:
         load_project(project(folder, source, task))
     assert said in str(error.value)
+
+
+def test_init_writes_a_project_for_a_plan(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("app")
+    (root / "segments").symlink_to(folder)
+    (model,) = load_project(write_project(root)).models
+    assert (model.task, model.source) == ("fusion", root / "segments" / "plan.json")
+    for given in (folder, folder / "plan.json"):
+        (model,) = load_project(write_project(root, given, force=True)).models
+        assert model.source.resolve() == (folder / "plan.json").resolve()
+    (model,) = load_project(write_project(folder)).models
+    assert model.source == folder / "plan.json"

@@ -15,6 +15,7 @@ from edgekit.manifest import Golden, GoldenTensor
 from edgekit.project import Accept
 from edgekit.quant.search import Look
 from edgekit.rig import RigFrame
+from edgekit.schema import to_json
 from edgekit.target import Target
 from edgekit.tasks.fusion.draw import draw
 from edgekit.toolchain import accuracy, evidence
@@ -159,7 +160,7 @@ def _metric(
 
     def measured(side: PlanRunning, label: str) -> dict[str, Any]:
         spec = running.spec
-        content = [*side.content, accuracy.to_json(spec)]
+        content = [*side.content, to_json(spec)]
         return accuracy.measured(
             lambda: tasks.open_pipeline(spec, side.session), content, data, f"accuracy, {label}", progress
         )
@@ -201,7 +202,9 @@ def golden(shop: Workshop, ground: Ground, columns: Sequence[Payloads]) -> tuple
     want = {name: value.copy() for name, value in floats.session.outputs.items()}
     reduced: list[dict[str, np.ndarray]] = []
     for payloads in columns:
-        exact = all(step.options.get("precision", "float32") == "float32" for step in shop.source.kernels.values())
+        exact = all(
+            step.options.get("precision", "float32") == "float32" for step in shop.source.kernels.values()
+        )
         if exact and all(payload.precision == "float32" for payload in payloads.values()):
             continue
         with shop.opened(payloads) as running:
@@ -227,7 +230,9 @@ def samples(
             result = running.pipeline(frame)
             name = f"evidence/sample_{i}.jpg"
             files[name] = evidence.jpeg(draw(frame, result, width=CAMERA_WIDTH), SAMPLE_WIDTH)
-            entries.append({"file": name, "caption": f"{result.caption()}, payloads {precision}; labels in white"})
+            entries.append(
+                {"file": name, "caption": f"{result.caption()}, payloads {precision}; labels in white"}
+            )
     return entries, files
 
 
@@ -255,7 +260,8 @@ def timing(shop: Workshop, ground: Ground, payloads: Payloads, progress: Progres
         "payload": "/".join(dict.fromkeys(variant_name(p) for p in payloads.values())),
         "stages": summarize(np.array(taken)),
         "steps": {
-            name: {"alone_ms": ms, "overlapped_ms": beside["median_ms"][name]} for name, ms in alone["median_ms"].items()
+            name: {"alone_ms": ms, "overlapped_ms": beside["median_ms"][name]}
+            for name, ms in alone["median_ms"].items()
         },
         "serial_ms": alone["span_ms"],
         "overlapped_ms": beside["span_ms"],
@@ -274,9 +280,13 @@ def limits(target: Target, judged: Judged, timed: bool, kernels: Sequence[str]) 
             "load there checks the outputs of the whole plan."
         )
     elif target.name != "host":
-        texts.append(f"The payloads ran on the build machine, not on {target.title}; outputs there may differ in the last digits.")
+        texts.append(
+            f"The payloads ran on the build machine, not on {target.title}; outputs there may differ in the last digits."
+        )
     if target.gpu is not None and kernels:
-        texts.append(f"The kernels {', '.join(kernels)} run on the CPU of {target.title}; CUDA ones are not bound to plans yet.")
+        texts.append(
+            f"The kernels {', '.join(kernels)} run on the CPU of {target.title}; CUDA ones are not bound to plans yet."
+        )
     if not timed:
         texts.append(f"No latency was measured on {target.title}: run 'edgekit bench' there.")
     if "not_measured" in judged.metric:

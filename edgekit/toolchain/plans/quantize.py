@@ -90,7 +90,9 @@ class Recorded:
             yield number, {name: np.array(buffers[name][own], order="C") for name in inputs}
 
 
-def recorded(shop: Workshop, floats: PlanRunning, moments: Moments, progress: Progress) -> dict[str, Recorded]:
+def recorded(
+    shop: Workshop, floats: PlanRunning, moments: Moments, progress: Progress
+) -> dict[str, Recorded]:
     """The feeds of every network, by its name; a step that is left out at a moment has none of it."""
     source = shop.source
     known = key(source, moments.digest, LOST, SLICES, cache.sources(*CODE), list(floats.content))
@@ -106,7 +108,12 @@ def recorded(shop: Workshop, floats: PlanRunning, moments: Moments, progress: Pr
     found = {}
     for name, network in source.networks.items():
         places = tuple((int(i), None if part is None else int(part)) for i, part in there[name])
-        provenance = {"calibration": moments.name, "digest": moments.digest, "moments": len(moments), "pictures": len(places)}
+        provenance = {
+            "calibration": moments.name,
+            "digest": moments.digest,
+            "moments": len(moments),
+            "pictures": len(places),
+        }
         digest = cache.digest(known, name, [list(place) for place in places])
         found[name] = Recorded(network, floats, moments, places, digest, provenance)
     return found
@@ -205,20 +212,30 @@ def search(bench: Bench, target: Target, backends: Sequence[str], progress: Prog
 
         def gate(payload: Payload, name: str = name) -> Look:
             error = bench.error({name: payload})
-            return Look(error <= MAX_ERROR, reason=f"error of the plan's outputs {error:.4f}, at most {MAX_ERROR}")
+            return Look(
+                error <= MAX_ERROR, reason=f"error of the plan's outputs {error:.4f}, at most {MAX_ERROR}"
+            )
 
         _take(made, bench, target, name, gate, progress)
     return made
 
 
-def tighten(made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress) -> None:
+def tighten(
+    made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress
+) -> None:
     """Put as much of a network back to float as the gate, which knows the task's metric, asks for."""
     made.tightened.append(name)
     _take(made, bench, target, name, gate, progress, again=True)
 
 
 def _take(
-    made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress, again: bool = False
+    made: Quantization,
+    bench: Bench,
+    target: Target,
+    name: str,
+    gate: Gate,
+    progress: Progress,
+    again: bool = False,
 ) -> None:
     """A network's INT8 payloads, by search or going on from it, into the columns; its float ones where there are none."""
 
