@@ -161,7 +161,7 @@ def test_close_from_another_thread_waits_for_the_result_in_work(engine: Engine) 
     def slow(frame: Frame) -> StreamResult:
         inside.set()
         time.sleep(0.3)
-        closed_within.append(not worker.pipelines[0].session._bindings)
+        closed_within.append(not worker.pipelines[0].session._jobs)
         return run(frame)
 
     worker.run, worker.close = slow, close  # type: ignore[method-assign]

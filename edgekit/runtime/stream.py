@@ -30,7 +30,7 @@ from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.names import camera_name, check_kind, engine_name, named, unique
 from edgekit.runtime.outlet import Outlet
 from edgekit.runtime.results import StreamResult
-from edgekit.runtime.rigs import follow, open_worker, read_rig, recalibrate
+from edgekit.runtime.rigs import follow, for_sinks, open_worker, read_rig, recalibrate
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
 from edgekit.runtime.swap import Pipelines, Swapped, swap_engine
@@ -370,10 +370,8 @@ class Stream:
         if watch is not None:
             spare = watch.source.spare if watch.source is not None else 0
         else:  # a moment of a rig holds a buffer of each
-            given = [
-                w.source.spare for w in self._watches.values() if w.source and w.source.spare is not None
-            ]
-            spare = min(given, default=None)
+            most = for_sinks(watch.source for watch in self._watches.values())
+            spare = None if most is None else most + _SPARE
         for outlet in self._outlets:
             may_lease = True
             if spare is not None and frame.lease is not None and outlet.sink.needs_pixels:

@@ -241,8 +241,11 @@ class Synchroniser:
             return
         insort(sensor.parts, part, key=lambda p: p.at_ns)
         if sensor is not self._lidar:
-            while len(sensor.parts) > sensor.depth:
-                self._drop(sensor, sensor.parts.pop(0), "unmatched")
+            while (
+                len(sensor.parts) > sensor.depth
+            ):  # where few may wait, rather one that no moment is likely to take
+                first = next((i for i, p in enumerate(sensor.parts) if not self.wanted(p)), 0)
+                self._drop(sensor, sensor.parts.pop(first), "unmatched")
 
     def full(self, name: str) -> bool:
         """Of a file: whether its parts that wait are as many as may."""
