@@ -68,6 +68,7 @@ def open_worker(
     score: float | None,
     rig: Rig | None,
     sync: SyncOptions | None,
+    lidar_budget_ms: float | None = None,
 ) -> Worker:
     """The worker of an engine of a stream whose sources are open. given: the caller named the sources.
 
@@ -76,6 +77,11 @@ def open_worker(
     from edgekit.runtime.worker import Worker
 
     sources = stream.sources
+    if lidar_budget_ms is not None:
+        first: Any = pipelines.opened[0]
+        if not hasattr(first, "lidar_budget_ms"):
+            raise UsageError(f"stream: lidar_budget_ms: engine {name} has no LiDAR branch. Leave it out")
+        first.lidar_budget_ms = lidar_budget_ms  # refused now rather than at the first frame
     newest = stream.policy == "latest"
     if not one_by_one(pipelines, list(sources), given, rig):
         if (rig is not None or sync is not None) and not takes_rigs(pipelines):
@@ -86,7 +92,7 @@ def open_worker(
             )
         timed = frozenset(camera for camera, source in sources.items() if source.live)
         box: Mailbox[Frame] = Mailbox(sources, newest=newest, stop=stream._stop)
-        return Worker(name, pipelines, box, score, timed, rig)
+        return Worker(name, pipelines, box, score, timed, rig, lidar_budget_ms)
     from edgekit.runtime.rig_worker import BOX, RigWorker
 
     live = {source.live for source in sources.values()}
@@ -102,7 +108,7 @@ def open_worker(
     return RigWorker(
         name, pipelines, box, score,
         sensors=list(sources), rig=rig, options=sync, live=live.pop(), latest=newest, metrics=stream.metrics,
-        condition=lambda sensor: condition(stream._watches[sensor]), spare=few,
+        condition=lambda sensor: condition(stream._watches[sensor]), spare=few, lidar_budget_ms=lidar_budget_ms,
     )  # fmt: skip
 
 

@@ -83,6 +83,7 @@ class Stream:
         rig: Rig | str | Path | None = None,
         sync: SyncOptions | None = None,
         watch_rig: bool = False,
+        lidar_budget_ms: float | None = None,
     ) -> None:
         """bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
         sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
@@ -99,7 +100,8 @@ class Stream:
         rig: calibration, or its TOML file, for engines that take a rig; by default the one that frames bring. Where
             `sources` is a mapping whose names are the rig's sensors (`lidar` among them), each is a sensor of its own, and a
             result belongs to a moment (docs/streaming.md). watch_rig: use the file anew when it changes.
-        sync: how their parts become moments.
+        sync: how their parts become moments. lidar_budget_ms: what the LiDAR's encoder may take; a sweep that would take
+            longer is cropped, then made coarser, which the result's `notes` say (docs/fusion.md).
 
         Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
         any thread comes out of the iteration.
@@ -184,6 +186,7 @@ class Stream:
                         score=score_threshold,
                         rig=found,
                         sync=sync,
+                        lidar_budget_ms=lidar_budget_ms,
                     )
                 )
             if len(self._workers) > 1:  # a place for each engine and camera: none hides another's results
