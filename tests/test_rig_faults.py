@@ -68,6 +68,19 @@ def test_a_fault_of_one_sensor(who, plan, fault, reasons):
     assert found["engines"]["fusion"]["rig"]["missing"][who]
 
 
+def test_pictures_of_another_shape_than_the_rig_says_are_not_fused():
+    """`format` cuts the lower half off: scaled to them, the calibration would be wrong."""
+    plan = "format@12,0.3;format@30,0.3"
+    items, found, _ = run({"CAM_FRONT": plan}, lambda items: len(items) > 60 and healthy(items))
+    unfit = [item for item in items if item.missing.get("CAM_FRONT") == "unfit"]
+    assert len(unfit) >= 8
+    assert found["cameras"]["CAM_FRONT"]["drops"]["unfit"] >= len(unfit) - 2
+    assert sorted(item.stage_ns["match"] for item in unfit)[len(unfit) // 2] < 5e6, "nobody waits for them"
+    assert all(
+        shot.image.shape == (64, 64, 3) for item in items[-3:] for shot in item.frame.rig.shots.values()
+    )
+
+
 def test_a_camera_that_slows_down_is_in_as_many_moments_as_it_has_pictures():
     items, found, _ = run(
         {"CAM_FRONT": "slow@25,2"}, lambda items: len(items) > 90 and healthy(items), loop=4
