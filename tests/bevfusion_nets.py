@@ -27,7 +27,13 @@ TINY = Config(
     "tiny",
     _CAMERA,
     LidarConfig(
-        _GRID, EncoderSpec((9, 80, 80), 6, (Stage(8, 1, 8), Stage(8, 1)), outputs=8), "local", 0, 0, neck=8
+        _GRID,
+        EncoderSpec((9, 80, 80), 6, (Stage(8, 1, 8), Stage(8, 1)), outputs=8),
+        "local",
+        0,
+        0,
+        neck=8,
+        cloud=24_000,
     ),
     BevConfig(
         BevGrid((-16.0, 16.0, 0.8), (-16.0, 16.0, 0.8), (-3.0, 3.0)), 1, "mean", 8, (1, 1), (8, 8), up=8
@@ -43,7 +49,7 @@ OTHER = Config(
         channels=8, hidden=8, lidar_depth=False,
     ),
     LidarConfig(
-        _GRID, EncoderSpec((9, 80, 80), 5, (Stage(8, 1, 8), Stage(8, 1)), outputs=8), "raw", 10, 4000
+        _GRID, EncoderSpec((9, 80, 80), 5, (Stage(8, 1, 8), Stage(8, 1)), outputs=8), "raw", 10, 4000, cloud=24_000
     ),
     BevConfig(
         BevGrid((-16.0, 16.0, 0.4), (-16.0, 16.0, 0.4), (-3.0, 3.0)), 2, "concat", 8, (1, 1), (8, 8), up=8

@@ -154,7 +154,15 @@ def test_a_rig_with_fewer_or_other_cameras_serves_what_it_has(look) -> None:
     shots = {**frame.shots, "CAM_EXTRA": frame.shots["CAM_BACK"]}
     found = look(dataclasses.replace(frame, rig=rig, shots=shots), score_threshold=LOW)
     assert found.missing == ("CAM_BACK",)
-    assert same(found, look(without(frame, "CAM_BACK"), score_threshold=LOW))
+    five = look(without(frame, "CAM_BACK"), score_threshold=LOW)
+    assert same(found, five)
+    seen = {name: look.camera(name, shot.image) for name, shot in frame.shots.items()}
+    six = look.finish(frame, seen, score_threshold=LOW)
+    seen = {name: look.camera(name, shot.image) for name, shot in frame.shots.items()}
+    assert same(look.finish(dataclasses.replace(frame, rig=rig), seen, score_threshold=LOW), five)
+    assert same(
+        look.finish(frame, seen, score_threshold=LOW), six
+    )  # the one that did not count is still good
     with pytest.raises(UsageError, match=r"camera 'CAM_FRON': not one of this network.*CAM_FRONT"):
         look.camera("CAM_FRON", shots["CAM_FRONT"].image)
 
@@ -202,21 +210,54 @@ def test_points_beyond_the_reach_do_not_count(session) -> None:
 
 def test_memory_of_seen_cameras_comes_back(look) -> None:
     image = moment().shots["CAM_FRONT"].image
+    slot = NAMES.index("CAM_FRONT")
     seen = look.camera("CAM_FRONT", image)
+    assert seen.tensors is None  # the session's own buffers hold it
+    values = look.session.buffers["pyramid"][slot].copy()
+    look.camera("CAM_BACK", image)
+    assert seen.tensors is None
+    other = look.camera("CAM_FRONT", moment(2).shots["CAM_FRONT"].image)
     kept = seen.tensors["pyramid"]
-    assert not np.shares_memory(kept, look.session.buffers["pyramid"])
-    values = kept.copy()
-    other = look.camera("CAM_BACK", moment(2).shots["CAM_BACK"].image)
-    assert not np.shares_memory(kept, other.tensors["pyramid"]) and np.array_equal(kept, values)
+    assert np.array_equal(kept[0], values) and not np.shares_memory(kept, look.session.buffers["pyramid"])
+    look(moment(3))
+    assert not np.shares_memory(kept, other.tensors["pyramid"]) and np.array_equal(kept[0], values)
     address = kept.__array_interface__["data"][0]
     del seen, kept
     gc.collect()
-    again = look.camera("CAM_FRONT", image)
-    assert again.tensors["pyramid"].__array_interface__["data"][0] == address
+    again = [look.camera("CAM_FRONT", image) for _ in range(2)]
+    assert again[0].tensors["pyramid"].__array_interface__["data"][0] == address
     many = [look.camera("CAM_FRONT", image) for _ in range(40)]
     del many
     gc.collect()
     assert len(look._spare) <= 4 * len(NAMES)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_pictures_seen_in_any_order_give_what_whole_moments_give(session, wholes, data) -> None:
+    """Cameras of three moments arrive in any order, with moments finished in between, some without the sweep."""
+    look = FusionPipeline(spec_of(nets.TINY), session)
+    seen: dict[int, dict[str, object]] = {1: {}, 2: {}, 3: {}}
+    for _ in range(data.draw(st.integers(1, 14))):
+        seed = data.draw(st.sampled_from((1, 2, 3)))
+        if data.draw(st.integers(0, 2)):
+            name = data.draw(st.sampled_from(NAMES))
+            seen[seed][name] = look.camera(name, moment(seed).shots[name].image)
+            continue
+        lost = data.draw(st.sampled_from(((), ("CAM_BACK",), (LIDAR,))))
+        had = {name: one for name, one in seen[seed].items() if name not in lost}
+        found = look.finish(without(moment(seed), *lost), had, score_threshold=LOW)
+        assert same(found, wholes[seed, lost]) and found.missing == lost
+
+
+@pytest.fixture(scope="module")
+def wholes(session) -> dict[tuple[int, tuple[str, ...]], Boxes3D]:
+    look = FusionPipeline(spec_of(nets.TINY), session)
+    return {
+        (seed, lost): look(without(moment(seed), *lost), score_threshold=LOW)
+        for seed in (1, 2, 3)
+        for lost in ((), ("CAM_BACK",), (LIDAR,))
+    }
 
 
 def test_a_plan_without_a_network_of_its_own_for_a_camera_keeps_pictures(session) -> None:
@@ -224,8 +265,8 @@ def test_a_plan_without_a_network_of_its_own_for_a_camera_keeps_pictures(session
     frame = moment()
     whole = look(frame, score_threshold=LOW)
     seen = {name: look.camera(name, shot.image) for name, shot in frame.shots.items()}
-    assert seen["CAM_FRONT"].tensors.keys() == {"images"}
     look.camera("CAM_FRONT", moment(2).shots["CAM_FRONT"].image)
+    assert seen["CAM_FRONT"].tensors.keys() == {"images"}
     assert same(look.finish(frame, seen, score_threshold=LOW), whole)
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekit.manifest import Manifest
-    from edgekit.pixels import Pixels
     from edgekit.tasks.preprocess import ImagePreprocess
 
 TASKS = ("detect", "classify", "video", "fusion")

@@ -112,7 +112,9 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     if options.sign_key is not None:
         check_private_key(options.sign_key)
     if entry.is_plan:
-        from edgekit.toolchain.plans.build import build as build_plan  # goes down this path with what a plan adds
+        from edgekit.toolchain.plans.build import (
+            build as build_plan,  # goes down this path with what a plan adds
+        )
 
         return build_plan(entry, targets, options, progress)
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.archive import write_atomic
+from edgekit.toolchain import report_plan
 from edgekit.toolchain.page import (
     Facts,
     Markup,
@@ -28,7 +29,6 @@ from edgekit.toolchain.page import (
     signed,
     table,
 )
-from edgekit.toolchain import report_plan
 from edgekit.toolchain.report_quant import concerns, quantization
 from edgekit.toolchain.report_sections import (
     Subject,

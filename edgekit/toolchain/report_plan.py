@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from edgekit.toolchain.page import Facts, Markup, as_text, count, el, fixed, join, number, pairs, scaled, signed, table
+from edgekit.toolchain.page import (
+    Facts,
+    Markup,
+    as_text,
+    count,
+    el,
+    fixed,
+    join,
+    number,
+    pairs,
+    scaled,
+    signed,
+    table,
+)
 from edgekit.toolchain.report_sections import Subject, sentence
 
 MAX_STEPS, MAX_LOOKS = 200, 64

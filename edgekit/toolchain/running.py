@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from edgekit.backends.base import Binding, Executable, LoadOptions, Payload, half
 from edgekit.manifest import Variant
 from edgekit.runtime.session import Session

@@ -64,14 +64,14 @@ class Seen:
     """One camera's picture as far as it can be processed alone. Good for any moment of this pipeline, once or more.
 
     camera: its name.  size: (width, height) of the picture.  stage_ns: (preprocess, engine), nanoseconds of wall time.
+    tensors: what is kept of it; None as long as the session's own buffers still hold it, which spares copies.
     """
 
     __slots__ = ("__weakref__", "camera", "size", "stage_ns", "tensors")
 
-    def __init__(
-        self, camera: str, size: tuple[int, int], tensors: dict[str, np.ndarray], stage_ns: tuple[int, int]
-    ) -> None:
-        self.camera, self.size, self.tensors, self.stage_ns = camera, size, tensors, stage_ns
+    def __init__(self, camera: str, size: tuple[int, int], stage_ns: tuple[int, int]) -> None:
+        self.camera, self.size, self.stage_ns = camera, size, stage_ns
+        self.tensors: dict[str, np.ndarray] | None = None
 
 
 class FusionPipeline:
@@ -93,6 +93,8 @@ class FusionPipeline:
         self._decode = CenterDecoder(spec, session.outputs)
         self._calibration: Calibration | None = None
         self._spare: list[dict[str, np.ndarray]] = []
+        self._living: list[weakref.ref[Seen] | None] = [None] * len(spec.cameras)
+        """By slot: whose tensors the session's buffers hold."""
         self._deadline = None if spec.voxels is None else Deadline(spec.voxels)
         self._budget_ms: float | None = None
         self.counts: Counter[str] = Counter()
@@ -135,18 +137,14 @@ class FusionPipeline:
                 f"camera {name!r}: not one of this network. {did_you_mean(name, self.spec.cameras)}"
             )
         start = time.perf_counter_ns()
+        self._leave(slot)
         size = self._place(slot, picture)
         placed = time.perf_counter_ns()
         step = self.spec.camera_step
         if step:
             self.session.run_slot(step, slot)
-        kept, spare = self._kept(slot), self._spare
-        tensors = spare.pop() if spare else {key: np.empty_like(part) for key, part in kept.items()}
-        for key, part in kept.items():
-            np.copyto(tensors[key], part)
-        seen = Seen(name, size, tensors, (placed - start, time.perf_counter_ns() - placed))
-        # whoever drops it last gives its memory back
-        weakref.finalize(seen, _give_back, spare, tensors, _POOL * len(self._slots)).atexit = False
+        seen = Seen(name, size, (placed - start, time.perf_counter_ns() - placed))
+        self._living[slot] = weakref.ref(seen)
         return seen
 
     def finish(
@@ -164,13 +162,19 @@ class FusionPipeline:
         step = spec.camera_step
         done: tuple[str, ...] = (step,) if seen and step else ()
         late = []
+        for slot, name in enumerate(self._slots):  # buffers that change below
+            living = self._living[slot]
+            stays = name in seen and told.known[slot] and living is not None and living() is seen[name]
+            if not stays:
+                self._leave(slot)
         for name, slot in self._slots.items():
             if not told.known[slot]:
                 continue
             if name in seen:
                 self._fits(moment.rig, name, seen[name].size)
-                for key, part in self._kept(slot).items():
-                    np.copyto(part, seen[name].tensors[key])
+                if (tensors := seen[name].tensors) is not None:
+                    for key, part in self._kept(slot).items():
+                        np.copyto(part, tensors[key])
             elif name in moment.shots:
                 self._fits(moment.rig, name, self._place(slot, moment.shots[name].image))
                 late.append(slot)
@@ -289,6 +293,20 @@ class FusionPipeline:
             rows = len(tensor) // len(self._slots)
             found[name] = tensor[slot * rows : (slot + 1) * rows]
         return found
+
+    def _leave(self, slot: int) -> None:
+        """The buffers of a slot are about to change: who lives in them gets a copy."""
+        living, self._living[slot] = self._living[slot], None
+        seen = None if living is None else living()
+        if seen is None:
+            return
+        kept, spare = self._kept(slot), self._spare
+        tensors = spare.pop() if spare else {key: np.empty_like(part) for key, part in kept.items()}
+        for key, part in kept.items():
+            np.copyto(tensors[key], part)
+        seen.tensors = tensors
+        # whoever drops it last gives its memory back
+        weakref.finalize(seen, _give_back, spare, tensors, _POOL * len(self._slots)).atexit = False
 
     def _put(self, name: str, value: np.ndarray | np.float32) -> None:
         if name in self.session.inputs:

@@ -20,7 +20,7 @@ from edgekit.schema import to_json
 from edgekit.target import Target
 from edgekit.toolchain import cache, evidence, tasks
 from edgekit.toolchain.build import Built, Options, is_here, plan
-from edgekit.toolchain.plans import prove, quantize
+from edgekit.toolchain.plans import encoder, prove, quantize
 from edgekit.toolchain.plans.moments import calibration_moments, evaluation_moments, moments
 from edgekit.toolchain.plans.prove import Ground, Judged
 from edgekit.toolchain.plans.quantize import Bench, Quantization
@@ -40,8 +40,12 @@ class Work:
 
     source: PlanSource
     shop: Workshop
+    plain: Workshop
+    """With all kernels in float32, where networks are searched."""
     ground: Ground
     options: Options
+    encoders: Mapping[str, dict[str, Any]]
+    """What was found out about sparse encoders that are to be INT8."""
     bench: Bench | None = None
 
 
@@ -55,10 +59,17 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     progress(f"{entry.name}: read and prepare", 0, 1)
     source = read(entry)
-    shop = Workshop(source)
-    floats = shop.open(quantize.floats(source, targets[0]))
+    shop = plain = Workshop(encoder.in_float(source))
+    floats = plain.open(quantize.floats(source, targets[0]))
     try:
-        work = Work(source, shop, grounds(entry, floats, options), options)
+        ground = grounds(entry, floats, options)
+        encoders: dict[str, dict[str, Any]] = {}
+        if encoder.wanted(source):
+            progress(f"{entry.name}: sparse encoder in int8", 0, 1)
+            source = encoder.calibrated(source, lambda: calibration_moments(entry))
+            source, encoders = encoder.judged(source, floats, ground.frames)
+            shop = Workshop(source)
+        work = Work(source, shop, plain, ground, options, encoders)
         built = []
         for target, (backends, precision) in zip(targets, plans, strict=True):
 
@@ -70,7 +81,8 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
         return built
     finally:
         floats.session.close()
-        shop.close()
+        for one_of in (shop, plain):
+            one_of.close()
 
 
 def grounds(entry: ModelEntry, floats: PlanRunning, options: Options) -> Ground:
@@ -123,7 +135,7 @@ def quantized(
     shop, ground = work.shop, work.ground
     if work.bench is None:
         data = calibration_moments(work.source.entry)
-        work.bench = Bench.of(shop, ground.floats, data, work.options.quantization, progress)
+        work.bench = Bench.of(work.plain, ground.floats, data, work.options.quantization, progress)
     made = quantize.search(work.bench, target, backends, progress)
     order = list(made.columns)
 
@@ -255,7 +267,8 @@ def _step(work: Work, name: str, columns: Sequence[Judged], made: Quantization |
         shown["when"] = step.when
     if step.kernel is not None:
         size = sum(len(source.files[path]) for path in source.kernels[name].files.values())
-        return {**shown, "kernel": step.kernel, "precision": "float32", "bytes": size, "runs_on": "CPU"}
+        known = {"precision": source.kernels[name].options.get("precision", "float32"), **work.encoders.get(name, {})}
+        return {**shown, "kernel": step.kernel, **known, "bytes": size, "runs_on": "CPU"}
     network = source.networks[name]
     first = columns[0].payloads[name]
     more = {"error": made.effects[name]} if made is not None and name in made.effects else {}

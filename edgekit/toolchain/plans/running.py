@@ -21,6 +21,7 @@ from edgekit.runtime.session import Session
 from edgekit.schema import to_json
 from edgekit.spec import DType
 from edgekit.tasks import Pipeline
+from edgekit.toolchain import cache
 from edgekit.toolchain.plans.source import PlanSource
 from edgekit.toolchain.running import OWN, executable_here, run_by
 
@@ -114,7 +115,7 @@ class Workshop:
         self.source, self.threads = source, threads
         self._networks: dict[tuple[str, bytes], Executable] = {}
         self._kernels: dict[str, Executable] = {}
-        first, _ = manifest(source, {name: () for name in source.networks}, "host")
+        first, _ = manifest(source, dict.fromkeys(source.networks, ()), "host")
         self.spec = source.entry.thresholds.apply(tasks.task(source.file.task).read_spec(first))
         """Of the pipeline, with the project's thresholds."""
 
@@ -126,7 +127,8 @@ class Workshop:
         source = self.source
         made, _ = manifest(source, {name: (payload,) for name, payload in payloads.items()}, "host", spec or self.spec)
         executables: dict[str, Executable] = {}
-        content = [source.digest]
+        options = {n: {k: v for k, v in s.options.items() if k != "weights"} for n, s in source.kernels.items()}
+        content = [source.digest, cache.digest(to_json(options))]
         for step in made.plan:
             if isinstance(step, KernelStep):
                 executables[step.name] = self._kernel(step)
