@@ -32,7 +32,7 @@ def add_rig_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sync",
         metavar="KEY=N,...",
-        help="how a rig's parts become moments, in milliseconds: window=30 (a picture so far from its time belongs to a "
+        help="how a rig's parts become moments, in milliseconds: window=50 (a picture so far from its time belongs to a "
         "sweep), timeout=60 (a moment waits so long), adapt=50 (phases are corrected by so much), period=0 (moments at "
         "least so far apart); depth=8 (parts of a sensor that wait)",
     )
@@ -53,7 +53,7 @@ def read_sync(text: str | None) -> SyncOptions | None:
             )
         if not re.fullmatch(r"[0-9]{1,6}" if key == "depth" else r"[0-9]{1,6}(\.[0-9]{1,3})?", value):
             raise UsageError(
-                f"option --sync {key}={printable(value)[:40]}: expected a number, as in {key}=30"
+                f"option --sync {key}={printable(value)[:40]}: expected a number, as in {key}=50"
             )
         found[_KEYS[key]] = int(value) if key == "depth" else float(value)
     return SyncOptions(**found)

@@ -103,6 +103,7 @@ class EngineMetrics:
         self.sensor_ages: dict[str, Series] = {}
         self.oldest = Series()
         self.sync: dict[str, dict[str, Any]] = {}
+        self.processed: dict[str, int] = {}
         self.ego_refused = 0
 
 
@@ -193,11 +194,18 @@ class Metrics:
         """Another calibration of the rig is in use."""
         self._event(engine, "recalibrated", text)
 
-    def sync(self, engine: str, facts: dict[str, dict[str, Any]], ego_refused: int) -> None:
-        """What the synchroniser knows of each sensor (`Synchroniser.facts`)."""
+    def sync(
+        self,
+        engine: str,
+        facts: dict[str, dict[str, Any]],
+        processed: Mapping[str, int],
+        ego_refused: int,
+    ) -> None:
+        """What the synchroniser knows of each sensor (`Synchroniser.facts`); pictures that went through the network of
+        their camera, by camera; motions that no vehicle makes."""
         with self._lock:
             m = self._engine(engine)
-            m.sync, m.ego_refused = facts, ego_refused
+            m.sync, m.processed, m.ego_refused = facts, dict(processed), ego_refused
 
     def swapped(self, engine: str, text: str = "") -> None:
         """Another bundle took an engine's place."""
@@ -334,12 +342,13 @@ class Metrics:
 
 def _rig(m: EngineMetrics) -> dict[str, Any]:
     """Of an engine that takes a rig: `partial` results; `missing` by sensor and why; `oldest`, the age of the oldest part
-    of a result, and `ages` by sensor; `sync`, what the synchroniser says of each sensor; `ego_refused` motions."""
+    of a result, and `ages` by sensor; `sync`, what the synchroniser says of each sensor; `processed` pictures; `ego_refused` motions."""
     return {
         "partial": m.partial,
         "missing": {sensor: dict(why) for sensor, why in m.missing.items()},
         "oldest": m.oldest.summary(),
         "ages": {sensor: series.summary() for sensor, series in m.sensor_ages.items()},
         "sync": {sensor: dict(facts) for sensor, facts in m.sync.items()},
+        "processed": dict(m.processed),
         "ego_refused": m.ego_refused,
     }

@@ -7,7 +7,7 @@ the camera's own network at once; a moment that is decided goes through the rest
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -77,6 +77,7 @@ class RigWorker(Worker):
         self._builder: Builder | None = None
         self._worked: deque[tuple[int, int]] = deque(maxlen=64)
         """When cameras' networks ran."""
+        self._processed: Counter[str] = Counter()
         self._early: list[tuple[str, Frame]] = []
         """Frames before the rig is known."""
         self._blind_since: float | None = None
@@ -225,6 +226,7 @@ class RigWorker(Worker):
         held: _Held = part.item
         held.by = pipeline
         held.seen = pipeline.camera(part.sensor, held.frame.pixels)
+        self._processed[part.sensor] += 1
         self._worked.append((begun, time.monotonic_ns()))
 
     def _finish(self, sync: Synchroniser, moment: Moment) -> StreamResult:
@@ -273,7 +275,7 @@ class RigWorker(Worker):
             self._blind_since = None
         if now - self._said_ns > _FACTS_NS:
             self._said_ns = now
-            self._metrics.sync(self.name, sync.facts(), self._ego.refused)
+            self._metrics.sync(self.name, sync.facts(), self._processed, self._ego.refused)
         return StreamResult(
             frame, result, now - base, stages, self.name, frame.hops + pipelines.hops, ages, dict(moment.missing)
         )  # fmt: skip

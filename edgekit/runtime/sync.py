@@ -56,7 +56,7 @@ class SyncOptions:
     pose: time in ns -> float64 [4, 4], ego to a fixed world, or None; else the poses that come with the parts.
     """
 
-    window_ms: float = 30.0
+    window_ms: float = 50.0
     timeout_ms: float = 60.0
     adapt_ms: float = 50.0
     period_ms: float = 0.0
