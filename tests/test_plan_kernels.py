@@ -127,6 +127,34 @@ def test_pooling_channels_last_is_the_same_to_the_bit() -> None:
     assert executable.layouts == ("NCHW", "NHWC")
 
 
+@pytest.mark.parametrize("step", [RASTER, ENCODER, POOL], ids=lambda step: step.kernel)
+@pytest.mark.parametrize("number", [np.nan, np.inf, 3e38, -3e38, 1e-45, "signalling"])
+def test_sensors_may_say_anything(step: KernelStep, number: Any) -> None:
+    """No warning, no crash; a calibration that is none is told."""
+    value = (
+        np.array([0x7F800001], np.uint32).view(np.float32)[0]
+        if number == "signalling"
+        else np.float32(number)
+    )
+    executable = load(step)
+    binding = executable.bind()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in step.inputs:
+            for where in (slice(None), slice(0, 1)):
+                found = fed()
+                for each, array in binding.inputs.items():
+                    array[...] = found[each]
+                if name != "point_count":
+                    binding.inputs[name].reshape(-1)[where] = value
+                told = "calibration"
+                try:
+                    binding.run()
+                except StreamError as error:
+                    told = str(error)
+                assert "calibration" in told or "argument" in told
+
+
 def test_closed() -> None:
     for step in (RASTER, POOL, ENCODER):
         executable = load(step)
@@ -285,7 +313,8 @@ BAD: list[tuple[KernelStep, str]] = [
     (changed(ENCODER, "grid.low", [-32.0, -16.0, -2.6]), r"takes \[9, 80, 80\] cells, expected at least the \[8, 80, 120\]"),
     (changed(ENCODER, "values", "other"), "options.values: expected one of"),
     (changed(ENCODER, "values", "raw"), "takes 6 values, expected at most 5"),
-    (changed(ENCODER, "max_voxels", -1), "limits of at least 0"),
+    (changed(ENCODER, "max_voxels", -1), "limits from 0"),
+    (changed(ENCODER, "max_points", 2**31), "limits from 0"),
     (changed(ENCODER, "precision", "int8"), "0 scales"),
     (changed(ENCODER, "scales", {"conv_input.0": 1.0}), "1 scales"),
     (changed(changed(ENCODER, "precision", "int8"), "scales", {"conv_input.0": 1.0}), "encoder scales: .* has none"),

@@ -296,10 +296,11 @@ class EncoderOptions:
             )
             and all(1 <= cells <= 1 << 20 for cells in spec.shape)
         )
-        if not small or not 0 < spec.eps < 1 or min(self.max_points, self.max_voxels) < 0:
+        limits = all(0 <= limit < 1 << 31 for limit in (self.max_points, self.max_voxels))
+        if not small or not 0 < spec.eps < 1 or not limits:
             raise UsageError(
                 f"encoder: expected 1..{MAX_STAGES} stages of up to {MAX_BLOCKS} blocks, 1..{MAX_CHANNELS} channels, "
-                f"padding of at most {MAX_PADDING}, 0 < eps < 1 and limits of at least 0"
+                f"padding of at most {MAX_PADDING}, 0 < eps < 1 and limits from 0 to 2^31"
             )
         for stage, following in zip(spec.stages, spec.stages[1:], strict=False):
             if (stage.down or stage.channels) != following.channels:
@@ -363,11 +364,12 @@ class LidarEncoder(KernelExecutable):
             _counted(*inputs), settings.grid, max_points=settings.max_points, max_voxels=settings.max_voxels,
             threads=self.threads,
         )  # fmt: skip
-        if settings.values == "local":
-            values = local_values(voxels, settings.grid)
-        else:
-            values = voxels.features[:, : settings.encoder.inputs]
-        encoder.encode(self._encoder, voxels.coordinates, values, out=out, threads=self.threads)
+        with np.errstate(over="ignore", invalid="ignore"):  # values of points may be anything
+            if settings.values == "local":
+                values = local_values(voxels, settings.grid)
+            else:
+                values = voxels.features[:, : settings.encoder.inputs]
+            encoder.encode(self._encoder, voxels.coordinates, values, out=out, threads=self.threads)
 
 
 def _named(spec: EncoderSpec) -> set[str]:
@@ -429,6 +431,8 @@ class PoolCameras(KernelExecutable):
         layout: of what it writes. For any thread; one that comes while another makes the same table waits for it.
         Raises: UsageError for matrices that cannot be inverted.
         """
+        if not (np.isfinite(intrinsics).all() and np.isfinite(camera_to_lidar).all()):
+            raise UsageError("calibration: expected finite numbers, got some that are not")
         key = _calibration(intrinsics, camera_to_lidar), layout
         with self._lock:
             found = self._tables.get(key)
