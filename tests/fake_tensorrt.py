@@ -6,7 +6,7 @@ What it holds the engine to:
 - asynchronous copies use page-locked memory, inside one live allocation, on a live stream;
 - a context executes only with an address set for every tensor, inside a live device allocation of the
   tensor's size, on a stream of our own;
-- while a stream records, nothing allocates, frees or waits, and nothing is executed;
+- while a stream records, its thread neither allocates, frees nor waits, and nothing is executed on it (thread-local capture);
 - logger, runtime and engine outlive what was made with them;
 - at the end nothing is left: no allocation, stream, graph or context.
 
@@ -19,6 +19,7 @@ import ctypes
 import enum
 import gc
 import json
+import threading
 import time
 import types
 import weakref
@@ -42,6 +43,8 @@ class Machine:
         self.host_memory: dict[int, Any] = {}
         self.streams: dict[int, list[Any]] = {}
         self.recording: dict[int, list[Any]] = {}
+        self.recorders: dict[int, int] = {}
+        """Stream that records -> thread."""
         self.graphs: dict[int, list[Any]] = {}
         self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self.engines: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -107,7 +110,9 @@ class FakeCuda:
     def _enter(self, call: str, *, may_record: bool = False) -> None:
         m = self.machine
         m.calls.append(call)
-        assert may_record or not m.recording, f"{call} while a stream records"
+        assert may_record or threading.get_ident() not in m.recorders.values(), (
+            f"{call} while a stream records"
+        )
         if call in m.fail:
             raise StreamError(f"CUDA {call}: cudaErrorFake made to fail")
 
@@ -192,10 +197,12 @@ class FakeCuda:
         self._enter("begin_capture")
         assert not self.machine.streams[stream], "recording begins on an idle stream here"
         self.machine.recording[stream] = []
+        self.machine.recorders[stream] = threading.get_ident()
 
     def end_capture(self, stream: int) -> Any:
         m = self.machine
         work = m.recording.pop(stream)
+        assert m.recorders.pop(stream) == threading.get_ident(), "a thread-local capture ends where it began"
         self._enter("end_capture")
         if None in work:
             raise StreamError("CUDA cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated")

@@ -109,13 +109,13 @@ def payload(segment: str, backend: str, precision: str) -> Payload:
 def shapes(config: Config = TINY) -> dict[str, TensorSpec]:
     """Every tensor of the plan."""
     camera, (h, w) = config.camera, config.camera.frustum.features
-    n, bins = camera.count, camera.frustum.bins
+    n, bins, seen = camera.count, camera.frustum.bins, config.lidar.channels
     found: dict[str, tuple[int, ...]] = {
         "images": (n, 3, *camera.image), "points": (POINTS, 5), "point_count": (1,), "projections": (n, 3, 4),
         "intrinsics": (n, 3, 3), "camera_to_lidar": (n, 4, 4), "cameras": (n,), "lidar": (1,), "present": (1, 2),
         "pyramid": (n, camera.fpn, h, w), "depth_images": (n, 1, *camera.image), "depth": (n, bins, h, w),
         "features": (n, h, w, camera.channels), "camera_bev": (1, camera.channels, *config.bev.pool.shape),
-        "lidar_grid": (1, config.lidar.channels, *config.shape), "lidar_bev": (1, config.lidar.neck, *config.shape),
+        "lidar_grid": (1, seen, *config.shape), "lidar_bev": (1, config.lidar.neck or seen, *config.shape),
     }  # fmt: skip
     with torch.no_grad():
         out = network(config).judge(

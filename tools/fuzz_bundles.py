@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import random
@@ -21,6 +22,10 @@ from edgekit.bundle import Bundle
 from edgekit.manifest import DECIDING
 from edgekit.schema import canonical_json
 from tests.bundle_samples import files_of, forge, rebuild, write_sample
+from tests.kernel_bundles import check_kernels, write_kernels
+
+KERNELS = 2
+"""Number of the bundle with kernels among the three."""
 
 EVIL_NAMES = (
     "../x", "../../etc/passwd", "/etc/passwd", "evidence/../../x", "..", ".", "", "a//b", "a/./b", "C:\\x",
@@ -34,7 +39,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 class Bundles:
-    """The mutations, by kind, of two bundles: one plain, one signed."""
+    """The mutations, by kind, of three bundles: one plain, one signed, one with kernels, which are loaded and run."""
 
     def __init__(self, folder: Path) -> None:
         from edgekit.signing import generate_keys
@@ -43,7 +48,8 @@ class Bundles:
         key, self.public = generate_keys(folder, "fuzz")
         plain = write_sample(folder / "plain.edge")
         signed = write_sample(folder / "signed.edge", sign_key=key)
-        self.bases = [(path.read_bytes(), files_of(path)) for path in (plain, signed)]
+        kernels = write_kernels(folder / "kernels.edge")
+        self.bases = [(path.read_bytes(), files_of(path)) for path in (plain, signed, kernels)]
         self.spans = [_spans(data) for data, _ in self.bases]
 
     def kinds(self) -> list[str]:
@@ -52,7 +58,7 @@ class Bundles:
     def handle(self, kind: str, seed: int) -> str:
         """Make mutant `seed` of `kind`, open it and say what came of it."""
         rng = random.Random(seed)
-        number = rng.randrange(len(self.bases))
+        number = KERNELS if kind.startswith("kernel") else rng.randrange(len(self.bases))
         data, files = self.bases[number]
         make: Callable[..., bytes | Path] = getattr(self, "m_" + kind.replace(" ", "_"))
         made = make(rng, data, dict(files), self.spans[number])
@@ -66,6 +72,10 @@ class Bundles:
                 bundle.verify_files()
                 if number == 1:
                     bundle.check_signature(self.public)
+                if number == KERNELS:
+                    check_kernels(bundle, self.folder / "cache")
+                    if kind.startswith("kernel"):
+                        return "identical"  # somebody's bundle, which computes the same
                 found = {name: bytes(bundle.read(name)) for name in bundle.names}
                 return "identical" if found == files else "changed"
         finally:
@@ -245,6 +255,51 @@ class Bundles:
             del tree[part][rng.randrange(len(tree[part]))]
 
         return forge(files, hole)
+
+    # kernels: everything in the bundle fits, but for what one step is told
+
+    def m_kernel_options(self, rng: random.Random, _: bytes, files: dict[str, bytes], spans: Any) -> bytes:
+        """One value in a kernel's options is another."""
+
+        def edit(tree: Any) -> None:
+            step = rng.choice([s for s in tree["plan"] if s.get("options")])
+            step["options"] = json.loads(_edited(rng, canonical_json(step["options"], ""), None))
+
+        return forge(files, edit)
+
+    def m_kernel_steps(self, rng: random.Random, _: bytes, files: dict[str, bytes], spans: Any) -> bytes:
+        """One value of a step, or the shape or type of a tensor, is another."""
+
+        def edit(tree: Any) -> None:
+            part = rng.choice(("plan", "tensors"))
+            at = rng.randrange(len(tree[part]))
+            if part == "tensors" and rng.random() < 0.7:
+                shape = tree[part][at]["shape"]
+                shape[rng.randrange(len(shape))] = rng.choice((1, 2, 3, 7, 64, 1 << 20, 1 << 28))
+            else:
+                tree[part][at] = json.loads(_edited(rng, canonical_json(tree[part][at], ""), None))
+
+        return forge(files, edit)
+
+    def m_kernel_files(self, rng: random.Random, _: bytes, files: dict[str, bytes], spans: Any) -> bytes:
+        """Other weights, or golden inputs as data of a sensor that nobody checks: numbers of any kind, any length."""
+        name = rng.choice([n for n in files if n.startswith(("kernels/", "golden/input"))])
+        data = bytearray(files[name])
+        trick = rng.randrange(4)
+        if trick == 0:
+            del data[rng.randrange(len(data)) :]
+        elif trick == 1:
+            data += rng.randbytes(rng.randint(1, 64))
+        else:
+            at = 4 * rng.randrange(len(data) // 4)
+            number = rng.choice((float("nan"), float("inf"), -float("inf"), 1e38, -1e38, 1e-44, -1.0, 0.0))
+            data[at : at + 4] = struct.pack("<f", number) if trick == 2 else rng.randbytes(4)
+        files[name] = bytes(data)
+
+        def edit(tree: Any) -> None:
+            tree["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+        return forge(files, edit)
 
     def m_hostile_json(self, rng: random.Random, _: bytes, files: dict[str, bytes], spans: Any) -> bytes:
         """Deep, long, double-keyed or non-JSON manifests, checksums right."""

@@ -90,21 +90,21 @@ def pack(weights: Mapping[str, np.ndarray]) -> tuple[list[list[Any]], bytes]:
 
 
 def unpack(names: Sequence[tuple[str, tuple[int, ...]]], data: memoryview) -> dict[str, np.ndarray]:
-    """The weights in `data`, which they view. Raises: BundleError unless they fit it to the byte and are finite."""
+    """The weights in `data`, which they view. Raises: UsageError unless they fit it to the byte and are finite."""
     found: dict[str, np.ndarray] = {}
     at = 0
     for name, shape in names:
         if name in found or not all(d >= 1 for d in shape) or len(shape) > 8:
-            raise BundleError(f"weights {name[:80]!r}: there twice, or of the shape {list(shape)[:8]}")
+            raise UsageError(f"weights {name[:80]!r}: there twice, or of the shape {list(shape)[:8]}")
         size = 4 * math.prod(shape)
         if at + size > len(data):
-            raise BundleError(f"weights {name[:80]!r}: lie beyond the end of their file of {len(data)} bytes")
+            raise UsageError(f"weights {name[:80]!r}: lie beyond the end of their file of {len(data)} bytes")
         found[name] = np.frombuffer(data, "<f4", size // 4, at).reshape(shape)
         if not np.isfinite(found[name]).all():
-            raise BundleError(f"weights {name[:80]!r}: expected finite numbers, got some that are not")
+            raise UsageError(f"weights {name[:80]!r}: expected finite numbers, got some that are not")
         at += size
     if at != len(data):
-        raise BundleError(f"weights: the file has {len(data)} bytes, expected {at}")
+        raise UsageError(f"weights: the file has {len(data)} bytes, expected {at}")
     return found
 
 
@@ -297,10 +297,11 @@ class EncoderOptions:
             )
             and all(1 <= cells <= 1 << 20 for cells in spec.shape)
         )
-        if not small or not 0 < spec.eps < 1 or min(self.max_points, self.max_voxels) < 0:
+        limits = all(0 <= limit < 1 << 31 for limit in (self.max_points, self.max_voxels))
+        if not small or not 0 < spec.eps < 1 or not limits:
             raise UsageError(
                 f"encoder: expected 1..{MAX_STAGES} stages of up to {MAX_BLOCKS} blocks, 1..{MAX_CHANNELS} channels, "
-                f"padding of at most {MAX_PADDING}, 0 < eps < 1 and limits of at least 0"
+                f"padding of at most {MAX_PADDING}, 0 < eps < 1 and limits from 0 to 2^31"
             )
         for stage, following in zip(spec.stages, spec.stages[1:], strict=False):
             if (stage.down or stage.channels) != following.channels:
@@ -364,11 +365,12 @@ class LidarEncoder(KernelExecutable):
             _counted(*inputs), settings.grid, max_points=settings.max_points, max_voxels=settings.max_voxels,
             threads=self.threads,
         )  # fmt: skip
-        if settings.values == "local":
-            values = local_values(voxels, settings.grid)
-        else:
-            values = voxels.features[:, : settings.encoder.inputs]
-        encoder.encode(self._encoder, voxels.coordinates, values, out=out, threads=self.threads)
+        with np.errstate(over="ignore", invalid="ignore"):  # values of points may be anything
+            if settings.values == "local":
+                values = local_values(voxels, settings.grid)
+            else:
+                values = voxels.features[:, : settings.encoder.inputs]
+            encoder.encode(self._encoder, voxels.coordinates, values, out=out, threads=self.threads)
 
 
 def _named(spec: EncoderSpec) -> set[str]:
@@ -430,6 +432,8 @@ class PoolCameras(KernelExecutable):
         layout: of what it writes. For any thread; one that comes while another makes the same table waits for it.
         Raises: UsageError for matrices that cannot be inverted.
         """
+        if not (np.isfinite(intrinsics).all() and np.isfinite(camera_to_lidar).all()):
+            raise UsageError("calibration: expected finite numbers, got some that are not")
         key = _calibration(intrinsics, camera_to_lidar), layout
         with self._lock:
             found = self._tables.get(key)
