@@ -402,9 +402,11 @@ def bare_plan(source: Path) -> Project:
         tree = parse_json(read_text(path, what).encode(), "@")
     except SchemaError as error:
         raise UsageError(f"{what}: {str(error).removeprefix('@: ')}") from None
-    task = tree.get("task") if isinstance(tree, dict) else None
-    if task not in get_args(TaskName):
-        raise UsageError(f"{what}: its task is {printable(str(task))!r}, expected one of {', '.join(get_args(TaskName))}")
+    known: dict[Any, TaskName] = {name: name for name in get_args(TaskName)}
+    given = tree.get("task") if isinstance(tree, dict) else None
+    task = known.get(given) if isinstance(given, str) else None
+    if task is None:
+        raise UsageError(f"{what}: its task is {printable(str(given))!r}, expected one of {', '.join(known)}")
     name = safe_name(path.resolve().parent.name, "plan")
     return Project(name, (ModelEntry(name, path, task),))
 
@@ -571,7 +573,11 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
     if os.path.isdir(source) and os.path.isfile(source / PLAN_NAME):
         source = source / PLAN_NAME
     if not os.path.isfile(source):
-        what = f"folder {str(source)!r} holds no {PLAN_NAME}" if source.is_dir() else f"no such file {str(source)!r}"
+        what = (
+            f"folder {str(source)!r} holds no {PLAN_NAME}"
+            if source.is_dir()
+            else f"no such file {str(source)!r}"
+        )
         raise UsageError(f"{where}.source: {what}. Put the network there or change the path")
     if (source.name == PLAN_NAME) != (table.task in PLANNED):
         raise UsageError(

@@ -200,11 +200,13 @@ def test_a_one_frame_model_says_its_states_itself(network: Maker, tmp_path: Path
     made = streamify(frontends.load(network()), nominal_dt_s=0.2)
     path = tmp_path / "one.onnx"
     path.write_bytes(ir.to_proto(made.model).SerializeToString())
-    options = {**OPTIONS, "video": {}}
+    options = {**OPTIONS, "video": {"allow_bidirectional": True}}
     (bundle,) = build(path, "host", out=tmp_path, data=CLIPS, **options)
     assert {(s.nominal_dt_s, s.reset_after_s) for s in bundle.manifest.states} == {(0.2, 1.0)}
     assert "clip_model" not in bundle.evidence["states"]
-    assert any("a one-frame model with 2 states" in n for n in bundle.evidence["graph"]["notes"])
+    notes = bundle.evidence["graph"]["notes"]
+    assert any("a one-frame model with 2 states" in n for n in notes)
+    assert any("allow_bidirectional changes nothing" in n for n in notes), "it is not passed over in silence"
 
 
 # --- networks that look ahead --------------------------------------------------------------------

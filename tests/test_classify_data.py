@@ -173,6 +173,10 @@ def test_bad_files(root: Path, name: str, text: str | bytes | None, message: str
         ({"images": IMAGES, "labels": CLASSES / 2}, "whole numbers, got float64"),
         ({"images": IMAGES, "labels": CLASSES - 1}, "label -1"),
         ({"images": IMAGES, "labels": CLASSES + 1}, "label 3: expected a class of the model, 0 to 2"),
+        (
+            {"images": IMAGES, "labels": CLASSES, "classes": np.array(COLORS[:2])},
+            "label 2: expected a class of its own names, 0 to 1",
+        ),
         ({"images": IMAGES, "labels": CLASSES, "classes": np.array(["a", "a"])}, "different texts"),
         ({"images": IMAGES, "labels": CLASSES, "classes": np.array(["a", "b", "c"])}, "'a' is not a class"),
         ({"images": np.array([object()]), "labels": CLASSES}, "array images: damaged"),

@@ -39,6 +39,7 @@ from edgekit.runtime.sources.pooled import PooledSource, stamp
 from edgekit.runtime.watch import WatchOptions
 from tests.classifiers import RULE, network
 from tests.helpers import ROOT
+from tests.rig_doubles import RIG, DoubleEngine, sensors
 
 LAYOUT = PixelLayout("bgr", 64, 48)
 FPS = 100.0
@@ -431,6 +432,47 @@ def test_a_source_that_is_given_up_is_raised(engine: Engine) -> None:
     with pytest.raises(SourceLost, match="lost for"), run:
         run.until(lambda: False)
     assert run.count("lost") == 1
+
+
+# --- rigs (more of them: test_rig_faults.py) --------------------------------------------------------
+
+
+@injects("blind")
+def test_a_rig_of_which_nothing_is_left_says_so_and_goes_on() -> None:
+    plans = {"CAM_FRONT": "unplug@8,1", "lidar": "unplug@8,1.5"}
+    names = tuple(plans)
+    events: list[str] = []
+    with edgekit.stream(DoubleEngine(), sensors(names, plans=plans)) as stream:
+        stream.metrics.on_event = lambda event: events.append(f"{event.where} {event.name}")
+        started = time.monotonic()
+        for item in stream:
+            assert time.monotonic() - started < 20, events
+            if "fusion restarted" in events and not item.missing:
+                break
+    assert events.count("fusion blind") == 1
+    assert max(events.index("CAM_FRONT lost"), events.index("lidar lost")) < events.index("fusion blind")
+    assert stream.metrics.snapshot()["engines"]["fusion"]["faults"] == {"blind": 1}
+
+
+@injects("calibration")
+def test_a_calibration_that_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rig.toml"
+    RIG.write(path)
+    events: list[Event] = []
+    with edgekit.stream(DoubleEngine(), sensors(("CAM_FRONT", "lidar")), rig=path, watch_rig=True) as stream:
+        stream.metrics.on_event = events.append
+        started, written = time.monotonic(), 0.0
+        for number, item in enumerate(stream):
+            assert item.frame.rig is not None and item.frame.rig.rig == RIG
+            if number == 3:
+                path.write_text(RIG.toml() + "\n[cameras.CAM_NEW]\nwidth = 0\n")
+                written = time.monotonic()
+            assert time.monotonic() - started < 20
+            if events:
+                break
+    assert (events[0].where, events[0].name) == ("rig", "calibration")
+    assert "CAM_NEW" in events[0].text
+    assert time.monotonic() - written < 1 + LATE_S
 
 
 # --- the table -----------------------------------------------------------------------------------

@@ -329,6 +329,8 @@ def test_tensors_that_do_not_fit_are_named(session, changed, said) -> None:
         ({"cameras": ("lidar",)}, "none is called 'lidar'"),
         ({"reach": -1.0}, "reach must be 0 or more"),
         ({"reach": float("nan")}, "reach must be 0 or more"),
+        ({"lidar_budget_ms": 0.0}, "lidar_budget_ms must be above 0"),
+        ({"lidar_budget_ms": 3.0, "voxels": None}, "needs voxels"),
         ({"ranges": {"van": 3.0}}, "expected one of the labels"),
         ({"ranges": {"car": 0.0}}, "above 0 metres"),
     ],

@@ -261,13 +261,14 @@ def test_a_rig_without_lidar():
 def test_a_calibration_that_is_off_is_found_and_the_camera_matched():
     """A camera 42 ms from where the rig says it is: out of the window at first."""
     sensors = rig()
-    moments, sync, _ = run(sensors, 4000, offsets={**OFFSETS, "front": 2.0})
+    near = SyncOptions(window_ms=30)
+    moments, sync, _ = run(sensors, 4000, offsets={**OFFSETS, "front": 2.0}, options=near)
     facts = sync.facts()["front"]
     assert facts["phase_ms"] == pytest.approx(-42, abs=1)
     assert facts["offset_ms"] == pytest.approx(-40, abs=1)
     assert "front" in moments[2].missing
     assert all(m.complete for m in moments[12:])
-    fixed, *_ = run(rig(), 4000, offsets={**OFFSETS, "front": 2.0}, options=SyncOptions(adapt_ms=0))
+    fixed, *_ = run(rig(), 4000, offsets={**OFFSETS, "front": 2.0}, options=SyncOptions(window_ms=30, adapt_ms=0))
     assert all("front" in m.missing for m in fixed)
 
 

@@ -144,6 +144,24 @@ def test_missed_steps_are_run_with_what_the_spec_says() -> None:
     }
 
 
+def test_a_run_that_fails_leaves_no_mixture_behind() -> None:
+    pipeline, session = opened(fill="blend", reset_after_s=5.0)
+    run = session.run
+
+    def fails() -> None:
+        run()
+        session.run = run  # type: ignore[method-assign]
+        raise StreamError("engine: out of memory")
+
+    pipeline(picture(40), taken_ns=0)
+    session.run = fails  # type: ignore[method-assign]
+    with pytest.raises(StreamError):
+        pipeline(picture(100), taken_ns=300 * MS)
+    pipeline(picture(160), taken_ns=400 * MS)
+    levels = [round(float(seen.mean()) * 255) for seen in session.seen]
+    assert levels == [40, 60, 115, 130, 145, 160], "from 100, the frame that was there last"
+
+
 def test_a_reset_for_missed_steps_is_the_networks_own() -> None:
     pipeline, session = opened(stepping="reset", smoothing=Smoothing(3), events=EventRule(min_on=1))
     pipeline(picture(), taken_ns=0)
@@ -187,6 +205,36 @@ def test_calls_without_time_are_nominal_steps() -> None:
     assert pipeline(picture(), taken_ns=10**15).reset == "", "a clock that begins breaks nothing"
     pipeline(picture())
     assert pipeline(picture(), taken_ns=5).reset == "", "nor one that begins again"
+
+
+def test_an_event_ends_where_calls_with_an_earlier_time_follow_those_without() -> None:
+    pipeline, session = opened([0, 1, 1, 0, 0, 0])
+    results = [pipeline(picture()) for _ in range(3)]
+    assert results[2].event is not None and results[2].event.taken_ns == 100 * MS
+    results += [pipeline(picture(), taken_ns=i * 10 * MS) for i in range(3)]
+    edges = [(e.kind, e.taken_ns, e.reason) for r in results for e in r.edges]
+    assert edges == [("start", 100 * MS, ""), ("end", 200 * MS, "the clock went back 0.200 s")]
+    assert session.resets == 0 and results[3].reset == ""
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    calls=st.lists(
+        st.tuples(st.sampled_from((0, 1, 1, 2)), st.none() | st.integers(0, 20), st.integers(0, 1)),
+        max_size=25,
+    )
+)
+def test_no_event_ends_before_it_began(calls: list[tuple[int, int | None, int]]) -> None:
+    """Whatever times the calls have, or none."""
+    pipeline, session = opened()
+    open_since: int | None = None
+    for cls, step, epoch in calls:
+        session.logits = lambda run, cls=cls: one_hot(cls)
+        taken_ns = None if step is None else step * 50 * MS
+        for edge in pipeline(picture(), taken_ns=taken_ns, epoch=epoch).edges:
+            assert (edge.kind == "end") == (open_since is not None)
+            assert open_since is None or edge.taken_ns >= open_since
+            open_since = edge.taken_ns if edge.kind == "start" else None
 
 
 def test_a_network_without_a_nominal_step_runs_once_a_frame() -> None:

@@ -46,13 +46,19 @@ def subject(uri: str | None, rig: bool) -> Any:
     from edgekit.runtime.sources import open_source
 
     if uri is None:
-        uri = "synthetic://street-rig?seed=1&frames=1" if rig else "synthetic://street?seed=1&frames=1&size=1280x720"
+        uri = (
+            "synthetic://street-rig?seed=1&frames=1"
+            if rig
+            else "synthetic://street?seed=1&frames=1&size=1280x720"
+        )
     with open_source(uri, limit=1) as source:
         frame = next(iter(source), None)
         if frame is None:
             raise UsageError(f"source {uri}: has no picture")
         if rig and frame.rig is None:
-            raise UsageError(f"source {uri}: shows no rig, which this bundle needs. Give synthetic://street-rig")
+            raise UsageError(
+                f"source {uri}: shows no rig, which this bundle needs. Give synthetic://street-rig"
+            )
         return frame.rig if rig else np.array(frame.image)
 
 
@@ -94,7 +100,9 @@ def main(args: argparse.Namespace) -> int:
         if steps is None:
             print(f"  runs {'; '.join(map(ran, result['engine'].values()))}")
         else:
-            print(f"  steps {steps['sum_ms']:.3f} ms in sum, {steps['span_ms']:.3f} ms from the first start to the last end")
+            print(
+                f"  steps {steps['sum_ms']:.3f} ms in sum, {steps['span_ms']:.3f} ms from the first start to the last end"
+            )
         print(
             f"  peak memory {result['peak_rss_bytes'] / 2**20:.0f} MiB, copies {result['copies']['bytes_per_frame']} bytes a frame"
         )

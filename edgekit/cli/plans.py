@@ -25,7 +25,9 @@ def steps(evidence: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 name,
-                f"kernel {kernel} ({step.text('runs_on', 20)})" if kernel else "network" + (f" x {repeat:.0f}" if repeat > 1 else ""),
+                f"kernel {kernel} ({step.text('runs_on', 20)})"
+                if kernel
+                else "network" + (f" x {repeat:.0f}" if repeat > 1 else ""),
                 step.text("precision", 20),
                 "" if not size else f"{size / 2**20:.2f} MiB",
                 "" if not macs else f"{macs / 1e6:.0f} M products",
@@ -42,14 +44,36 @@ def path(evidence: Mapping[str, Any]) -> list[tuple[str, ...]]:
     known, key = e.at("segments"), e.at("metric").text("name", 20) or "metric"
     rows: list[tuple[str, ...]] = []
     for look in known.tables("looks", MAX_ROWS):
-        floats, metric, drop = ", ".join(look.texts("float")), look.number("metric"), look.number("drop")
+        floats, partly = ", ".join(look.texts("float")), ", ".join(look.texts("partly"))
+        metric, drop = look.number("metric"), look.number("drop")
         said = look.text("reason", 160) if metric is None else f"{key} {metric:.4f}, drop {drop or 0.0:+.4f}"
-        verdict = {True: ", within budget", False: ", over budget"}.get(look.flag("passed") if look.flag("passed") is not None else "", "")
-        rows.append((f"float: {floats}" if floats else "all in int8", said + verdict))
+        passed = look.flag("passed")
+        verdict = "" if passed is None else (", within budget" if passed else ", over budget")
+        where = [
+            f"float: {floats}" if floats else "all in int8",
+            *([f"partly float: {partly}"] if partly else []),
+        ]
+        rows.append(("; ".join(where), said + verdict))
     for name in list(known.at("networks").value)[:MAX_ROWS]:
         network = known.at("networks", name)
         why = network.text("why", 200)
-        rows.append((as_text(name, 80), f"float, {why}" if why else "; ".join(network.at("quantization").texts("steps", 20))))
-    rows += [(as_text(k, 80), f"left out, {as_text(v, 160)}") for k, v in list(known.at("left_out").value.items())[:16]]
-    rows += [(as_text(k, 80), f"not lowered, {as_text(v, 160)}") for k, v in list(known.at("not_lowered").value.items())[:16]]
+        rows.append(
+            (
+                as_text(name, 80),
+                f"float, {why}" if why else "; ".join(network.at("quantization").texts("steps", 20)),
+            )
+        )
+    for mode in list(e.at("modes").value)[:8]:
+        m = e.at("modes", mode)
+        got, drop = m.number("payload"), m.number("drop")
+        if got is not None:
+            rows.append((as_text(mode, 40), f"{key} {got:.4f}, drop {drop or 0.0:+.4f}"))
+    rows += [
+        (as_text(k, 80), f"left out, {as_text(v, 160)}")
+        for k, v in list(known.at("left_out").value.items())[:16]
+    ]
+    rows += [
+        (as_text(k, 80), f"not lowered, {as_text(v, 160)}")
+        for k, v in list(known.at("not_lowered").value.items())[:16]
+    ]
     return rows

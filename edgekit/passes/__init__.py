@@ -190,9 +190,13 @@ def _prepare_video(
 
     if KEY in model.metadata_props:
         found = states(model)
-        note = f"a one-frame model with {len(found)} states of {sum(s.elements for s in found)} elements"
+        notes = [f"a one-frame model with {len(found)} states of {sum(s.elements for s in found)} elements"]
+        if allow_bidirectional:
+            notes.append(
+                "allow_bidirectional changes nothing: a one-frame model has no later frames to look at"
+            )
         prepared = _prepare_classifier(model, check)
-        return replace(prepared, notes=(note, *prepared.notes))
+        return replace(prepared, notes=(*notes, *prepared.notes))
     from edgekit.passes.streamify import streamify
 
     start = time.perf_counter()
@@ -209,8 +213,8 @@ def _prepare_video(
         "streamify", *nodes, len(made.shifts), made.difference, seconds, "; ".join(made.notes)
     )
     prepared = _prepare_classifier(made.model, check)
-    notes = (note, *made.notes, *prepared.notes)
-    return replace(prepared, log=(record, *prepared.log), notes=notes, streamed=made)
+    said = (note, *made.notes, *prepared.notes)
+    return replace(prepared, log=(record, *prepared.log), notes=said, streamed=made)
 
 
 def _prepare_classifier(model: ir.Model, check: bool) -> Prepared:

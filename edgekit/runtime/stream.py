@@ -132,6 +132,7 @@ class Stream:
         self._wrapped: asyncio.Future[StreamResult | None] | None = None
         opened: list[Sink] = []
         try:
+            given, found = isinstance(sources, Mapping), read_rig(rig)
             for name, source in named("source", sources, camera_name).items():
                 if isinstance(source, Source) and limit is not None:
                     _set_limit(source, limit)
@@ -170,7 +171,6 @@ class Stream:
                     raise UsageError(f"stream: sink {printable(sink.path)}: given twice. Leave one out")
                 opened.append(sink if isinstance(sink, Sink) else open_sink(sink, fps=fps))
             self.sinks = tuple(opened)
-            given, found = isinstance(sources, Mapping), read_rig(rig)
             self._rig_file = Path(rig) if watch_rig and isinstance(rig, (str, Path)) else None
             if watch_rig and self._rig_file is None:
                 raise UsageError("stream: watch_rig needs the rig's file. Give its path as `rig`")

@@ -274,9 +274,7 @@ def golden(
     return Golden(tuple(sources), tuple(outputs)), files
 
 
-def tolerance(
-    tensor: str, path: str, value: np.ndarray, reduced: Sequence[np.ndarray]
-) -> GoldenTensor:
+def tolerance(tensor: str, path: str, value: np.ndarray, reduced: Sequence[np.ndarray]) -> GoldenTensor:
     """How near an output must come to its golden float `value`. reduced: what payloads of reduced precision gave here."""
     span = float(np.abs(value).max())
     if not reduced:

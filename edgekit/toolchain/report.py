@@ -164,7 +164,9 @@ def article(s: Subject, level: str, anchor: str) -> Markup:
     planned = report_plan.concerns(s)
     quantized = [section("Quantization", note, quantization(s))] if concerns(s) and not planned else []
     if planned:
-        note = "Networks and the kernels between them: what each costs, and what its precision costs the whole."
+        note = (
+            "Networks and the kernels between them: what each costs, and what its precision costs the whole."
+        )
         quantized.append(section("Plan", note, report_plan.plan(s)))
     note = "What the network remembers from one frame to the next, and what becomes of the error on the way."
     recurrent = [section("States", note, states(s))] if m.states else []

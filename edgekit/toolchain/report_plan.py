@@ -27,7 +27,7 @@ def concerns(s: Subject) -> bool:
 
 
 def plan(s: Subject) -> Markup:
-    parts = [_steps(s), _times(s)]
+    parts = [_steps(s), _times(s), _modes(s)]
     known = s.evidence.at("segments")
     if known:
         parts += [_path(s, known), _networks(known)]
@@ -38,7 +38,11 @@ def _steps(s: Subject) -> Markup:
     rows = []
     for step in s.evidence.tables("plan", MAX_STEPS):
         kernel, repeat = step.text("kernel", 60), step.number("repeat")
-        what = f"kernel {kernel} on the {step.text('runs_on', 20) or 'CPU'}" if kernel else step.text("network", 80)
+        what = (
+            f"kernel {kernel} on the {step.text('runs_on', 20) or 'CPU'}"
+            if kernel
+            else step.text("network", 80)
+        )
         if repeat is not None and repeat > 1:
             what += f", {count(repeat)} times"
         joined = f"{', '.join(step.texts('inputs'))} → {', '.join(step.texts('outputs'))}"
@@ -65,7 +69,11 @@ def _steps(s: Subject) -> Markup:
 def _times(s: Subject) -> Markup:
     t = s.evidence.at("timing")
     rows = [
-        [as_text(name, 80), fixed(t.at("steps", name).number("alone_ms"), 3), fixed(t.at("steps", name).number("overlapped_ms"), 3)]
+        [
+            as_text(name, 80),
+            fixed(t.at("steps", name).number("alone_ms"), 3),
+            fixed(t.at("steps", name).number("overlapped_ms"), 3),
+        ]
         for name in list(t.at("steps").value)[:MAX_STEPS]
     ]
     if not rows:
@@ -83,11 +91,35 @@ def _times(s: Subject) -> Markup:
     )
 
 
+def _modes(s: Subject) -> Markup:
+    """The metric where sensors are lost."""
+    known, key = s.evidence.at("modes"), s.evidence.at("metric").text("name", 20) or "Metric"
+    rows = []
+    for name in list(known.value)[:8]:
+        m = known.at(name)
+        low_high = m.interval("drop_interval95")
+        between = f"{signed(low_high[0], 4)} to {signed(low_high[1], 4)}" if low_high else "–"
+        rows.append(
+            [
+                as_text(name, 40),
+                fixed(m.number("reference"), 3),
+                fixed(m.number("payload"), 3),
+                signed(m.number("drop"), 4),
+                between,
+            ]
+        )
+    if not rows:
+        return Markup("")
+    head = ["", f"{key}, float", "Payloads", "Drop", "95 % of the drop"]
+    return join([el("h3", "With sensors lost"), table(head, rows, "", " nnnn")])
+
+
 def _path(s: Subject, known: Facts) -> Markup:
     """How the metric was asked, and what went back to float."""
     rows = []
     for look in known.tables("looks", MAX_LOOKS):
         floats, passed = look.texts("float"), look.flag("passed")
+        floats += [f"{name} in part" for name in look.texts("partly") if name not in floats]
         rows.append(
             [
                 ", ".join(floats) or "none",
@@ -100,8 +132,16 @@ def _path(s: Subject, known: Facts) -> Markup:
     calibration = known.at("calibration")
     facts = pairs(
         [
-            ("Calibrated on", f"{count(calibration.number('count'))} moments, {calibration.text('moments', 200)}"),
-            ("Left out", "; ".join(f"{as_text(k, 60)}: {as_text(v, 200)}" for k, v in known.at("left_out").value.items())),
+            (
+                "Calibrated on",
+                f"{count(calibration.number('count'))} moments, {calibration.text('moments', 200)}",
+            ),
+            (
+                "Left out",
+                "; ".join(
+                    f"{as_text(k, 60)}: {as_text(v, 200)}" for k, v in known.at("left_out").value.items()
+                ),
+            ),
         ]
     )
     shown = table(["Networks in float", name, "Drop", "Verdict"], rows, "", " nn ") if rows else Markup("")
@@ -122,7 +162,9 @@ def _networks(known: Facts) -> Markup:
                 network.text("precision", 20),
                 number(network.number("error"), 2) if network.number("error") is not None else "–",
                 f"{100 * share:.1f} %" if share is not None else "–",
-                join(el("span", step, class_="hop") for step in q.texts("steps", 20)) if not why else sentence(why),
+                join(el("span", step, class_="hop") for step in q.texts("steps", 20))
+                if not why
+                else sentence(why),
             ]
         )
     head = ["Network", "Precision", "Error", "MACs in integers", "How"]

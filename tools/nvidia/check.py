@@ -55,13 +55,16 @@ def candidates(path: Path) -> Iterator[Candidate]:
             if variant.backend == "tensorrt":
                 name = f"{path.name}:{segment.name}/{variant.name}"
                 plan = BuildPlan.from_options(variant.options)
-                floats = left_in_float(bundle.evidence) if variant.precision == "int8" else None
+                floats = left_in_float(bundle.evidence, segment.name) if variant.precision == "int8" else None
                 yield Candidate(name, bytes(bundle.read(variant.path)), plan, floats)
 
 
-def left_in_float(evidence: Any) -> int:
-    """Products that the evidence of an int8 build lists as float, each with its reason."""
-    nodes = evidence["quantization"]["integer"]["tensorrt"]["float"]
+def left_in_float(evidence: Any, segment: str = "") -> int:
+    """Products that the evidence of an int8 build lists as float, each with its reason. segment: of a plan of several,
+    each of which has its own record."""
+    several = evidence.get("segments")
+    record = evidence if several is None else several["networks"][segment]
+    nodes = record["quantization"]["integer"]["tensorrt"]["float"]
     return sum(node["op"] in PRODUCTS for node in nodes)
 
 

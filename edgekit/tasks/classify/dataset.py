@@ -343,13 +343,13 @@ def class_numbers(
     if given and isinstance(given[0], int):
         numbers = [int(v) for v in given]
         # an array file's numbers count its own names: the model may have them in another order
-        if labels and names and max(numbers, default=0) < len(names) and min(numbers) >= 0:
-            index = _by_name(names, labels, what)
-            return [index[names[v]] for v in numbers]
-        count = len(labels) or len(names) or MAX_PICTURES
+        whose, count = ("its own names", len(names)) if names else ("the model", len(labels) or MAX_PICTURES)
         wrong = next((v for v in numbers if not 0 <= v < count), None)
         if wrong is not None:
-            raise UsageError(f"{what}: label {wrong}: expected a class of the model, 0 to {count - 1}")
+            raise UsageError(f"{what}: label {wrong}: expected a class of {whose}, 0 to {count - 1}")
+        if labels and names:
+            index = _by_name(names, labels, what)
+            return [index[names[v]] for v in numbers]
         return numbers
     texts = [str(v) for v in given]
     own = names or tuple(sorted(set(texts)))

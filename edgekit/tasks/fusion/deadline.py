@@ -2,9 +2,14 @@
 
 The time of the encoder's step is predicted as a + b * voxels, fitted on this device while it runs: the slope is the
 median of the slopes between all pairs of the last `WINDOW` runs (Theil 1950, Sen 1968), a the median of what is left, so
-that a few runs which something else delayed do not count; on top comes `MARGIN` of the runs' scatter. Over the budget, in
-this order: the farthest voxels are left out, in `CROPS` steps of the range; then points are snapped to cells twice as
-large along each axis, the mean of each cell taken, and cropped again if that is not enough.
+that a few runs which something else delayed do not count. Where the runs scatter more than their numbers of voxels explain, a
+is 0; the runs that follow a cut tell better. All is multiplied by how much longer than the line `MARGIN` of the runs took
+at most.
+
+Over the budget, points are snapped to cells twice as large along each axis, the mean of each cell taken: near the LiDAR
+first, where there are more than enough, then farther out (`COARSE`); and when all are, the farthest cells are left out
+(`CROPS`). Near cells first, as they are most of a sweep: cropping saves few voxels and loses every object beyond
+(benchmarks/lidar_budget.py prints what each step saves and costs).
 
 The depth that cameras see comes from the same points: what is cut is missing there too.
 """
@@ -26,14 +31,16 @@ LEAST = 5
 SPREAD = 0.1
 """Numbers of voxels that differ by less than this share of the largest do not tell a slope."""
 MARGIN = 0.9
-"""Quantile of what runs took beyond the fit that is added to a prediction."""
-CROPS = (1.0, 0.85, 0.7, 0.55, 0.4)
-"""Shares of the range, the largest first."""
+CERTAIN = 2.0
+"""Scatters that the runs' times must differ by, from few voxels to many, before a line with a is believed."""
+COARSE = (0.15, 0.25, 0.375, 0.5, 2.0)
+"""Shares of the range within which cells are twice as large, in the order in which they are tried; the last is all of it."""
+CROPS = (0.85, 0.7, 0.55, 0.4)
+"""Shares of the range that are left, likewise."""
 
 
 class Fit:
-    """Time by voxels, of the last runs.  a: milliseconds, b: milliseconds per voxel, extra: of the margin; None until
-    there are enough runs."""
+    """Time by voxels, of the last runs."""
 
     def __init__(self) -> None:
         self._runs: deque[tuple[float, float]] = deque(maxlen=WINDOW)
@@ -45,7 +52,7 @@ class Fit:
         self._line = None
 
     def line(self) -> tuple[float, float, float] | None:
-        """(a, b, extra)."""
+        """(a in milliseconds, b in milliseconds per voxel, the margin as a factor); None until there are enough runs."""
         if self._line is None and len(self._runs) >= LEAST:
             self._line = _line(np.array(self._runs))
         return self._line
@@ -53,22 +60,26 @@ class Fit:
     def predict(self, voxels: int) -> float | None:
         """Milliseconds, with the margin; None until there are enough runs."""
         line = self.line()
-        return None if line is None else line[0] + line[1] * voxels + line[2]
+        return None if line is None else (line[0] + line[1] * voxels) * line[2]
 
 
 def _line(runs: np.ndarray) -> tuple[float, float, float]:
-    voxels, ms = runs.T
-    if voxels.max() - voxels.min() < SPREAD * voxels.max():
-        # nearly the same number each time: the least that can be said, that none would take nothing
-        a, b = 0.0, float(np.median(ms / np.maximum(voxels, 1)))
-    else:
+    voxels, ms = runs[runs[:, 0] > 0].T
+    if not len(voxels):
+        return 0.0, 0.0, 1.0
+    a, b = 0.0, float(np.median(ms / voxels))
+    spread = voxels.max() - voxels.min()
+    if spread >= SPREAD * voxels.max():
         i, j = np.triu_indices(len(voxels), 1)
         apart = np.abs(voxels[i] - voxels[j]) >= 0.02 * voxels.max()
         i, j = i[apart], j[apart]
-        b = max(0.0, float(np.median((ms[i] - ms[j]) / (voxels[i] - voxels[j]))))
-        a = max(0.0, float(np.median(ms - b * voxels)))
-    extra = max(0.0, float(np.quantile(ms - a - b * voxels, MARGIN)))
-    return a, b, extra
+        slope = max(0.0, float(np.median((ms[i] - ms[j]) / (voxels[i] - voxels[j]))))
+        left = ms - slope * voxels
+        scatter = 1.4826 * float(np.median(np.abs(left - np.median(left))))
+        if b * spread >= CERTAIN * scatter:
+            a, b = max(0.0, float(np.median(left))), slope
+    line = np.maximum(a + b * voxels, 1e-9)
+    return a, b, max(1.0, float(np.quantile(ms / line, MARGIN)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +107,11 @@ class Deadline:
     def fit(self, points: np.ndarray, budget_ms: float) -> Cut:
         """Of a sweep float32 [n, 5] what is expected to be encoded within the budget."""
         found = voxelize(points, self.grid)
-        count = len(found.counts)
-        before = self.times.predict(count)
-        if before is None or before <= budget_ms:
-            return Cut(points, count)
-        for cut in self._cuts(points, found):
+        cut = Cut(points, len(found.counts))
+        expected = self.times.predict(cut.voxels)
+        if expected is None or expected <= budget_ms:
+            return cut
+        for cut in self.cuts(points, found):
             expected = self.times.predict(cut.voxels)
             assert expected is not None
             if expected <= budget_ms:
@@ -109,32 +120,28 @@ class Deadline:
             cut.points, cut.voxels, (*cut.notes, f"lidar: still over {budget_ms:g} ms"), (*cut.done, "over")
         )
 
-    def _cuts(self, points: np.ndarray, found: Voxels) -> Iterator[Cut]:
-        """From the least to the most that can be cut."""
-        most = max(abs(v) for v in (*self.grid.low[:2], *self.grid.high[:2]))
-        for share in CROPS[1:]:
-            kept, count = _cropped(points, found, share * most)
-            yield Cut(kept, count, (f"lidar: range cropped to {share * most:.3g} m",), ("cropped",))
+    def cuts(self, points: np.ndarray, found: Voxels) -> Iterator[Cut]:
+        """From the least to the most that can be cut. found: `points` in the cells of the encoder."""
         coarse = voxelize(points, self.double)
-        points = np.ascontiguousarray(coarse.features)
-        found = voxelize(points, self.double)
-        size = " x ".join(f"{side:.3g}" for side in self.double.size)
-        note = f"lidar: voxels of {size} m"
+        middle = coarse.coordinates[:, :1:-1] + 0.5  # x, y
+        away = np.abs(middle * self.double.size[:2] + self.double.low[:2]).max(axis=1, initial=0.0)
+        inside = np.flatnonzero(coarse.voxel >= 0)
+        of_point = np.full(len(points), np.inf)
+        of_point[inside] = away[coarse.voxel[inside]]
+        of_voxel = np.full(len(found.counts), np.inf)  # cells lie in double ones as wholes
+        kept = np.flatnonzero(found.voxel >= 0)
+        of_voxel[found.voxel[kept]] = of_point[kept]
+        most = max(abs(v) for v in (*self.grid.low[:2], *self.grid.high[:2]))
+        note = "lidar: voxels of " + " x ".join(f"{side:.3g}" for side in self.double.size) + " m"
+        for share in COARSE:
+            reach = share * most
+            near = away < reach
+            left = np.concatenate([coarse.features[near], points[of_point >= reach]])
+            count = int(np.count_nonzero(near) + np.count_nonzero(of_voxel >= reach))
+            yield Cut(left, count, (note if share > 1 else f"{note} within {reach:.3g} m",), ("coarser",))
         for share in CROPS:
-            kept, count = _cropped(points, found, share * most)
-            if share == 1.0:
-                yield Cut(kept, count, (note,), ("coarser",))
-            else:
-                yield Cut(
-                    kept,
-                    count,
-                    (note, f"lidar: range cropped to {share * most:.3g} m"),
-                    ("coarser", "cropped"),
-                )
-
-
-def _cropped(points: np.ndarray, found: Voxels, reach: float) -> tuple[np.ndarray, int]:
-    """The points within `reach` along x and y, and how many voxels they make, but for those on the edge."""
-    near = (np.abs(points[:, :2]) < reach).all(axis=1)
-    used = found.voxel[near]
-    return points[near], len(np.unique(used[used >= 0]))
+            near = away < share * most
+            cropped = f"lidar: range cropped to {share * most:.3g} m"
+            yield Cut(
+                coarse.features[near], int(np.count_nonzero(near)), (note, cropped), ("coarser", "cropped")
+            )

@@ -96,7 +96,7 @@ class FusionPipeline:
         self._living: list[weakref.ref[Seen] | None] = [None] * len(spec.cameras)
         """By slot: whose tensors the session's buffers hold."""
         self._deadline = None if spec.voxels is None else Deadline(spec.voxels)
-        self._budget_ms: float | None = None
+        self._budget_ms = spec.lidar_budget_ms
         self.counts: Counter[str] = Counter()
         self.stage_ns = (0, 0, 0)
         self.step_ns: Mapping[str, tuple[int, int]] = {}

@@ -189,7 +189,8 @@ class FusionSpec:
     camera_step: the step that sees one camera at a time, run as soon as its picture is there. camera_tensors: what
     is kept of it. Without such a step ("") it is the picture, as the plan takes it.
     lidar_step: the step whose time depends on how many voxels there are. voxels: their low and high corners and
-    sides, for its deadline (deadline.py); None = no deadline can be held.
+    sides, for its deadline (deadline.py); None = no deadline can be held. lidar_budget_ms: what that step may take, unless the
+    pipeline is told otherwise; None = as long as it takes.
 
     labels: of the groups, one after the other; of queries: as their classes are numbered.
     A peak counts when its score >= `score_threshold`; each group gives
@@ -214,6 +215,7 @@ class FusionSpec:
     camera_tensors: tuple[str, ...] = ("pyramid",)
     lidar_step: str = "encoder"
     voxels: VoxelCells | None = None
+    lidar_budget_ms: float | None = None
     ranges: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -240,6 +242,8 @@ class FusionSpec:
             raise ValueError(f"at most {MAX_CAMERAS} cameras, got {len(self.cameras)}")
         if not (math.isfinite(self.reach) and self.reach >= 0):
             raise ValueError(f"reach must be 0 or more metres, got {self.reach}")
+        if self.lidar_budget_ms is not None and not (self.lidar_budget_ms > 0 and self.voxels is not None):
+            raise ValueError(f"lidar_budget_ms must be above 0 and needs voxels, got {self.lidar_budget_ms}")
         for label, metres in self.ranges.items():
             if label not in self.labels or not metres > 0:
                 raise ValueError(f"ranges: {label[:60]!r}: expected one of the labels, above 0 metres")

@@ -149,6 +149,10 @@ class VideoPipeline:
         else:
             advance = self._clock.advance(taken_ns, epoch)
             step = stepping(self.spec.stepping, advance)
+            back = self._now_ns - taken_ns
+            # a clock that begins after calls without a time breaks nothing, but an event cannot end before it began
+            if advance.action == "continue" and back > 0:
+                self._pending += self._events.reset(f"the clock went back {back / 1e9:.3f} s")
         missed = max(0, advance.steps - step.runs)
         reason = advance.reason
         if advance.action == "reset":
@@ -188,10 +192,12 @@ class VideoPipeline:
         self._place(pixels)
         if last is not None:
             this = array.copy()
-            for at in made_up:
-                _mix(last, this, at, array)
-                run()
-            np.copyto(array, this)
+            try:
+                for at in made_up:
+                    _mix(last, this, at, array)
+                    run()
+            finally:  # no mixture stays there for the next frame to be mixed with
+                np.copyto(array, this)
         elif fill == "this":
             for _ in made_up:
                 run()

@@ -4,6 +4,7 @@ down."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,9 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     Raises: ModelError, CalibrationError, LoweringError, UsageError, EvidenceError, OutputError.
     """
     if entry.batch > 1 or options.shapes:
-        raise UsageError(f"model {entry.name}: is a plan, whose shapes are fixed. Leave batch and --shape out")
+        raise UsageError(
+            f"model {entry.name}: is a plan, whose shapes are fixed. Leave batch and --shape out"
+        )
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     progress(f"{entry.name}: read and prepare", 0, 1)
     source = read(entry)
@@ -97,7 +100,11 @@ def grounds(entry: ModelEntry, floats: PlanRunning, options: Options) -> Ground:
         what = found.name if given is not None else f"{found.name} (no moments were given)"
     count = min(AGREEMENT_MOMENTS, len(found))
     frames = tuple(found.read(i) for i in range(count))
-    provenance = {} if labelled is None else {"evaluation": labelled.name, "digest": labelled.digest, "moments": len(labelled)}
+    provenance = (
+        {}
+        if labelled is None
+        else {"evaluation": labelled.name, "digest": labelled.digest, "moments": len(labelled)}
+    )
     return Ground(floats, frames, what, labelled, why, provenance)
 
 
@@ -111,16 +118,20 @@ def one(work: Work, target: Target, backends: Sequence[str], precision: str, pro
         payloads = {n: quantize.lowered(w, backends[0], target, precision) for n, w in networks.items()}
         columns = [prove.judge(work.shop, work.ground, payloads, precision, progress)]
     columns, left_out = passing(columns)
-    first = columns[0]
+    shop, ground, first = work.shop, work.ground, columns[0]
     blame = f" (worst: {quantize.worst(made)})" if made is not None and quantize.worst(made) else ""
-    verdict = evidence.require(first.verdict, work.source.entry.name, target.name, work.options.allow_drop, blame)
+    verdict = evidence.require(
+        first.verdict, work.source.entry.name, target.name, work.options.allow_drop, blame
+    )
     first = dataclasses.replace(first, verdict=verdict)
     progress("golden values and samples", 0, 1)
-    golden, files = prove.golden(work.shop, work.ground, [c.payloads for c in columns])
-    samples, pictures = prove.samples(work.shop, work.ground, first.payloads, precision)
+    columns = [first, *columns[1:]]
+    golden, files = prove.golden(shop, ground, [c.payloads for c in columns])
+    samples, pictures = prove.samples(shop, ground, first.payloads, precision)
+    modes = prove.modes(shop, ground, first.payloads, precision, progress)
     timed = is_here(target) and not first.simulated
-    timing = prove.timing(work.shop, work.ground, first.payloads, progress) if timed else None
-    record = facts(work, target, [first, *columns[1:]], made, left_out, timing)
+    timing = prove.timing(shop, ground, first.payloads, progress) if timed else None
+    record = facts(work, target, columns, made, left_out, timing, modes)
     record["samples"] = samples
     return write(work, target, columns, golden, {**files, **pictures}, record, progress)
 
@@ -139,10 +150,15 @@ def quantized(
     made = quantize.search(work.bench, target, backends, progress)
     order = list(made.columns)
 
+    known: dict[tuple[bytes, ...], Judged] = {}
+
     def judged(payloads: Payloads) -> Judged:
-        found = prove.judge(shop, ground, payloads, "int8", progress)
-        made.looks.append({"float": sorted(made.given_back), "partly": sorted(made.tightened), **to_json(found.look)})
-        return found
+        key = tuple(hashlib.sha256(payload.data).digest() for payload in payloads.values())
+        if key not in known:
+            known[key] = found = prove.judge(shop, ground, payloads, "int8", progress)
+            part = {"float": sorted(made.given_back), "partly": sorted(made.tightened)}
+            made.looks.append({**part, **to_json(found.look)})
+        return known[key]
 
     while True:
         found = judged(made.columns[order[0]])
@@ -157,7 +173,9 @@ def quantized(
 
             quantize.tighten(made, work.bench, target, name, gate, progress)
         else:
-            quantize.give_back(made, work.bench, target, name, f"gave back to float: {found.verdict['reason']}")
+            quantize.give_back(
+                made, work.bench, target, name, f"gave back to float: {found.verdict['reason']}"
+            )
     others = [prove.judge(shop, ground, made.columns[b], f"int8 {b}", progress) for b in order[1:]]
     return made, [found, *others]
 
@@ -175,36 +193,45 @@ def _library(column: Judged) -> str:
 
 def facts(
     work: Work, target: Target, columns: Sequence[Judged], made: Quantization | None, left_out: Mapping[str, str],
-    timing: dict[str, Any] | None,
+    timing: dict[str, Any] | None, modes: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The evidence, samples aside."""
-    source, ground, first = work.source, work.ground, columns[0]
+    source, first = work.source, columns[0]
     networks, spec = source.networks.values(), work.shop.spec
-    kernels = [step.kernel for step in source.kernels.values()]
+    names = [step.kernel for step in source.kernels.values()]
     record: dict[str, Any] = {
         "model": {
             "source": source.file.path.resolve().parent.name,
             "sha256": source.digest,
             "parameters": sum(int(n.facts["parameters"]) for n in networks),
-            "weight_bytes": sum(int(n.facts["weight_bytes"]) for n in networks) + sum(map(len, source.files.values())),
+            "weight_bytes": sum(int(n.facts["weight_bytes"]) for n in networks)
+            + sum(map(len, source.files.values())),
             "macs": sum(n.macs for n in networks),
             "nodes": sum(int(n.facts["nodes"]) for n in networks),
             "ops": _summed([n.facts["ops"] for n in networks]),
         },
         "graph": {
-            "passes": [{**to_json(r), "name": f"{n.name}: {r.name}"} for n in networks for r in n.log if r.changed],
+            "passes": [
+                {**to_json(r), "name": f"{n.name}: {r.name}"} for n in networks for r in n.log if r.changed
+            ],
             "head": {**tasks.half(spec.task).head_facts(spec), "outputs": list(source.file.outputs)},
             "input_rule": "input rule: as the plan says",
             "labels": "class names of the plan",
-            "notes": [f"{name} stays float: {why}" for name, why in (made.given_back.items() if made else ())],
+            "notes": [
+                f"{name} stays float: {why}" for name, why in (made.given_back.items() if made else ())
+            ],
         },
         "plan": [_step(work, step.name, columns, made) for step in source.file.steps],
         "payloads": {_column_name(column): _column(work, column) for column in columns},
         "agreement": first.agreement,
         "metric": first.metric,
+        **({"modes": modes} if modes else {}),
         "timing": timing or {"not_measured": f"the bundle was not built on that board ({target.title})"},
         "accept": first.verdict,
-        "limits": prove.limits(target, first, timing is not None, kernels),
+        "limits": [
+            *prove.limits(target, first, timing is not None, names),
+            *prove.mode_limits(modes, source.entry.accept),
+        ],
     }
     if made is not None:
         record["segments"] = segments(work, made, left_out, columns)
@@ -235,7 +262,9 @@ def _column(work: Work, column: Judged) -> dict[str, Any]:
     }
 
 
-def segments(work: Work, made: Quantization, left_out: Mapping[str, str], columns: Sequence[Judged]) -> dict[str, Any]:
+def segments(
+    work: Work, made: Quantization, left_out: Mapping[str, str], columns: Sequence[Judged]
+) -> dict[str, Any]:
     """How the networks of the plan came to their precision."""
     bench = work.bench
     assert bench is not None
@@ -245,7 +274,10 @@ def segments(work: Work, made: Quantization, left_out: Mapping[str, str], column
         "looks": made.looks,
         "left_out": dict(left_out),
         "not_lowered": made.not_lowered,
-        "columns": {_library(c): {**to_json(c.look), "drop_interval95": c.metric.get("drop_interval95")} for c in columns},
+        "columns": {
+            _library(c): {**to_json(c.look), "drop_interval95": c.metric.get("drop_interval95")}
+            for c in columns
+        },
         "networks": {
             name: {
                 "precision": "float" if name in made.given_back else "int8",
@@ -267,7 +299,10 @@ def _step(work: Work, name: str, columns: Sequence[Judged], made: Quantization |
         shown["when"] = step.when
     if step.kernel is not None:
         size = sum(len(source.files[path]) for path in source.kernels[name].files.values())
-        known = {"precision": source.kernels[name].options.get("precision", "float32"), **work.encoders.get(name, {})}
+        known = {
+            "precision": source.kernels[name].options.get("precision", "float32"),
+            **work.encoders.get(name, {}),
+        }
         return {**shown, "kernel": step.kernel, **known, "bytes": size, "runs_on": "CPU"}
     network = source.networks[name]
     first = columns[0].payloads[name]

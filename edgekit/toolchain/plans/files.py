@@ -57,12 +57,16 @@ class PlanStep:
         if self.kernel is not None and self.repeat != 1:
             raise ValueError(f"step {self.name}: repeat belongs to networks")
         if not 1 <= self.repeat <= MAX_REPEAT:
-            raise ValueError(f"step {self.name}: repeat must be between 1 and {MAX_REPEAT}, got {self.repeat}")
+            raise ValueError(
+                f"step {self.name}: repeat must be between 1 and {MAX_REPEAT}, got {self.repeat}"
+            )
         if not self.inputs or not self.outputs:
             raise ValueError(f"step {self.name}: expected at least one input and one output")
         for label, value in (("model", self.model), ("weights", self.weights)):
             if value is not None and not _plain(value):
-                raise ValueError(f"step {self.name}: {label} {printable(value)!r} must name a file in the folder")
+                raise ValueError(
+                    f"step {self.name}: {label} {printable(value)!r} must name a file in the folder"
+                )
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,9 @@ def _inputs(table: dict[str, Any]) -> tuple[TensorSpec, ...]:
             raise SchemaError(f'{where}: expected [type, shape], as ["float32", [1, 2]]')
         kind, sizes = entry
         if kind not in {t.value for t in DType}:
-            raise SchemaError(f"{where}: unknown type. {did_you_mean(str(kind)[:40], [t.value for t in DType])}")
+            raise SchemaError(
+                f"{where}: unknown type. {did_you_mean(str(kind)[:40], [t.value for t in DType])}"
+            )
         if not sizes or not all(type(n) is int and n >= 1 for n in sizes):
             raise SchemaError(f"{where}: expected sizes of at least 1, got {printable(str(sizes))}")
         found.append(TensorSpec(name, DType(kind), tuple(sizes)))
@@ -141,7 +147,7 @@ def _check(plan: PlanFile) -> None:
         raise SchemaError(f"task {printable(plan.task)!r}: unknown. {did_you_mean(plan.task[:40], TASKS)}")
     if not plan.inputs or not plan.outputs or not plan.steps:
         raise SchemaError("expected at least one input, one output and one step")
-    given = {t.name for t in plan.inputs}
+    given = sorted(t.name for t in plan.inputs)
     ready, names = set(given), set()
     for step in plan.steps:
         what = f"step {step.name}"
@@ -149,22 +155,35 @@ def _check(plan: PlanFile) -> None:
             raise SchemaError(f"{what}: there twice. Give each step its own name")
         names.add(step.name)
         if step.when is not None and step.when not in given:
-            raise SchemaError(f"{what}: when {printable(step.when)!r} is no input of the plan. {did_you_mean(step.when[:80], sorted(given))}")
+            hint = did_you_mean(step.when[:80], given)
+            raise SchemaError(f"{what}: when {printable(step.when)!r} is no input of the plan. {hint}")
         for name in step.inputs:
             if name not in ready:
-                raise SchemaError(f"{what}: input {printable(name)!r} is not there before it. {did_you_mean(name[:80], sorted(ready))}")
+                hint = did_you_mean(name[:80], sorted(ready))
+                raise SchemaError(f"{what}: input {printable(name)!r} is not there before it. {hint}")
         for name in step.outputs:
             if name in ready:
                 raise SchemaError(f"{what}: output {printable(name)!r} is written twice")
             ready.add(name)
         for file in (step.model, step.weights):
             if file is not None and not plan.file(file).is_file():
-                raise SchemaError(f"{what}: no file {printable(file)!r} in the folder. Put it there or change the name")
+                raise SchemaError(
+                    f"{what}: no file {printable(file)!r} in the folder. Put it there or change the name"
+                )
+    made = sorted(ready - set(given))
     for name in plan.outputs:
-        if name not in ready - given:
-            raise SchemaError(f"output {printable(name)!r}: no step makes it. {did_you_mean(name[:80], sorted(ready - given))}")
+        if name not in made:
+            raise SchemaError(
+                f"output {printable(name)!r}: no step makes it. {did_you_mean(name[:80], made)}"
+            )
 
 
 def _plain(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    return bool(name) and "\\" not in name and not name.startswith("/") and ".." not in parts and len(name) <= 200
+    return (
+        bool(name)
+        and "\\" not in name
+        and not name.startswith("/")
+        and ".." not in parts
+        and len(name) <= 200
+    )

@@ -24,6 +24,8 @@ CALIBRATION_MOMENTS = 48
 """Taken of a folder when the project says no count."""
 KEPT_BYTES = 256 << 20
 """Moments that are read again and again stay in memory up to this size."""
+LOSSES = ("", "lidar", "cameras")
+"""What a rig may lose as a whole: results are looked at without it, too."""
 LOST = ("", "", "lidar", "cameras")
 """What moment i is seen without in calibration, in turn: a network that serves a rig which lost a sensor has to have
 seen that in integers, too."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,19 +12,19 @@ from edgekit import tasks
 from edgekit.bundle import golden_bytes, golden_path
 from edgekit.errors import EvidenceError, ModelError
 from edgekit.manifest import Golden, GoldenTensor
+from edgekit.project import Accept
 from edgekit.quant.search import Look
 from edgekit.rig import RigFrame
+from edgekit.schema import to_json
 from edgekit.target import Target
 from edgekit.tasks.fusion.draw import draw
 from edgekit.toolchain import accuracy, evidence
-from edgekit.toolchain.plans.moments import Moments, without
+from edgekit.toolchain.plans.moments import LOSSES, Moments, without
 from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop, variant_name
 
 Progress = Callable[[str, int, int], None]
 
 SAMPLES, SAMPLE_WIDTH, CAMERA_WIDTH = 3, 1280, 320
-LOSSES = ("", "lidar", "cameras")
-"""What the agreement is looked at without, too: a rig may lose it."""
 TIMING_WARMUP, TIMING_RUNS = 5, 40
 
 
@@ -38,6 +38,39 @@ class Ground:
     labelled: Moments | None
     why_unlabelled: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Labelled moments without a kind of sensor, as an evaluation set (`moments.without`)."""
+
+    task: ClassVar[str] = "fusion"
+
+    whole: Moments
+    lost: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.whole.name}, without {self.lost}"
+
+    @property
+    def digest(self) -> str:
+        return f"{self.whole.digest} without {self.lost}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.whole.labels
+
+    @property
+    def labelled_in(self) -> tuple[str, ...]:
+        return self.whole.labelled_in
+
+    @property
+    def images(self) -> range:
+        return self.whole.images
+
+    def read(self, index: int) -> RigFrame:
+        return without(self.whole.read(index), self.lost)
 
 
 @dataclass(frozen=True)
@@ -85,14 +118,49 @@ def judge(shop: Workshop, ground: Ground, payloads: Payloads, what: str, progres
         return Judged(payloads, found, agreement, verdict, rows, running.simulated, running.run_by)
 
 
-def _metric(ground: Ground, running: PlanRunning, what: str, progress: Progress) -> dict[str, Any]:
-    data = ground.labelled
+def modes(
+    shop: Workshop, ground: Ground, payloads: Payloads, what: str, progress: Progress
+) -> dict[str, Any]:
+    """The task's metric where a kind of sensor is lost all the time: float plan, payloads, drop with its interval; {}
+    without labels. A network may lean on one of them so much that its rounding of the other shows nowhere else."""
+    if ground.labelled is None:
+        return {}
+    found = {}
+    with shop.opened(payloads) as running:
+        for lost in filter(None, LOSSES):
+            part = _metric(ground, running, f"{what}, without {lost}", progress, Lost(ground.labelled, lost))
+            name = part["name"]
+            found[f"without {lost}"] = {
+                "name": name,
+                "reference": part["reference"][name],
+                "payload": part["payload"][name],
+                "drop": part["drop"],
+                "drop_interval95": part["drop_interval95"],
+            }
+    return found
+
+
+def mode_limits(found: Mapping[str, Any], accept: Accept) -> list[str]:
+    """A sentence for each mode whose drop is beyond the budget, which is held with all sensors."""
+    return [
+        f"{mode.capitalize()}, {m['name']} drops by {m['drop']:.4f} from {m['reference']:.4f}, beyond the {accept.max_drop} that is "
+        "held with all sensors."
+        for mode, m in found.items()
+        if m["drop"] is not None and m["drop"] > accept.max_drop
+    ]
+
+
+def _metric(
+    ground: Ground, running: PlanRunning, what: str, progress: Progress, part: Lost | None = None
+) -> dict[str, Any]:
+    """part: instead of the labelled moments."""
+    data: Any = part or ground.labelled
     if data is None:
         return {"not_measured": ground.why_unlabelled}
 
     def measured(side: PlanRunning, label: str) -> dict[str, Any]:
         spec = running.spec
-        content = [*side.content, accuracy.to_json(spec)]
+        content = [*side.content, to_json(spec)]
         return accuracy.measured(
             lambda: tasks.open_pipeline(spec, side.session), content, data, f"accuracy, {label}", progress
         )
@@ -134,7 +202,9 @@ def golden(shop: Workshop, ground: Ground, columns: Sequence[Payloads]) -> tuple
     want = {name: value.copy() for name, value in floats.session.outputs.items()}
     reduced: list[dict[str, np.ndarray]] = []
     for payloads in columns:
-        exact = all(step.options.get("precision", "float32") == "float32" for step in shop.source.kernels.values())
+        exact = all(
+            step.options.get("precision", "float32") == "float32" for step in shop.source.kernels.values()
+        )
         if exact and all(payload.precision == "float32" for payload in payloads.values()):
             continue
         with shop.opened(payloads) as running:
@@ -160,7 +230,9 @@ def samples(
             result = running.pipeline(frame)
             name = f"evidence/sample_{i}.jpg"
             files[name] = evidence.jpeg(draw(frame, result, width=CAMERA_WIDTH), SAMPLE_WIDTH)
-            entries.append({"file": name, "caption": f"{result.caption()}, payloads {precision}; labels in white"})
+            entries.append(
+                {"file": name, "caption": f"{result.caption()}, payloads {precision}; labels in white"}
+            )
     return entries, files
 
 
@@ -188,7 +260,8 @@ def timing(shop: Workshop, ground: Ground, payloads: Payloads, progress: Progres
         "payload": "/".join(dict.fromkeys(variant_name(p) for p in payloads.values())),
         "stages": summarize(np.array(taken)),
         "steps": {
-            name: {"alone_ms": ms, "overlapped_ms": beside["median_ms"][name]} for name, ms in alone["median_ms"].items()
+            name: {"alone_ms": ms, "overlapped_ms": beside["median_ms"][name]}
+            for name, ms in alone["median_ms"].items()
         },
         "serial_ms": alone["span_ms"],
         "overlapped_ms": beside["span_ms"],
@@ -207,9 +280,13 @@ def limits(target: Target, judged: Judged, timed: bool, kernels: Sequence[str]) 
             "load there checks the outputs of the whole plan."
         )
     elif target.name != "host":
-        texts.append(f"The payloads ran on the build machine, not on {target.title}; outputs there may differ in the last digits.")
+        texts.append(
+            f"The payloads ran on the build machine, not on {target.title}; outputs there may differ in the last digits."
+        )
     if target.gpu is not None and kernels:
-        texts.append(f"The kernels {', '.join(kernels)} run on the CPU of {target.title}; CUDA ones are not bound to plans yet.")
+        texts.append(
+            f"The kernels {', '.join(kernels)} run on the CPU of {target.title}; CUDA ones are not bound to plans yet."
+        )
     if not timed:
         texts.append(f"No latency was measured on {target.title}: run 'edgekit bench' there.")
     if "not_measured" in judged.metric:

@@ -21,7 +21,7 @@ from edgekit.quant.search import Look, Quantized
 from edgekit.quant.sensitivity import output_error
 from edgekit.target import Target
 from edgekit.toolchain import cache, quantize
-from edgekit.toolchain.plans.moments import LOST, Moments, without
+from edgekit.toolchain.plans.moments import LOSSES, LOST, Moments, without
 from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop
 from edgekit.toolchain.plans.source import Network, PlanSource, key
 from edgekit.toolchain.quantize import PREFERENCE, Calibrated, Gate, Int8
@@ -32,10 +32,11 @@ CODE = ("kernels", "tasks", "runtime/session.py", "backends/onnxruntime")
 """What decides, beside the plan, what its networks are fed with."""
 SLICES = 2
 """Slices of a repeated network that are taken of each moment, in turn: the cameras of a moment see alike light."""
-CHECKED = 6
-"""Moments on which the outputs of the whole plan are compared."""
+CHECKED = 4
+"""Moments on which the outputs of the whole plan are compared, each with all sensors and without each kind of them."""
 MAX_ERROR = 0.04
-"""Noise over variance of the plan's outputs that one network's rounding may cause: 14 dB, as `quant.search.NOISY`."""
+"""Noise over variance of the plan's outputs that one network's rounding may cause, all sensors or not: 14 dB, as
+`quant.search.NOISY`."""
 FLOATS = ("float32", "float16")
 
 
@@ -89,7 +90,9 @@ class Recorded:
             yield number, {name: np.array(buffers[name][own], order="C") for name in inputs}
 
 
-def recorded(shop: Workshop, floats: PlanRunning, moments: Moments, progress: Progress) -> dict[str, Recorded]:
+def recorded(
+    shop: Workshop, floats: PlanRunning, moments: Moments, progress: Progress
+) -> dict[str, Recorded]:
     """The feeds of every network, by its name; a step that is left out at a moment has none of it."""
     source = shop.source
     known = key(source, moments.digest, LOST, SLICES, cache.sources(*CODE), list(floats.content))
@@ -105,7 +108,12 @@ def recorded(shop: Workshop, floats: PlanRunning, moments: Moments, progress: Pr
     found = {}
     for name, network in source.networks.items():
         places = tuple((int(i), None if part is None else int(part)) for i, part in there[name])
-        provenance = {"calibration": moments.name, "digest": moments.digest, "moments": len(moments), "pictures": len(places)}
+        provenance = {
+            "calibration": moments.name,
+            "digest": moments.digest,
+            "moments": len(moments),
+            "pictures": len(places),
+        }
         digest = cache.digest(known, name, [list(place) for place in places])
         found[name] = Recorded(network, floats, moments, places, digest, provenance)
     return found
@@ -123,7 +131,8 @@ def _parts(network: Network, floats: PlanRunning, index: int) -> list[int | None
 
 @dataclass
 class Bench:
-    """What the searches of all targets share. exact: the outputs of the float plan at the moments `checked`."""
+    """What the searches of all targets share. exact: the outputs of the float plan at the moments `checked`, by what is
+    lost."""
 
     shop: Workshop
     moments: Moments
@@ -132,7 +141,7 @@ class Bench:
     """Of the float plan."""
     feeds: Mapping[str, Recorded]
     scheme: str
-    exact: list[dict[str, np.ndarray]] = field(default_factory=list)
+    exact: dict[str, list[dict[str, np.ndarray]]] = field(default_factory=dict)
     checked: tuple[int, ...] = ()
     calibrated: dict[str, Calibrated] = field(default_factory=dict)
     searches: dict[str, dict[str, Quantized]] = field(default_factory=dict)
@@ -140,26 +149,31 @@ class Bench:
     @staticmethod
     def of(shop: Workshop, floats: PlanRunning, moments: Moments, scheme: str, progress: Progress) -> Bench:
         feeds = recorded(shop, floats, moments, progress)
-        whole = [i for i in range(len(moments)) if not LOST[i % len(LOST)]]
-        count = min(CHECKED, len(whole))
-        checked = tuple(whole[i * len(whole) // count] for i in range(count))
-        bench = Bench(shop, moments, floats, floats.payloads, feeds, scheme, [], checked)
+        count = min(CHECKED, len(moments))
+        checked = tuple(i * len(moments) // count for i in range(count))
+        bench = Bench(shop, moments, floats, floats.payloads, feeds, scheme, {}, checked)
         bench.exact = bench.outputs(floats)
         return bench
 
-    def outputs(self, running: PlanRunning) -> list[dict[str, np.ndarray]]:
-        found = []
-        for index in self.checked:
-            running.pipeline(self.moments.read(index))
-            found.append({name: array.copy() for name, array in running.session.outputs.items()})
+    def outputs(self, running: PlanRunning) -> dict[str, list[dict[str, np.ndarray]]]:
+        found: dict[str, list[dict[str, np.ndarray]]] = {}
+        for lost in LOSSES:
+            for index in self.checked:
+                running.pipeline(without(self.moments.read(index), lost))
+                outputs = {name: array.copy() for name, array in running.session.outputs.items()}
+                found.setdefault(lost, []).append(outputs)
         return found
 
     def error(self, payloads: Payloads) -> float:
         """Noise over variance of the plan's outputs (`sensitivity.output_error`) with these payloads in place of the
-        float ones."""
+        float ones: with all sensors or without some, whichever is worst."""
         with self.shop.opened({**self.payloads, **payloads}) as running:
             got = self.outputs(running)
-        return float(np.mean([output_error(x, y) for x, y in zip(self.exact, got, strict=True)]))
+        errors = {
+            lost: float(np.mean([output_error(x, y) for x, y in zip(rows, got[lost], strict=True)]))
+            for lost, rows in self.exact.items()
+        }
+        return max(errors.values())
 
     def known(self, name: str, progress: Progress) -> Calibrated:
         """Statistics of a network, calibrated once for all targets."""
@@ -198,20 +212,30 @@ def search(bench: Bench, target: Target, backends: Sequence[str], progress: Prog
 
         def gate(payload: Payload, name: str = name) -> Look:
             error = bench.error({name: payload})
-            return Look(error <= MAX_ERROR, reason=f"error of the plan's outputs {error:.4f}, at most {MAX_ERROR}")
+            return Look(
+                error <= MAX_ERROR, reason=f"error of the plan's outputs {error:.4f}, at most {MAX_ERROR}"
+            )
 
         _take(made, bench, target, name, gate, progress)
     return made
 
 
-def tighten(made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress) -> None:
+def tighten(
+    made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress
+) -> None:
     """Put as much of a network back to float as the gate, which knows the task's metric, asks for."""
     made.tightened.append(name)
     _take(made, bench, target, name, gate, progress, again=True)
 
 
 def _take(
-    made: Quantization, bench: Bench, target: Target, name: str, gate: Gate, progress: Progress, again: bool = False
+    made: Quantization,
+    bench: Bench,
+    target: Target,
+    name: str,
+    gate: Gate,
+    progress: Progress,
+    again: bool = False,
 ) -> None:
     """A network's INT8 payloads, by search or going on from it, into the columns; its float ones where there are none."""
 

@@ -125,9 +125,13 @@ class Workshop:
         Raises: BundleError when a library refuses a payload, a kernel its options or the pipeline the tensors.
         """
         source = self.source
-        made, _ = manifest(source, {name: (payload,) for name, payload in payloads.items()}, "host", spec or self.spec)
+        made, _ = manifest(
+            source, {name: (payload,) for name, payload in payloads.items()}, "host", spec or self.spec
+        )
         executables: dict[str, Executable] = {}
-        options = {n: {k: v for k, v in s.options.items() if k != "weights"} for n, s in source.kernels.items()}
+        options = {
+            n: {k: v for k, v in s.options.items() if k != "weights"} for n, s in source.kernels.items()
+        }
         content = [source.digest, cache.digest(to_json(options))]
         for step in made.plan:
             if isinstance(step, KernelStep):

@@ -71,7 +71,9 @@ def read(entry: ModelEntry) -> PlanSource:
     """
     file = read_plan(entry.source)
     if entry.task != file.task:
-        raise UsageError(f"{file.what}: is for the task {file.task}, expected {entry.task} as the project says")
+        raise UsageError(
+            f"{file.what}: is for the task {file.task}, expected {entry.task} as the project says"
+        )
     networks: dict[str, Network] = {}
     kernels: dict[str, KernelStep] = {}
     files: dict[str, bytes] = {}
@@ -97,9 +99,14 @@ def _network(file: PlanFile, step: PlanStep, digest: str) -> Network:
     except ModelError as error:  # a pass sees a graph, not the file it came from
         if not str(error).startswith("model: "):
             raise
-        raise ModelError(f"model {printable(path)}: {str(error).removeprefix('model: ')}") from error
+        raise ModelError(
+            f"model {printable(str(path), 200)}: {str(error).removeprefix('model: ')}"
+        ) from error
     model = prepared.model
-    for side, names, values in (("inputs", step.inputs, model.graph.inputs), ("outputs", step.outputs, model.graph.outputs)):
+    for side, names, values in (
+        ("inputs", step.inputs, model.graph.inputs),
+        ("outputs", step.outputs, model.graph.outputs),
+    ):
         there = {str(v.name) for v in values}
         if there != set(names):
             raise ModelError(
@@ -122,7 +129,9 @@ def _kernel(file: PlanFile, step: PlanStep, data: bytes) -> tuple[KernelStep, di
     assert step.kernel is not None
     options = dict(step.options)
     if "weights" in options:
-        raise UsageError(f"{file.what}: step {step.name}: options.weights is written by the build. Leave it out")
+        raise UsageError(
+            f"{file.what}: step {step.name}: options.weights is written by the build. Leave it out"
+        )
     paths: dict[str, str] = {}
     files: dict[str, bytes] = {}
     if step.weights is not None:
@@ -141,12 +150,16 @@ def _arrays(file: PlanFile, step: PlanStep, data: bytes) -> dict[str, np.ndarray
             names = sorted(archive.files)[: MAX_WEIGHTS + 1]
             found = {name: np.ascontiguousarray(archive[name]) for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{what}: not an .npz file of arrays: {' '.join(str(error).split())[:120]}") from None
+        raise ModelError(
+            f"{what}: not an .npz file of arrays: {' '.join(str(error).split())[:120]}"
+        ) from None
     if not found or len(found) > MAX_WEIGHTS:
         raise ModelError(f"{what}: {len(found)} arrays, expected 1 to {MAX_WEIGHTS}")
     for name, array in found.items():
         if array.dtype != np.float32 or not array.size or not np.isfinite(array).all():
-            raise ModelError(f"{what}: array {printable(name)} is {array.dtype} {list(array.shape)}, expected finite float32")
+            raise ModelError(
+                f"{what}: array {printable(name)} is {array.dtype} {list(array.shape)}, expected finite float32"
+            )
     return found
 
 
@@ -173,7 +186,9 @@ def _tensors(file: PlanFile, networks: Mapping[str, Network]) -> dict[str, Tenso
     ordered = {}
     for name in (*(t.name for t in file.inputs), *(n for step in file.steps for n in step.outputs)):
         if name not in found:
-            raise ModelError(f"{file.what}: tensor {printable(name)}: its shape is not known. A network must read what a kernel writes")
+            raise ModelError(
+                f"{file.what}: tensor {printable(name)}: its shape is not known. A network must read what a kernel writes"
+            )
         ordered[name] = found[name]
     return ordered
 
