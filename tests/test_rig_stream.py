@@ -219,6 +219,10 @@ def test_recalibration_while_running_loses_no_moment(tmp_path):
         digests = []
         for item in stream:
             digests.append(item.frame.rig.rig.digest())
+            if len(digests) == 3:
+                flat = {name: camera.resized(64, 32) for name, camera in RIG.cameras.items()}
+                with pytest.raises(UsageError, match="is 64x32, but its pictures are 64x64"):
+                    stream.recalibrate(Rig("flat", RIG.lidar, flat))
             if len(digests) == 5:
                 stream.recalibrate(path)
     assert digests == [RIG.digest()] * 5 + [other.digest()] * 7
