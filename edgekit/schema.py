@@ -275,10 +275,8 @@ def _tag_fits(option: Any, value: Any) -> bool:
     tags = {
         n: h for n, h in _hints(typing.cast(type, option)).items() if typing.get_origin(h) is typing.Literal
     }
-    return any(
-        name in value and any(_same(value[name], choice) for choice in typing.get_args(hint))
-        for name, hint in tags.items()
-    )
+    said = [(value[name], typing.get_args(hint)) for name, hint in tags.items() if name in value]
+    return bool(said) and all(any(_same(word, choice) for choice in choices) for word, choices in said)
 
 
 def _convert_tuple(kind: Any, value: Any, where: str) -> tuple[Any, ...]:

@@ -164,3 +164,64 @@ def test_refusals(words, needle, tmp_path, monkeypatch):
 
 def test_a_picture_of_a_file_without_pictures_is_refused(toml, tmp_path):
     refusal(cli("rig", "show", toml, "--out", tmp_path / "x.png"), 2, "no pictures")
+
+
+# --- tables ---
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    from tests import fusion_plans
+
+    return fusion_plans.write(tmp_path_factory.mktemp("rig") / "tiny.host.edge", tolerance=1e-3)
+
+
+def test_tables_are_built_ahead_and_used(bundle, toml, tmp_path, monkeypatch):
+    import edgekit
+    from edgekit.kernels.bev_pool import table
+    from edgekit.runtime.sources import open_source
+
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    source = "synthetic://street-rig?seed=3&size=64x64&frames=1"
+    with open_source(source) as frames:
+        rig = next(iter(frames)).rig.rig
+    rig.write(toml)
+    first = json.loads(cli("rig", "tables", toml, "--bundle", bundle, "--json").out)
+    (made,) = first["tables"]
+    assert not made["was_there"]
+    assert made["kept"]
+    assert 0 < made["points"] < made["of_points"]
+    again = cli("rig", "tables", source, "--bundle", bundle)
+    assert again.code == 0
+    assert "was there" in again.out
+    assert made["path"] in again.out
+
+    def build(*args, **options):
+        raise AssertionError("the table is there")
+
+    monkeypatch.setattr(table, "build", build)
+    with edgekit.load(bundle, threads=1, self_test=False) as engine, edgekit.stream(engine, source) as stream:
+        assert len(list(stream)) == 1
+
+
+def test_tables_of_another_rig_say_what_does_not_fit(bundle, tmp_path):
+    rig = street_rig(None, 64, 64)
+    cameras = {("OTHER" if name == "CAM_BACK" else name): camera for name, camera in rig.cameras.items()}
+    dataclasses.replace(rig, cameras=cameras).write(tmp_path / "rig.toml")
+    ran = cli("rig", "tables", tmp_path / "rig.toml", "--bundle", bundle, "--cache", tmp_path / "cache")
+    assert ran.code == 0, ran
+    assert "lacks CAM_BACK" in ran.err
+    assert "not used by the network: OTHER" in ran.err
+    assert len(list((tmp_path / "cache").rglob("*.table"))) == 1
+    dataclasses.replace(rig, cameras={"a": rig.cameras["CAM_FRONT"]}).write(tmp_path / "rig.toml")
+    refusal(cli("rig", "tables", tmp_path / "rig.toml", "--bundle", bundle), 2, "none of the cameras")
+    refusal(cli("rig", "tables", tmp_path / "rig.toml"), 2, "--bundle")
+    refusal(cli("rig", "tables", tmp_path / "rig.toml", "--bundle", tmp_path / "none.edge"), 2, "none.edge")
+
+
+def test_tables_that_cannot_be_kept_fail(bundle, toml, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.warns(RuntimeWarning, match="not kept"):
+        ran = cli("rig", "tables", toml, "--bundle", bundle, "--cache", tmp_path / "cache")
+    assert ran.code == 1
+    assert "could not be kept" in ran.out

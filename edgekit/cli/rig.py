@@ -17,7 +17,7 @@ from edgekit.rig_check import CameraCheck, alarms, check, oddities
 from edgekit.rig_files import read_frames
 from edgekit.rig_fit import CONTROL, LEAST_POINTS, BoxFit, Summary, fit, summary
 
-ACTIONS = ("show", "check")
+ACTIONS = ("show", "check", "tables")
 FITS = 0.5
 """Median overlap with rectangles drawn on the pictures below which boxes and pictures are said not to agree."""
 
@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "check  what speaks against the calibration: edges in the pictures against\n"
         "       jumps in distance, boxes against the points in them, boxes against\n"
         "       rectangles in the pictures. Exit code 1 when something does\n"
+        "tables what a bundle's view transform needs of a rig (which pixel and depth\n"
+        "       falls into which cell): built ahead and kept in the cache, so that the\n"
+        "       first frame does not wait for it\n"
         "\n"
         "PLACE is a rig's TOML file (its mounting alone), an info file of nuScenes or\n"
         "KITTI (*.json), a file of one KITTI frame (training/calib/000001.txt), or\n"
@@ -37,9 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "\n"
         "examples:\n"
         "  edgekit rig show frame.json --out rig.png\n"
-        "  edgekit rig check 'synthetic://street-rig?seed=7' --frames 20"
+        "  edgekit rig check 'synthetic://street-rig?seed=7' --frames 20\n"
+        "  edgekit rig tables rig.toml --bundle fusion.host.edge"
     )
-    parser.add_argument("action", type=one_of("action", ACTIONS), metavar="show|check")
+    parser.add_argument("action", type=one_of("action", ACTIONS), metavar="show|check|tables")
     parser.add_argument("place", type=filled("PLACE"), metavar="PLACE", help="where the rig is described")
     parser.add_argument(
         "--frame",
@@ -65,28 +69,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bare", action="store_true", help="leave points off the pictures (show)")
     parser.add_argument("--boxes", action="store_true", help="print a line for every box and picture (check)")
+    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="whose tables are built (tables)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where they are kept (tables; default: edgekit's cache)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the verb. Raises: UsageError, OutputError, MissingExtraError."""
     _refuse(args)
-    if args.action == "show":
-        return _show(args)
-    return _check(args)
+    return {"show": _show, "check": _check, "tables": _tables}[args.action](args)
 
 
 def _refuse(args: argparse.Namespace) -> None:
-    """Options of the other action. Raises: UsageError."""
-    other = {"--out": args.out, "--bare": args.bare} if args.action == "check" else {
-        "--frames": args.frames, "--boxes": args.boxes
+    """Options of another action. Raises: UsageError."""
+    owners = {
+        "--out": ("show", args.out), "--bare": ("show", args.bare), "--frames": ("check", args.frames),
+        "--boxes": ("check", args.boxes), "--bundle": ("tables", args.bundle), "--cache": ("tables", args.cache),
     }  # fmt: skip
-    for option, value in other.items():
-        if value:
-            action = "show" if args.action == "check" else "check"
+    for option, (action, value) in owners.items():
+        if value and action != args.action:
             raise UsageError(
                 f"option {option}: means nothing to 'rig {args.action}', expected with 'rig {action}'"
             )
+    if args.action == "tables" and args.bundle is None:
+        raise UsageError("rig tables: expected --bundle BUNDLE, whose tables are to be built")
+
+
+def _place(place: str, first: int) -> tuple[Rig, RigFrame | None]:
+    """The rig that `place` describes, and frame `first` where there are frames. Raises: UsageError."""
+    if Path(place).suffix.lower() == ".toml":
+        return Rig.read(place), None
+    frame = next(_frames(place, first, 1), None)
+    if frame is None:
+        raise UsageError(f"rig {printable(place)}: has no frame {first}")
+    return frame.rig, frame
 
 
 def _frames(place: str, first: int, count: int) -> Iterator[RigFrame]:
@@ -110,18 +128,11 @@ def _frames(place: str, first: int, count: int) -> Iterator[RigFrame]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    frame = None
-    if Path(args.place).suffix.lower() == ".toml":
-        rig = Rig.read(args.place)
-        if args.out is not None:
-            raise UsageError(
-                f"rig {printable(Path(args.place).name)}: holds no pictures to draw. Give a recording, or leave --out out"
-            )
-    else:
-        frame = next(_frames(args.place, args.frame, 1), None)
-        if frame is None:
-            raise UsageError(f"rig {printable(args.place)}: has no frame {args.frame}")
-        rig = frame.rig
+    rig, frame = _place(args.place, args.frame)
+    if frame is None and args.out is not None:
+        raise UsageError(
+            f"rig {printable(Path(args.place).name)}: holds no pictures to draw. Give a recording, or leave --out out"
+        )
     if args.out is not None and frame is not None:  # what may fail comes before what is printed
         _draw(frame, args.out, args.width, not args.bare)
         say(f"wrote {args.out}")
@@ -387,3 +398,77 @@ def _report(
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _tables(args: argparse.Namespace) -> int:
+    from edgekit.backends.base import LoadOptions
+    from edgekit.bundle import Bundle
+    from edgekit.kernels import steps
+    from edgekit.manifest import KernelStep
+    from edgekit.tasks.fusion.calibration import Calibration
+    from edgekit.tasks.fusion.pipeline import read_spec
+
+    rig, _ = _place(args.place, args.frame)
+    made: list[dict[str, Any]] = []
+    with Bundle.open(args.bundle) as bundle:
+        manifest = bundle.manifest
+        name = printable(args.bundle.name)
+        plan = [step for step in manifest.plan if isinstance(step, KernelStep)]
+        pools = [step for step in plan if step.kernel == steps.PoolCameras.KERNEL]
+        if not pools:
+            raise UsageError(
+                f"bundle {name}: has no view transform, so it needs no tables. Give one of the task fusion"
+            )
+        spec = read_spec(manifest)
+        if not set(spec.cameras) & set(rig.cameras):
+            raise UsageError(
+                f"rig {rig.name}: has none of the cameras of bundle {name}, expected {', '.join(spec.cameras)}"
+            )
+        told = Calibration(rig, spec.cameras, spec.preprocess)
+        tensors = {tensor.name: tensor for tensor in manifest.tensors}
+        for step in pools:
+            executable = steps.load(step, tensors, bundle.read, LoadOptions(cache_dir=args.cache))
+            assert isinstance(executable, steps.PoolCameras)
+            path = executable.table_path(told.intrinsics, told.camera_to_lidar)
+            there = path.is_file()
+            table = executable.table(told.intrinsics, told.camera_to_lidar).table
+            made.append(
+                {
+                    "step": step.name,
+                    "path": str(path),
+                    "kept": path.is_file(),
+                    "was_there": there,
+                    "bytes": table.nbytes,
+                    "points": table.points,
+                    "of_points": math.prod(table.shape),
+                    "cells": math.prod(table.grid),
+                    "empty_cells": int((table.starts[1:] == table.starts[:-1]).sum()),
+                }
+            )
+    lacking = [camera for camera in spec.cameras if camera not in rig.cameras]
+    unused = [camera for camera in rig.cameras if camera not in spec.cameras]
+    if args.json:
+        print_json(
+            {"rig": rig.name, "digest": rig.digest(), "tables": made, "missing": lacking, "unused": unused}
+        )
+    else:
+        for each in made:
+            how = (
+                "was there"
+                if each["was_there"]
+                else "built"
+                if each["kept"]
+                else "built, but could not be kept"
+            )
+            print(
+                f"{each['step']}: {each['points']} of {each['of_points']} points in {each['cells']} cells, "
+                f"{each['bytes'] / 2**20:.1f} MiB, {how}"
+            )
+            print(f"  {each['path']}")
+    for text, cameras in (("the rig lacks", lacking), ("not used by the network:", unused)):
+        if cameras:
+            say(f"edgekit: warning: {text} {', '.join(cameras)}")
+    return 0 if all(each["kept"] for each in made) else 1

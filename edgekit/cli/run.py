@@ -111,6 +111,7 @@ def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str
         rig=rig,
         sync=read_sync(getattr(args, "sync", None)),
         watch_rig=rig is not None,
+        lidar_budget_ms=getattr(args, "lidar_budget", None),
     )
     if any(source.live for source in stream.sources.values()):  # the errors of files are raised
         stream.metrics.on_event = _tell

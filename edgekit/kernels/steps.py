@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -446,7 +447,7 @@ class PoolCameras(KernelExecutable):
         if found is not None:
             return found.result()
         try:
-            geometry = Geometry(intrinsics, camera_to_lidar, None, self.settings.frustum, self.settings.grid)
+            geometry = self._geometry(intrinsics, camera_to_lidar)
             made = BevPool(pooling.cached(geometry, self.folder, self.threads), self.channels, layout)
         except BaseException as error:
             with self._lock:
@@ -455,6 +456,13 @@ class PoolCameras(KernelExecutable):
             raise
         mine.set_result(made)
         return made
+
+    def table_path(self, intrinsics: np.ndarray, camera_to_lidar: np.ndarray) -> Path:
+        """Where the table of a rig is kept, if it is. Raises: UsageError as `table`."""
+        return self.folder / f"{self._geometry(intrinsics, camera_to_lidar).key}.table"
+
+    def _geometry(self, intrinsics: np.ndarray, camera_to_lidar: np.ndarray) -> Geometry:
+        return Geometry(intrinsics, camera_to_lidar, None, self.settings.frustum, self.settings.grid)
 
     def bind_to(self, given: Arrays, beside: Binding | None = None) -> KernelBinding:
         """As of any kernel."""

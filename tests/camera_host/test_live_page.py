@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.runtime.metrics import Metrics
+from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.live import LiveSink
 from tests.camera_host.chromium import Chromium, find
 from tests.live_feed import Feed
+from tests.rig_items import rig_items
 
 DESKTOP, PHONE = (1440, 900), (390, 844)
 LIVE = "document.querySelector('.view .badge.good') !== null"
@@ -107,6 +110,51 @@ def test_results_can_be_switched_off(tmp_path: Path) -> None:
         browser.wait_for(f"{green} > 500")
         browser.value("document.querySelector('#results').click()")
         browser.wait_for(f"{green} === 0")
+        assert browser.log == []
+
+
+@contextlib.contextmanager
+def a_rig(sink: LiveSink) -> Iterator[list[StreamResult]]:
+    """Moments of a rig, ten a second: those in the list, which begins with a whole one, in turn."""
+    shown = rig_items()[:1]
+    sink.start(Metrics())
+    stop = threading.Event()
+
+    def run() -> None:
+        count = 0
+        while not stop.wait(0.1):
+            sink.write(shown[count % len(shown)])
+            count += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield shown
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_rig_is_one_picture_with_its_boxes(tmp_path: Path, size: tuple[int, int]) -> None:
+    # the colour of boxes of class 0, as it is or over the dark line below it
+    more = "(c >> 8 & 255) - (c >> 16) > 60 && (c >> 8 & 255) - (c & 255) > 60"
+    green = f"{colours('.view canvas')}.filter((c) => (c >> 8 & 255) > 120 && {more}).length"
+    missing = "document.querySelector('.view .missing')"
+    with LiveSink(":0") as sink, a_rig(sink) as shown, Chromium(tmp_path, *size) as browser:
+        browser.open(sink.url)
+        browser.wait_for(LIVE)
+        browser.wait_for(f"{green} > 100")
+        assert browser.value("document.querySelectorAll('.view').length") == 1, "not one for each camera"
+        assert browser.value(f"{missing}.hidden")
+        assert browser.value("document.documentElement.scrollWidth") <= size[0], "nothing sticks out"
+        assert "boxes" in browser.value("document.querySelector('.view canvas').getAttribute('aria-label')")
+        browser.value("document.querySelector('#results').click()")
+        browser.wait_for(f"{green} < 20")
+        browser.value("document.querySelector('#results').click()")
+        shown[:] = rig_items()[2:]
+        browser.wait_for(f"!{missing}.hidden && {missing}.textContent === 'without CAM_FRONT, lidar'")
+        assert browser.value("document.documentElement.scrollWidth") <= size[0]
         assert browser.log == []
 
 

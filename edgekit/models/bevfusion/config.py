@@ -9,7 +9,7 @@ Rows of every map seen from above are y, columns x, both rising, in the LiDAR's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgekit.kernels.bev_pool import BevGrid, Frustum
@@ -106,6 +106,19 @@ class BevConfig:
 
 
 @dataclass(frozen=True)
+class QueryConfig:
+    """TransFusion's head (transfusion.py). count: queries.  hidden, heads, feedforward, layers: of the decoder.
+    still: classes so small that two may lie in neighbouring cells: each cell may be one."""
+
+    count: int = 200
+    hidden: int = 128
+    heads: int = 8
+    feedforward: int = 256
+    layers: int = 1
+    still: tuple[str, ...] = ("pedestrian", "traffic_cone")
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """What is said. groups: classes that share maps (`tasks.fusion.spec.CenterGroup`).
 
@@ -114,6 +127,7 @@ class HeadConfig:
     along x and y of that map, metres.
     min_radius: of the bump that a centre makes on its heat map, cells.
     circles: metres within which a group keeps one box, one per group; () = suppression by overlap.
+    queries: boxes come from queries (of all classes together) in place of maps; None = maps.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -124,6 +138,7 @@ class HeadConfig:
     segment_range: tuple[float, float, float] = (-50.0, 50.0, 0.5)
     min_radius: int = 2
     circles: tuple[float, ...] = ()
+    queries: QueryConfig | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -176,6 +191,9 @@ FULL = Config(
     "full", CameraConfig(), LidarConfig(), BevConfig(), HeadConfig(NUSCENES_GROUPS, segments=NUSCENES_SEGMENTS)
 )  # fmt: skip
 
+FULL_QUERIES = replace(FULL, name="full-queries", head=replace(FULL.head, queries=QueryConfig()))
+"""With the head of the published network."""
+
 LITE = Config(
     "lite",
     CameraConfig(
@@ -196,4 +214,4 @@ LITE = Config(
     HeadConfig((("car", "truck", "bus"), ("pedestrian", "bicycle")), shared=48, hidden=32, min_radius=1),
 )  # fmt: skip
 
-CONFIGS = {config.name: config for config in (FULL, LITE)}
+CONFIGS = {config.name: config for config in (FULL, FULL_QUERIES, LITE)}

@@ -19,7 +19,7 @@ from edgekit.models.bevfusion.inputs import rule
 from edgekit.models.bevfusion.layers import conv
 from edgekit.tasks.detect.spec import Channels
 from edgekit.tasks.fusion.metric import NUSCENES_RANGES
-from edgekit.tasks.fusion.spec import CenterGroup, CenterHead, FusionSpec, VoxelCells
+from edgekit.tasks.fusion.spec import CenterGroup, CenterHead, FusionSpec, QueryHead, VoxelCells
 
 BOX = ("offset x", "offset y", "z", "log l", "log w", "log h", "sin yaw", "cos yaw", "vx", "vy")
 PRIOR = -2.19
@@ -86,6 +86,9 @@ class SegmentHead(nn.Module):
 
 def output_names(config: Config) -> list[str]:
     """In the order in which the exported network gives them."""
+    if config.head.queries is not None:
+        names = ["classes", "boxes", "queries"]
+        return [*names, "segments"] if config.head.segments else names
     count = range(len(config.head.groups))
     names = [f"heat_{i}" for i in count] + [f"box_{i}" for i in count]
     return [*names, "segments"] if config.head.segments else names
@@ -94,6 +97,32 @@ def output_names(config: Config) -> list[str]:
 def pipeline(config: Config, score_threshold: float = 0.1) -> FusionSpec:
     """How `tasks.fusion` feeds the plan and decodes its outputs. Suppression by circles where the configuration has them,
     else by overlap."""
+    head = _centers(config) if config.head.queries is None else _queries(config)
+    voxels, reach = config.lidar.grid, config.bev.pool.x[1]
+    labels = config.head.labels
+    known = (
+        NUSCENES_RANGES
+        if set(labels) <= set(NUSCENES_RANGES) and reach >= 50
+        else dict.fromkeys(labels, reach)
+    )
+    return FusionSpec(
+        head,
+        labels,
+        score_threshold,
+        cameras=config.camera.names,
+        preprocess=rule(config.camera),
+        reach=config.lidar.reach,
+        voxels=VoxelCells(voxels.low, voxels.high, voxels.size),
+        ranges={label: known[label] for label in labels},
+    )
+
+
+def _grid(config: Config) -> tuple[float, float, float, float]:
+    """Low corner, then sides of a cell; metres along x and y."""
+    return config.bev.pool.x[0], config.bev.pool.y[0], *config.cell
+
+
+def _centers(config: Config) -> CenterHead:
     groups = []
     for i, labels in enumerate(config.head.groups):
         offset, height, size, rotation, velocity = (Channels(f"box_{i}", start) for start in (0, 2, 3, 6, 8))
@@ -103,21 +132,13 @@ def pipeline(config: Config, score_threshold: float = 0.1) -> FusionSpec:
         if config.head.circles:
             group = replace(group, suppress="circle", limits=(config.head.circles[i],))
         groups.append(group)
-    (low_x, _, _), (low_y, _, _) = config.bev.pool.x, config.bev.pool.y
-    voxels, reach = config.lidar.grid, config.bev.pool.x[1]
-    labels = config.head.labels
-    known = (
-        NUSCENES_RANGES
-        if set(labels) <= set(NUSCENES_RANGES) and reach >= 50
-        else dict.fromkeys(labels, reach)
-    )
-    return FusionSpec(
-        CenterHead(tuple(groups), low_x, low_y, *config.cell),
-        labels,
-        score_threshold,
-        cameras=config.camera.names,
-        preprocess=rule(config.camera),
-        reach=config.lidar.reach,
-        voxels=VoxelCells(voxels.low, voxels.high, voxels.size),
-        ranges={label: known[label] for label in labels},
-    )
+    return CenterHead(tuple(groups), *_grid(config))
+
+
+def _queries(config: Config) -> QueryHead:
+    """As `transfusion.TransFusionHead` gives them."""
+    center, height, size, rotation, velocity = (Channels("boxes", start) for start in (0, 2, 3, 6, 8))
+    return QueryHead(
+        Channels("classes"), Channels("queries"), center, height, size, rotation, *_grid(config),
+        velocity=velocity if config.head.velocity else None,
+    )  # fmt: skip

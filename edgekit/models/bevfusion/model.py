@@ -16,6 +16,7 @@ from edgekit.models.bevfusion.config import Config
 from edgekit.models.bevfusion.head import BoxHead, SegmentHead
 from edgekit.models.bevfusion.inputs import Sample
 from edgekit.models.bevfusion.layers import conv, initialise
+from edgekit.models.bevfusion.transfusion import TransFusionHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class BEVFusion(nn.Module):
         seen = config.lidar.channels
         self.neck: nn.Module = conv(seen, config.lidar.neck) if config.lidar.neck else nn.Identity()
         self.bev = BevNet(config.bev, config.camera.channels, config.lidar.neck or seen)
-        self.head = BoxHead(self.bev.channels, config)
+        self.head = (BoxHead if config.head.queries is None else TransFusionHead)(self.bev.channels, config)
         self.segments = SegmentHead(self.bev.channels, config) if config.head.segments else None
         initialise(self)
         self.head.start()

@@ -12,22 +12,29 @@ from edgekit.kernels.decode.reference import exp
 from edgekit.kernels.peaks import Peaks, peaks
 from edgekit.tasks.detect.spec import Channels
 from edgekit.tasks.fusion.boxes import FIELDS, Boxes3D
-from edgekit.tasks.fusion.spec import CenterGroup, FusionSpec
+from edgekit.tasks.fusion.queries import QueryDecoder
+from edgekit.tasks.fusion.spec import CenterGroup, CenterHead, FusionSpec, QueryHead
 
 REGRESSION = 8
 """offset 2, height 1, size 3, rotation 2: values of a peak before the velocity."""
 
 
+def decoder(spec: FusionSpec, outputs: Mapping[str, np.ndarray]) -> CenterDecoder | QueryDecoder:
+    """What decodes the outputs of a network with that head. Raises: BundleError when they do not fit it."""
+    return (QueryDecoder if isinstance(spec.head, QueryHead) else CenterDecoder)(spec, outputs)
+
+
 class CenterDecoder:
-    """`FusionSpec` at work; keeps nothing between calls.
+    """`FusionSpec` with a `CenterHead` at work; keeps nothing between calls.
 
     outputs: the engine's outputs by name, or arrays like them: what they are is checked here, once.
     Raises: BundleError when a tensor is missing, is not float32 [1, channels, rows, columns], or has too few channels.
     """
 
     def __init__(self, spec: FusionSpec, outputs: Mapping[str, np.ndarray]) -> None:
-        self.spec = spec
-        for group in spec.head.groups:
+        assert isinstance(spec.head, CenterHead), "queries have a decoder of their own"
+        self.spec, self.head = spec, spec.head
+        for group in self.head.groups:
             cells = None
             for name, place, count in _channels(group):
                 tensor = outputs.get(place.tensor)
@@ -72,7 +79,7 @@ class CenterDecoder:
         most = spec.max_detections if max_detections is None else max_detections
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         first = 0
-        for group in spec.head.groups:
+        for group in self.head.groups:
             heat, *maps = (_view(outputs, place, count) for _, place, count in _channels(group))
             windows = group.windows or (3,) * len(group.labels)
             best = peaks(heat, maps, threshold=threshold, limit=spec.candidates, window=windows)
@@ -87,7 +94,7 @@ class CenterDecoder:
 
     def _boxes(self, best: Peaks) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, 9], and which of them are boxes."""
-        head, values = self.spec.head, best.values.astype(np.float64)
+        head, values = self.head, best.values.astype(np.float64)
         along_y, along_x = (1, 2) if head.rows == "y" else (2, 1)
         boxes = np.full((len(best), len(FIELDS)), np.nan, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -30,7 +30,7 @@ from edgekit.tasks import Runnable
 from edgekit.tasks.fusion.boxes import Boxes3D, no_boxes
 from edgekit.tasks.fusion.calibration import Calibration, within
 from edgekit.tasks.fusion.deadline import Deadline
-from edgekit.tasks.fusion.decode import CenterDecoder
+from edgekit.tasks.fusion.decode import decoder
 from edgekit.tasks.fusion.spec import FusionSpec
 
 LIDAR = "lidar"
@@ -90,7 +90,7 @@ class FusionPipeline:
         self.spec, self.session = spec, cast("PlanSession", session)
         self._slots = {name: i for i, name in enumerate(spec.cameras)}
         self._check()
-        self._decode = CenterDecoder(spec, session.outputs)
+        self._decode = decoder(spec, session.outputs)
         self._calibration: Calibration | None = None
         self._spare: list[dict[str, np.ndarray]] = []
         self._living: list[weakref.ref[Seen] | None] = [None] * len(spec.cameras)

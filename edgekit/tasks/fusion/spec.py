@@ -16,6 +16,7 @@ Axis = Literal["x", "y"]
 SizeOrder = Literal["lwh", "wlh"]
 MAX_BOXES = 100_000
 MAX_CAMERAS = 64
+MAX_REACH = 1e6
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,7 @@ class CenterGroup:
             )
         if len(self.limits) != 1 and (self.across or len(self.limits) != count):
             raise ValueError(f"limits must be one, or one per class unless `across`, got {len(self.limits)}")
-        most = 1.0 if self.suppress == "rotated" else math.inf
-        for limit in self.limits:
-            if not (math.isfinite(limit) and 0 <= limit <= most):
-                raise ValueError(f"limits must be between 0 and {most} for {self.suppress!r}, got {limit}")
+        _check_limits(self.suppress, self.limits)
 
 
 @dataclass(frozen=True)
@@ -108,20 +106,71 @@ class CenterHead:
     sizes: SizeOrder = "lwh"
     log_sizes: bool = True
     bounds: tuple[float, ...] = ()
+    family: Literal["centers"] = "centers"
 
     def __post_init__(self) -> None:
         if not self.groups:
             raise ValueError("a head needs at least one group")
-        numbers = (self.low_x, self.low_y, self.cell_x, self.cell_y, *self.bounds)
-        if not all(map(math.isfinite, numbers)) or self.cell_x <= 0 or self.cell_y <= 0:
-            raise ValueError(f"the grid's corner and cells must be finite, cells above 0, got {numbers[:4]}")
+        _check_grid(self)
         if self.rows not in get_args(Axis) or self.sizes not in get_args(SizeOrder):
             raise ValueError(f"unknown rows {self.rows!r} or sizes {self.sizes!r}")
-        if self.bounds and (
-            len(self.bounds) != 6
-            or any(a >= b for a, b in zip(self.bounds[:3], self.bounds[3:], strict=True))
-        ):
-            raise ValueError(f"bounds must be three lows, then three highs, got {list(self.bounds)}")
+
+
+@dataclass(frozen=True)
+class QueryHead:
+    """Boxes that queries give, one each (TransFusion, Bai et al. 2022, arXiv:2203.11496).
+
+    Tensors are [1, channels, queries] float32; each field names the first of its channels:
+    classes: logits, one per label.  found: 2, the score 0..1 of the heat map where the query began, and the class
+    (its number) that it was found as.  center: 2, x and y from the grid's low corner, in cells.  height: 1, z of the
+    centre, metres.  size: 3, in the head's order and scale.  rotation: 2, sine and cosine of yaw.  velocity: 2, vx and
+    vy in m/s; None = unknown.
+
+    A box has the class that its query was found as; its score is the query's own score of that class times the heat map's.
+    sizes, log_sizes, bounds: as of `CenterHead`. suppress, limits: as of `CenterGroup`; queries hardly say a thing twice,
+    so that none are suppressed by default.
+    """
+
+    classes: Channels
+    found: Channels
+    center: Channels
+    height: Channels
+    size: Channels
+    rotation: Channels
+    low_x: float
+    low_y: float
+    cell_x: float
+    cell_y: float
+    velocity: Channels | None = None
+    sizes: SizeOrder = "lwh"
+    log_sizes: bool = True
+    bounds: tuple[float, ...] = ()
+    suppress: Suppression = "none"
+    limits: tuple[float, ...] = (0.0,)
+    family: Literal["queries"] = "queries"
+
+    def __post_init__(self) -> None:
+        _check_grid(self)
+        if self.sizes not in get_args(SizeOrder) or self.suppress not in get_args(Suppression):
+            raise ValueError(f"unknown sizes {self.sizes!r} or suppress {self.suppress!r}")
+        _check_limits(self.suppress, self.limits)
+
+
+def _check_grid(head: CenterHead | QueryHead) -> None:
+    numbers = (head.low_x, head.low_y, head.cell_x, head.cell_y, *head.bounds)
+    if not all(map(math.isfinite, numbers)) or head.cell_x <= 0 or head.cell_y <= 0:
+        raise ValueError(f"the grid's corner and cells must be finite, cells above 0, got {numbers[:4]}")
+    if head.bounds and (
+        len(head.bounds) != 6 or any(a >= b for a, b in zip(head.bounds[:3], head.bounds[3:], strict=True))
+    ):
+        raise ValueError(f"bounds must be three lows, then three highs, got {list(head.bounds)}")
+
+
+def _check_limits(suppress: Suppression, limits: tuple[float, ...]) -> None:
+    most = 1.0 if suppress == "rotated" else math.inf
+    for limit in limits:
+        if not (math.isfinite(limit) and 0 <= limit <= most):
+            raise ValueError(f"limits must be between 0 and {most} for {suppress!r}, got {limit}")
 
 
 PICTURE = ImagePreprocess(
@@ -144,7 +193,8 @@ class FusionSpec:
     sides, for its deadline (deadline.py); None = no deadline can be held. lidar_budget_ms: what that step may take, unless the
     pipeline is told otherwise; None = as long as it takes.
 
-    labels: of the groups, one after the other. A peak counts when its score >= `score_threshold`; each group gives
+    labels: of the groups, one after the other; of queries: as their classes are numbered.
+    A peak counts when its score >= `score_threshold`; each group gives
     the best `candidates` of them to its suppression and keeps `per_group` boxes; at most `max_detections` remain, best
     first. Defaults are those of BEVFusion's CenterHead, which keeps what all groups give (6 x 83).
     ranges: by label, metres from the LiDAR within which an evaluation asks for boxes; a label that is not there has no
@@ -153,7 +203,7 @@ class FusionSpec:
 
     task: ClassVar[str] = "fusion"
 
-    head: CenterHead
+    head: CenterHead | QueryHead
     labels: tuple[str, ...]
     score_threshold: float = 0.1
     candidates: int = 500
@@ -170,12 +220,17 @@ class FusionSpec:
     ranges: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = tuple(label for group in self.head.groups for label in group.labels)
-        if given != self.labels:
-            raise ValueError(
-                f"labels must be those of the groups in their order, got {self.labels} and {given}"
-            )
-        if len(set(given)) != len(given):
+        if isinstance(self.head, CenterHead):
+            given = tuple(label for group in self.head.groups for label in group.labels)
+            if given != self.labels:
+                raise ValueError(
+                    f"labels must be those of the groups in their order, got {self.labels} and {given}"
+                )
+        elif len(self.head.limits) not in (1, len(self.labels)):
+            raise ValueError(f"limits must be one, or one per label, got {len(self.head.limits)}")
+        if not self.labels:
+            raise ValueError("at least one label is needed")
+        if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ")
         if not 0 <= self.score_threshold <= 1:
             raise ValueError(f"score_threshold must be between 0 and 1, got {self.score_threshold}")
@@ -186,8 +241,8 @@ class FusionSpec:
             raise ValueError("cameras must differ, and none is called 'lidar'")
         if len(self.cameras) > MAX_CAMERAS:
             raise ValueError(f"at most {MAX_CAMERAS} cameras, got {len(self.cameras)}")
-        if not (math.isfinite(self.reach) and self.reach >= 0):
-            raise ValueError(f"reach must be 0 or more metres, got {self.reach}")
+        if not 0 <= self.reach <= MAX_REACH:
+            raise ValueError(f"reach must be 0 or more metres, at most {MAX_REACH:g}, got {self.reach}")
         if self.lidar_budget_ms is not None and not (self.lidar_budget_ms > 0 and self.voxels is not None):
             raise ValueError(f"lidar_budget_ms must be above 0 and needs voxels, got {self.lidar_budget_ms}")
         for label, metres in self.ranges.items():

@@ -16,7 +16,7 @@ from edgekit.project import ModelEntry
 from edgekit.rig import RigFrame
 from edgekit.schema import from_json
 from edgekit.tasks.fusion.calibration import within
-from edgekit.tasks.fusion.spec import FusionSpec
+from edgekit.tasks.fusion.spec import FusionSpec, QueryHead
 
 SEGMENT = "fusion"
 NO_LABELS = "no labelled moments were given (--data synthetic://street-rig?frames=200, an info file or a KITTI folder)"
@@ -42,6 +42,8 @@ def _no_plan(entry: ModelEntry) -> NoReturn:
 
 
 def head_facts(spec: FusionSpec) -> dict[str, Any]:
+    if isinstance(spec.head, QueryHead):
+        return {"family": "queries", "classes": len(spec.labels)}
     return {"family": "centers", "groups": len(spec.head.groups), "classes": len(spec.labels)}
 
 
