@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.dataset import DataSet
-from edgekit.errors import CalibrationError, UsageError
+from edgekit.errors import CalibrationError
 from edgekit.project import ModelEntry
 from edgekit.rig import RigFrame
 from edgekit.tasks.fusion.dataset import Moments as Source
@@ -102,19 +102,22 @@ def moments(
         if "worlds=" not in data.source:
             uri += f"&worlds={data.count}"  # each its own
         found, count = read_set(Path(uri), None, labels=labels), data.count
-    elif data.data is not None:
-        found = read_set(data.data, data.images, labels=labels)
-        count = data.count or (None if labelled else CALIBRATION_MOMENTS)
     else:
-        raise UsageError(
-            'moments of a rig: expected source = "synthetic://street-rig" with seed and count, or data = a folder of '
-            "frames, got pictures"
-        )
+        folder = data.data or data.images
+        assert folder is not None, "a data set is a source or a folder"
+        found = read_set(folder, None, labels=labels)
+        count = data.count or (None if labelled else CALIBRATION_MOMENTS)
     chosen = DataSet(count=count).indices(len(found))[:limit]
-    state = hashlib.sha256(repr((found.identity, found.labels if labelled else (), chosen)).encode())
-    for number in chosen[:1] if found.identity else chosen:  # of a generator, one tells its versions apart
-        state.update(content(found.take(number)))
-    return Moments(found, chosen, data.name or found.name, state.hexdigest(), labelled)
+    if labelled and chosen == tuple(range(len(found))):
+        digest = found.digest  # as `edgekit verify` has it
+    else:
+        state = hashlib.sha256(repr((found.identity, found.labels if labelled else (), chosen)).encode())
+        for number in (
+            chosen[:1] if found.identity else chosen
+        ):  # of a generator, one tells its versions apart
+            state.update(content(found.take(number)))
+        digest = state.hexdigest()
+    return Moments(found, chosen, data.name or found.name, digest, labelled)
 
 
 def calibration_moments(entry: ModelEntry) -> Moments:
