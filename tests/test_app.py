@@ -45,6 +45,10 @@ def _apps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_apps_are_listed_with_their_purpose() -> None:
     lines = cli("app").out.splitlines()
     assert [line.split(None, 1) for line in lines] == [
+        [
+            "bevfusion",
+            "Six cameras and a LiDAR in one view from above, live: boxes in metres out, and a page to watch it on.",
+        ],
         ["count", "Counts words."],
         ["detect", "The shipped detector, live: a camera in, boxes out, and a page to watch it on."],
         [
@@ -68,7 +72,7 @@ def test_how_an_app_ends() -> None:
     assert cli("app", "detect", "--nothing").code == 2
 
 
-@pytest.mark.parametrize("app", ["detect", "gesture"])
+@pytest.mark.parametrize("app", ["bevfusion", "detect", "gesture"])
 def test_a_wrong_option_is_refused_before_anything_is_built(
     app: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

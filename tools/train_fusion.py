@@ -3,7 +3,7 @@
     python tools/train_fusion.py --out runs/fusion --bf16      # on two CPU cores that know bfloat16
     python tools/train_fusion.py --out runs/fusion --resume    # go on after an interruption
     python tools/train_fusion.py --out runs/more --init runs/fusion/last.pt --data-seed 1000 --lr 1e-3 # more streets
-    python tools/train_fusion.py --out runs/fusion --eval-only # only measure OUT/segments
+    python tools/train_fusion.py --out runs/fusion --eval-only apps/bevfusion/plan    # only measure these
 
 Frames are drawn once, into OUT/frames-<key>/ (about 1 MB each; delete it when done). Writes to OUT: `last.pt`
 (checkpoint), `log.jsonl` (one JSON object a line), `segments/` (`models.bevfusion.export`), `eval.json`.
@@ -380,7 +380,9 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/fusion"), help="folder for all that is written"
     )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt if it exists")
-    parser.add_argument("--eval-only", action="store_true", help="only measure OUT/segments")
+    parser.add_argument(
+        "--eval-only", type=Path, nargs="?", const=Path(), metavar="PLAN", help="only measure PLAN (OUT/segments)"
+    )
     parser.add_argument("--eval-worlds", type=int, default=25, help="unseen worlds to evaluate on")
     parser.add_argument("--eval-frames", type=int, default=8, help="frames of each")
     parser.add_argument("--config", choices=known, default=defaults.config)
@@ -393,7 +395,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     options = Options(**{name: getattr(args, name) for name in asdict(defaults)})
     segments = args.out / "segments"
-    if args.eval_only:
+    if args.eval_only is not None:
+        segments = segments if args.eval_only == Path() else args.eval_only
         if not (segments / "plan.json").is_file():
             print(f"network {segments}: not found, expected exported segments", file=sys.stderr)
             return 2
