@@ -12,7 +12,7 @@ import pytest
 
 import edgekit
 from edgekit.bundle import Bundle
-from edgekit.dataset import DataSet
+from edgekit.dataset import DataSet, named_set
 from edgekit.errors import CalibrationError, EvidenceError, UsageError
 from edgekit.manifest import KernelStep, Segment
 from edgekit.project import Accept, ModelEntry
@@ -346,3 +346,12 @@ def test_the_digest_of_labelled_moments_is_the_tasks_own(entry: ModelEntry) -> N
 def test_pictures_are_no_moments(data: DataSet) -> None:
     with pytest.raises(UsageError, match=r"rig|info file"):
         moments(data)
+
+
+@pytest.mark.parametrize("name", ["street-rig", "street-rig-eval"])
+def test_the_shipped_sets_are_what_they_were_recorded_as(name: str) -> None:
+    known = named_set(name)
+    data = DataSet(source=known.source, count=1, seed=known.seed, name=name, sha256=known.sha256)
+    assert len(moments(data)) == 1
+    with pytest.raises(CalibrationError, match=f"set {name}: its pictures have changed"):
+        moments(dataclasses.replace(data, sha256="0" * 64))
