@@ -213,6 +213,28 @@ def test_a_table_is_made_once_for_each_rig(built: list[str], tmp_path: Path) -> 
     assert len(built) == 3 and len(list((tmp_path / steps.TABLES).glob("*.table"))) == 2
 
 
+def test_a_session_follows_its_rig(built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration that changes between two runs changes the table; one that stays is not even looked up."""
+    executable, found = load(POOL, cache_dir=tmp_path), fed()
+    rigs = [
+        found,
+        moved(found, 0.5),
+        {**found, "intrinsics": found["intrinsics"] * np.float32([[1.1], [1.1], [1]])},
+    ]
+    want = [run(executable, rig) for rig in rigs]
+    assert len({array.tobytes() for array in want}) == len(built) == 3
+    asked: list[int] = []
+    table = executable.table
+    monkeypatch.setattr(executable, "table", lambda *given: asked.append(1) or table(*given))
+    binding = executable.bind()
+    for number in (0, 0, 1, 1, 2, 0, 0):
+        for name, array in binding.inputs.items():
+            array[...] = rigs[number][name]
+        binding.run()
+        np.testing.assert_array_equal(binding.outputs["camera_bev"], want[number])
+    assert len(asked) == 4 and len(built) == 3
+
+
 def test_tables_used_last_are_kept(built: list[str], tmp_path: Path) -> None:
     executable = load(POOL, cache_dir=tmp_path)
     binding = executable.bind()

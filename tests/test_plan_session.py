@@ -16,15 +16,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from edgekit.backends.base import Payload
+from edgekit.bundle import make_variant
 from edgekit.errors import StreamError, UsageError
 from edgekit.kernels.bev_pool import BevPool, Geometry, build
 from edgekit.kernels.depth_raster import depth_raster
 from edgekit.kernels.sparse_conv import encoder
 from edgekit.kernels.voxelize import local_values, voxelize
-from edgekit.manifest import Manifest
+from edgekit.manifest import Golden, Manifest, Segment
 from edgekit.models.bevfusion.lidar import weights
 from edgekit.runtime.session import Session
 from edgekit.runtime.slots import Streams
+from edgekit.spec import DType, TensorSpec
 from tests.bevfusion_nets import TINY, frame, network
 from tests.fusion_plans import HOST, SEGMENTS, executables, feed, manifest, payload, put, shapes
 
@@ -407,3 +410,36 @@ def test_cameras_are_no_lanes() -> None:
         assert streams.lanes == 1
         found = streams.step("a", {name: given[name] for name in ("images", "cameras")})
         same(found, {"pyramid": by_hand(given)["pyramid"]})
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_slices_that_lie_channels_last(backend: str) -> None:
+    """A payload that takes its pictures as [1, H, W, C], as INT8 ones do: run picture by picture where they are."""
+    from onnx import TensorProto, helper
+
+    n, c, h, w = shape = (3, 4, 5, 6)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], perm=[0, 3, 1, 2]),
+        helper.make_node("Add", ["turned", "turned"], ["y"]),
+    ]
+    sides = ([("x", [1, h, w, c])], [("y", [1, c, h, w])])
+    values = [[helper.make_tensor_value_info(m, TensorProto.FLOAT, s) for m, s in side] for side in sides]
+    graph = helper.make_graph(nodes, "net", *values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = {"channels_last": ["x"]}
+    lowered = Payload(backend, "float32", "onnx", model.SerializeToString(), (), (), options)
+    variant = make_variant("net", "v", lowered)
+    tensors = tuple(TensorSpec(name, DType.float32, shape) for name in "xy")
+    made = Manifest(
+        schema_version=1, model="m", task="none", target="host", inputs=("x",), outputs=("y",), tensors=tensors,
+        plan=(Segment("net", ("x",), ("y",), (variant,), repeat=n),), pipeline={}, payload_digest="",
+        golden=Golden((), ()), files={}, provenance={},
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    with Session(made, executables(made, {variant.path: lowered.data})) as session:
+        assert session.inputs["x"].shape == shape and not session.inputs["x"].flags.c_contiguous
+        assert session.bytes_copied_per_run == 0
+        for factor in (1, 2):
+            session.inputs["x"][...] = factor * x
+            session.run()
+            np.testing.assert_array_equal(session.outputs["y"], 2 * factor * x)
