@@ -12,7 +12,7 @@ import pytest
 
 import edgekit
 from edgekit.bundle import Bundle
-from edgekit.dataset import DataSet
+from edgekit.dataset import DataSet, named_set
 from edgekit.errors import CalibrationError, EvidenceError, UsageError
 from edgekit.manifest import KernelStep, Segment
 from edgekit.project import Accept, ModelEntry
@@ -29,6 +29,7 @@ from edgekit.toolchain.plans.moments import LOST, calibration_moments, evaluatio
 from edgekit.toolchain.plans.running import Workshop
 from edgekit.toolchain.plans.source import read
 from tests.cli_runs import cli
+from tests.helpers import shared_data
 from tests.plan_folders import export
 
 LABELLED = "synthetic://street-rig?count=2&seed=100"
@@ -46,6 +47,7 @@ def short() -> Iterator[None]:
         prove: {"SAMPLES": 1, "TIMING_RUNS": 3, "TIMING_WARMUP": 1},
         plan_path: {"AGREEMENT_MOMENTS": 3},
         quantize: {"CHECKED": 1},
+        search: {"PROBED": 2},
         single: {"FIT": 2, "CHECK": 1, "LAYER_PICTURES": 1},
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -322,9 +324,34 @@ def test_labels_are_counted_as_the_network_counts_them(entry: ModelEntry) -> Non
     assert truth is not None and truth.names == ("bus", "car") and set(truth.classes.tolist()) <= {0, 1}
 
 
+def test_moments_of_files_may_be_named_as_pictures_are() -> None:
+    """A folder of nuScenes-style frames, for calibration."""
+    sample = shared_data() / "nuscenes_sample"
+    found = [moments(DataSet(**{key: sample})) for key in ("data", "images")]
+    assert found[0].digest == found[1].digest and len(found[0]) == 1
+    assert found[0].read(0).points is not None and not found[0].labelled
+
+
+def test_the_digest_of_labelled_moments_is_the_tasks_own(entry: ModelEntry) -> None:
+    """So that `edgekit verify` finds the float figure of the very same moments in the evidence."""
+    found = evaluation_moments(entry, ("car", "bus"), None)
+    assert found is not None
+    uri = f"synthetic://{found.name}"
+    assert found.digest == read_set(Path(uri), None, labels=("car", "bus")).digest
+
+
 @pytest.mark.parametrize(
-    "data", [DataSet(source="synthetic://street", seed=0, count=1), DataSet(images=Path())]
+    "data", [DataSet(source="synthetic://street", seed=0, count=1), DataSet(images=Path("tests"))]
 )
 def test_pictures_are_no_moments(data: DataSet) -> None:
-    with pytest.raises(UsageError, match="rig"):
+    with pytest.raises(UsageError, match=r"rig|info file"):
         moments(data)
+
+
+@pytest.mark.parametrize("name", ["street-rig", "street-rig-eval"])
+def test_the_shipped_sets_are_what_they_were_recorded_as(name: str) -> None:
+    known = named_set(name)
+    data = DataSet(source=known.source, count=1, seed=known.seed, name=name, sha256=known.sha256)
+    assert len(moments(data)) == 1
+    with pytest.raises(CalibrationError, match=f"set {name}: its pictures have changed"):
+        moments(dataclasses.replace(data, sha256="0" * 64))

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekit.dataset import DataSet
-from edgekit.errors import CalibrationError, UsageError
+from edgekit.dataset import DIGEST_PICTURES, DataSet, check_digest
+from edgekit.errors import CalibrationError
 from edgekit.project import ModelEntry
-from edgekit.rig import RigFrame
+from edgekit.rig import RigFrame, mosaic
 from edgekit.tasks.fusion.dataset import Moments as Source
 from edgekit.tasks.fusion.dataset import content, read_set
 
@@ -95,26 +95,37 @@ def without(frame: RigFrame, lost: str) -> RigFrame:
 def moments(
     data: DataSet, labels: tuple[str, ...] = (), *, labelled: bool = False, limit: int | None = None
 ) -> Moments:
-    """The moments of a data set, at most `limit`. Raises: UsageError for one that is no rig's."""
+    """The moments of a data set, at most `limit`. Raises: UsageError for one that is no rig's, CalibrationError when its
+    recorded digest does not hold."""
     if data.source:
-        between = "&" if "?" in data.source else "?"
-        uri = f"{data.source}{between}frames={data.count}&seed={data.seed}"
-        if "worlds=" not in data.source:
-            uri += f"&worlds={data.count}"  # each its own
-        found, count = read_set(Path(uri), None, labels=labels), data.count
-    elif data.data is not None:
-        found = read_set(data.data, data.images, labels=labels)
-        count = data.count or (None if labelled else CALIBRATION_MOMENTS)
+        found, count = _synthetic(data, data.count or 1, labels), data.count
+        if data.sha256:
+            first = _synthetic(data, DIGEST_PICTURES, ())
+            check_digest(data, [mosaic(first.take(i)) for i in range(DIGEST_PICTURES)])
     else:
-        raise UsageError(
-            'moments of a rig: expected source = "synthetic://street-rig" with seed and count, or data = a folder of '
-            "frames, got pictures"
-        )
+        folder = data.data or data.images
+        assert folder is not None, "a data set is a source or a folder"
+        found = read_set(folder, None, labels=labels)
+        count = data.count or (None if labelled else CALIBRATION_MOMENTS)
     chosen = DataSet(count=count).indices(len(found))[:limit]
-    state = hashlib.sha256(repr((found.identity, found.labels if labelled else (), chosen)).encode())
-    for number in chosen[:1] if found.identity else chosen:  # of a generator, one tells its versions apart
-        state.update(content(found.take(number)))
-    return Moments(found, chosen, data.name or found.name, state.hexdigest(), labelled)
+    if labelled and chosen == tuple(range(len(found))):
+        digest = found.digest  # as `edgekit verify` has it
+    else:
+        state = hashlib.sha256(repr((found.identity, found.labels if labelled else (), chosen)).encode())
+        for number in (
+            chosen[:1] if found.identity else chosen
+        ):  # of a generator, one tells its versions apart
+            state.update(content(found.take(number)))
+        digest = state.hexdigest()
+    return Moments(found, chosen, data.name or found.name, digest, labelled)
+
+
+def _synthetic(data: DataSet, count: int, labels: tuple[str, ...]) -> Source:
+    """`count` moments of the set's seeds, each of a street of its own unless the source says otherwise."""
+    uri = f"{data.source}{'&' if '?' in data.source else '?'}frames={count}&seed={data.seed}"
+    if "worlds=" not in data.source:
+        uri += f"&worlds={count}"
+    return read_set(Path(uri), None, labels=labels)
 
 
 def calibration_moments(entry: ModelEntry) -> Moments:
