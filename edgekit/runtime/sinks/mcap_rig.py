@@ -6,6 +6,7 @@ camera name, `camera` where it has none.
     /<rig>/<sensor>/image                 foxglove.CompressedImage or RawImage (BGR); its own time
     /<rig>/<sensor>/calibration           foxglove.CameraCalibration
     /<rig>/<sensor>/[engine/]annotations  foxglove.ImageAnnotations   boxes as lines in that picture
+    /<rig>/moment                         edgekit.Moment (JSON)       what ties these together (recording_rig.py); first of them
     /<rig>/[engine/]boxes                 foxglove.SceneUpdate        boxes in space, and the way of one second
 
 Frames of reference are called `world`, `ego`, `lidar`, and as the cameras.
@@ -22,7 +23,8 @@ import numpy as np
 from edgekit.rig import POINT_FIELDS, RigFrame, Shot
 from edgekit.runtime import foxglove, foxglove_scene
 from edgekit.runtime.mcap_writer import Piece
-from edgekit.runtime.recording import Images
+from edgekit.runtime.recording import Images, dumps
+from edgekit.runtime.recording_rig import MOMENT, moment_json
 from edgekit.runtime.sinks.rigs import camera_to_ego, lines_in, outline_in, shown
 
 
@@ -36,12 +38,16 @@ class Made:
     ns: int
     pieces: list[Piece]
     copied: int = 0
+    replays: bool = False
+    """Whether it stands for the frame in a replay."""
 
 
 def moment_messages(
     rig: RigFrame, ns: int, images: Images, jpeg: Callable[[np.ndarray], bytes]
 ) -> Iterator[Made]:
     """What the sensors saw. ns: of `rig.taken_ns`, in the wall clock. jpeg: encodes a picture, uint8 BGR."""
+    if images != "none":
+        yield Made("moment", MOMENT, ns, [dumps(moment_json(rig))], replays=True)
     transforms = [("ego", "lidar", rig.rig.lidar.to_ego)]
     transforms += [("ego", name, camera_to_ego(rig, name)) for name in rig.rig.cameras]
     if rig.pose is not None:
@@ -61,7 +67,6 @@ def moment_messages(
         yield Made(f"{name}/calibration", foxglove.CAMERA_CALIBRATION, at, [message])
         if shot is not None and images != "none":
             yield _picture(name, shot, at, images, jpeg)
-
 
 def _picture(name: str, shot: Shot, ns: int, images: Images, jpeg: Callable[[np.ndarray], bytes]) -> Made:
     topic = f"{name}/image"
