@@ -69,11 +69,12 @@ def test_points_and_pictures_are_what_was_measured(raw):
     assert len(raw["/rig/lidar/points"]) == 2, "the third moment has none"
     cloud = PointCloud.FromString(raw["/rig/lidar/points"][0].data)
     assert cloud.frame_id == "lidar"
-    assert [f.name for f in cloud.fields] == ["x", "y", "z", "intensity", "dt"]
+    assert [f.name for f in cloud.fields] == ["x", "y", "z", "intensity", "dt", "ring"]
     assert {f.type for f in cloud.fields} == {7}
-    assert [f.offset for f in cloud.fields] == [0, 4, 8, 12, 16]
+    assert [f.offset for f in cloud.fields] == [0, 4, 8, 12, 16, 20]
     points = np.frombuffer(cloud.data, np.float32).reshape(-1, cloud.point_stride // 4)
-    assert np.array_equal(points, rig.points)
+    assert np.array_equal(points[:, :5], rig.points)
+    assert np.array_equal(points[:, 5], rig.rings)
     assert cloud.pose.orientation.w == 1
     assert len(raw["/rig/CAM_FRONT/image"]) == 2
     assert len(raw["/rig/CAM_BACK/image"]) == 3

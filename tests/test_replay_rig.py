@@ -43,6 +43,7 @@ def same(a: RigFrame, b: RigFrame, shift: int = 0) -> None:
     if a.points is not None:
         assert a.points.dtype == np.float32
         assert a.points.tobytes() == b.points.tobytes()
+        assert np.array_equal(a.rings, b.rings)
     assert list(a.shots) == list(b.shots)
     for name, shot in a.shots.items():
         assert np.array_equal(shot.image, b.shots[name].image)
@@ -121,10 +122,10 @@ def test_a_part_that_is_lost_costs_that_moment(tmp_path, monkeypatch):
     path = record(tmp_path / "a.mcap")
     real = Moment.frame
 
-    def frame(self: Moment, points: Any, images: Any) -> RigFrame:
+    def frame(self: Moment, points: Any, images: Any, rings: Any) -> RigFrame:
         if self.taken_ns == rig_items()[1].frame.rig.taken_ns:
             images = {name: image for name, image in images.items() if name != "CAM_BACK"}
-        return real(self, points, images)
+        return real(self, points, images, rings)
 
     monkeypatch.setattr(Moment, "frame", frame)
     with replay(path) as source:
@@ -146,7 +147,7 @@ def test_a_moment_survives_json():
     for item in rig_items():
         rig = item.frame.rig
         moment = Moment.from_json(json.dumps(moment_json(rig)).encode())
-        same(moment.frame(rig.points, {name: shot.image for name, shot in rig.shots.items()}), rig)
+        same(moment.frame(rig.points, {name: shot.image for name, shot in rig.shots.items()}, rig.rings), rig)
     bare = replace(rig_items()[0].frame.rig, pose=None, points=None, shots={})
     same_again = Moment.from_json(json.dumps(moment_json(bare)).encode()).frame(None, {})
     assert same_again.pose is None

@@ -1,8 +1,8 @@
 """A moment of a rig in a recording: what ties its points and pictures together, so that a replay is the same moment.
 
 `edgekit.Moment` (JSON) is written before the points and pictures of its moment, which have its `sequence`: the calibration as it is,
-times, how the vehicle moved up to each picture, and its pose; numbers are those of the moment to the last bit. Labels
-and the rings of the LiDAR are not kept.
+times, how the vehicle moved up to each picture, and its pose; numbers are those of the moment to the last bit. Labels are
+not kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgekit.schema import SchemaError, from_json, to_json
 
 MOMENT = "edgekit.Moment"
 MAX_CAMERAS = 64
-_ROW = 4 * len(POINT_FIELDS)
+_COLUMNS = len(POINT_FIELDS)
 
 
 def moment_json(rig: RigFrame) -> dict[str, Any]:
@@ -78,7 +78,9 @@ class Moment:
         except RecursionError:
             raise ValueError("a moment is nested too deep") from None
 
-    def frame(self, points: np.ndarray | None, images: Mapping[str, np.ndarray]) -> RigFrame:
+    def frame(
+        self, points: np.ndarray | None, images: Mapping[str, np.ndarray], rings: np.ndarray | None = None
+    ) -> RigFrame:
         """With what was measured. Raises: ValueError for parts that are missing."""
         if (points is None) != (self.points is None) or (points is not None and len(points) != self.points):
             raise ValueError(f"expected {self.points} points, got {None if points is None else len(points)}")
@@ -86,17 +88,30 @@ class Moment:
         if lost:
             raise ValueError(f"its picture of {lost[0]} is missing")
         shots = {name: Shot(images[name], at, motion) for name, (at, motion) in self.shots.items()}
-        return RigFrame(self.rig, self.taken_ns, points, shots, pose=self.pose, index=self.index)
+        return RigFrame(self.rig, self.taken_ns, points, shots, rings, pose=self.pose, index=self.index)
 
 
-def read_points(data: memoryview) -> np.ndarray:
-    """The points of a `foxglove.PointCloud` of ours: float32 [n, 5], a copy. Raises: ValueError for another one."""
+def read_points(data: memoryview) -> tuple[np.ndarray, np.ndarray | None]:
+    """The points of a `foxglove.PointCloud` of ours, float32 [n, 5], and their rings, int16 [n], where it has them; copies.
+
+    Raises: ValueError for another one.
+    """
     values = dict(foxglove.fields(data))
     body, stride = values.get(6, memoryview(b"")), values.get(4)
-    if not isinstance(body, memoryview) or stride != _ROW or len(body) % _ROW:
+    if (
+        not isinstance(body, memoryview)
+        or stride not in (4 * _COLUMNS, 4 * _COLUMNS + 4)
+        or len(body) % stride
+    ):
         raise ValueError("points are damaged")
-    points: np.ndarray = np.frombuffer(body, "<f4").reshape(-1, len(POINT_FIELDS)).astype(np.float32)
-    return points
+    table = np.frombuffer(body, "<f4").reshape(-1, stride // 4)
+    points = np.array(table[:, :_COLUMNS], np.float32, order="C")
+    if stride == 4 * _COLUMNS:
+        return points, None
+    rings = table[:, _COLUMNS]
+    if not (np.abs(rings) < 1 << 15).all():
+        raise ValueError("rings of points are damaged")
+    return points, rings.astype(np.int16)
 
 
 def _whole(values: Mapping[str, Any], key: str) -> int:

@@ -2,7 +2,7 @@
 camera name, `camera` where it has none.
 
     /<rig>/transforms                     foxglove.FrameTransforms    ego to lidar and cameras; with a pose, world to ego
-    /<rig>/lidar/points                   foxglove.PointCloud         `rig.POINT_FIELDS`, float32
+    /<rig>/lidar/points                   foxglove.PointCloud         `rig.POINT_FIELDS`, and `ring` where known; float32
     /<rig>/<sensor>/image                 foxglove.CompressedImage or RawImage (BGR); its own time
     /<rig>/<sensor>/calibration           foxglove.CameraCalibration
     /<rig>/<sensor>/[engine/]annotations  foxglove.ImageAnnotations   boxes as lines in that picture
@@ -55,11 +55,13 @@ def moment_messages(
     message = foxglove_scene.frame_transforms(ns, transforms)
     yield Made("transforms", foxglove.FRAME_TRANSFORMS, ns, [message])
     if rig.points is not None and images != "none":
-        head = foxglove_scene.point_cloud_head(ns, "lidar", POINT_FIELDS, len(rig.points))
-        points = np.ascontiguousarray(rig.points, "<f4")
-        yield Made(
-            "lidar/points", foxglove.POINT_CLOUD, ns, [head, points.data.cast("B") if len(points) else b""]
-        )
+        table, columns = np.ascontiguousarray(rig.points, "<f4"), list(POINT_FIELDS)
+        if rig.rings is not None:
+            table, columns = np.column_stack([table, rig.rings.astype("<f4")]), [*columns, "ring"]
+        head = foxglove_scene.point_cloud_head(ns, "lidar", columns, len(table))
+        data = table.data.cast("B") if len(table) else b""
+        copied = 0 if table is rig.points else len(data)
+        yield Made("lidar/points", foxglove.POINT_CLOUD, ns, [head, data], copied)
     for name, camera in rig.rig.cameras.items():
         shot = rig.shots.get(name)
         at = ns if shot is None else ns + shot.taken_ns - rig.taken_ns
@@ -67,6 +69,7 @@ def moment_messages(
         yield Made(f"{name}/calibration", foxglove.CAMERA_CALIBRATION, at, [message])
         if shot is not None and images != "none":
             yield _picture(name, shot, at, images, jpeg)
+
 
 def _picture(name: str, shot: Shot, ns: int, images: Images, jpeg: Callable[[np.ndarray], bytes]) -> Made:
     topic = f"{name}/image"

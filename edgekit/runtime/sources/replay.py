@@ -341,12 +341,12 @@ class ReplaySource(Source):
         ):  # one object for as long as nothing changes: what is made from it stays
             moment = replace(moment, rig=self._known_rig)
         self._known_rig = moment.rig
-        points, images = None, {}
+        points, rings, images = None, None, {}
         for sensor, message in item.parts.items():
             if message.sequence != item.message.sequence:
                 continue
             if message.topic.schema == foxglove.POINT_CLOUD:
-                points = read_points(message.data)
+                points, rings = read_points(message.data)
             elif sensor in moment.shots:
                 picture = _read_protobuf(message.topic.schema, message.data)
                 images[sensor] = (
@@ -356,7 +356,7 @@ class ReplaySource(Source):
                         picture.data, picture.encoding, picture.step, picture.width, picture.height, None
                     ).planes[0]
                 )
-        rig = moment.frame(points, images)
+        rig = moment.frame(points, images, rings)
         pixels = Pixels.bgr(mosaic(rig) if rig.rig.cameras else np.zeros((1, 1, 3), np.uint8))
         written = sum(image.nbytes for image in images.values()) + (0 if points is None else points.nbytes)
         return Frame(
