@@ -20,7 +20,7 @@ _BUCKET, _BUCKETS = 64, 16
 
 class Period:
     """The time from one part to the next: the median of the newest steps that are about as long as the shorter ones, so
-    that lost parts do not count, were it more than half of them."""
+    that lost parts do not count, were it a third of them."""
 
     def __init__(self) -> None:
         self._last: int | None = None
