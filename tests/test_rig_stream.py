@@ -124,6 +124,19 @@ def test_only_the_newest_moment_counts_when_the_engine_is_slow():
     assert max(item.age_ms for item in items[1:-1]) < 500
 
 
+def test_an_engine_with_too_much_to_do_still_gives_moments_and_stops():
+    """Cameras' networks take three times what there is: only pictures of the newest moment are worth it."""
+    engine = DoubleEngine(camera_s=0.025)
+    with edgekit.stream(engine, sensors(fps=20)) as stream:
+        items = collect(stream, until=lambda items: len(items) == 8)
+        assert np.median([item.age_ms for item in items[2:]]) < 600
+        threading.Timer(0.3, stream.stop).start()
+        started = time.monotonic()
+        for _ in stream:
+            pass
+        assert time.monotonic() - started < 3
+
+
 def test_a_lost_lidar_leaves_moments_of_cameras():
     engine = DoubleEngine()
     plans = {"lidar": "unplug@15,1"}

@@ -109,12 +109,14 @@ class RigWorker(Worker):
                 moment = self._pick(sync)
                 if moment is not None:
                     return self._finish(sync, moment)
-                if self._work(sync):
-                    continue
+                worked = self._work(sync)
+            else:
+                worked = False
             now = time.monotonic()
             if now >= until:
                 return None
-            self._wait(until - now)
+            if not worked:
+                self._wait(until - now)
 
     def close(self) -> None:
         super().close()
