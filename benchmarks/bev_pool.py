@@ -39,7 +39,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import commit  # noqa: E402
+from benchmarks.common import commit, reference_data  # noqa: E402
 from edgekit import kernels  # noqa: E402
 from edgekit.kernels.bev_pool import BevPool, Geometry, build, cached, reference  # noqa: E402
 from edgekit.runtime.bench import machine  # noqa: E402
@@ -53,7 +53,7 @@ AUGMENTATION = np.array([[0.48, 0, -32], [0, 0.48, -176], [0, 0, 1]])
 
 def rig() -> tuple[str, Geometry]:
     """What the geometry is of, and the geometry."""
-    frame = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data/nuscenes_sample/frame.json"
+    frame = reference_data() / "nuscenes_sample/frame.json"
     if frame.is_file():
         images = json.loads(frame.read_text())["data_list"][0]["images"].values()
         intrinsics = np.array([image["cam2img"] for image in images])[:, :3, :3]

@@ -1,7 +1,8 @@
-"""What every line of a benchmark says of where it comes from."""
+"""What benchmarks share: where a line comes from, and where things lie."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,3 +13,15 @@ def commit() -> str:
     """The checkout's commit, `-dirty` when files were changed; `unknown` outside of one."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def reference_data() -> Path:
+    """Folder of trained models and labelled pictures beside the checkout (or in $EDGEKIT_SHARED), there or not."""
+    return Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data"
+
+
+def peers() -> Path:
+    """Where the peers' environments and files lie (peers/setup.sh): $EDGEKIT_PEERS, else in edgekit's own cache."""
+    from edgekit.toolchain import cache
+
+    return Path(os.environ.get("EDGEKIT_PEERS") or cache.cache_dir() / "peers")

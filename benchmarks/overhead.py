@@ -29,7 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import commit  # noqa: E402
+from benchmarks.common import commit, reference_data  # noqa: E402
 from edgekit import kernels  # noqa: E402
 from edgekit.kernels.letterbox import letterbox  # noqa: E402
 from edgekit.tasks.detect.decode import Postprocess  # noqa: E402
@@ -202,7 +202,7 @@ def main() -> None:
     args = parser.parse_args()
     width, height = (int(v) for v in args.size.split("x"))
     rng = np.random.default_rng(0)
-    data = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data"
+    data = reference_data()
     photos = sorted((data / "coco_mini/val_a").rglob("*.jpg"))[:RING]
     if (data / "models/yolox_nano/yolox_nano.onnx").is_file() and photos:
         frames = [cv2.resize(cv2.imread(str(photos[k % len(photos)])), (width, height)) for k in range(RING)]

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -37,7 +36,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import commit  # noqa: E402
+from benchmarks.common import commit, reference_data  # noqa: E402
 from edgekit import kernels  # noqa: E402
 from edgekit.kernels.letterbox import LetterboxPlan, reference  # noqa: E402
 from edgekit.pixels import Format, PixelLayout, Pixels  # noqa: E402
@@ -61,7 +60,7 @@ Chain = Callable[[Pixels], np.ndarray]
 
 def photo(width: int, height: int, seed: int) -> np.ndarray:
     """A picture, uint8 [height, width, 3] BGR: of the reference data where it lies beside the checkout, else of smooth noise."""
-    data = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data"
+    data = reference_data()
     photos = sorted((data / "coco_mini/val_a").rglob("*.jpg"))
     if photos:
         return cv2.resize(cv2.imread(str(photos[seed % len(photos)])), (width, height))

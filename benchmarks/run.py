@@ -17,6 +17,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import reference_data  # noqa: E402
 
 
 def run(*words: str) -> str:
@@ -41,7 +44,7 @@ def main() -> None:
         )
     with tempfile.TemporaryDirectory() as folder, args.out.open("a", encoding="utf-8") as log:
         models = {"yolo_lite": ROOT / "apps" / "detect"}
-        data = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data"
+        data = reference_data()
         if (data / "models").is_dir():
             models["yolox_nano"] = data / "models" / "yolox_nano" / "yolox_nano.onnx"
         commands = [

@@ -38,17 +38,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import commit  # noqa: E402
+from benchmarks.common import commit, peers, reference_data  # noqa: E402
 from benchmarks.overhead import machine  # noqa: E402
 from edgekit.kernels import sparse_conv as sparse  # noqa: E402
 from edgekit.kernels.sparse_conv import encoder  # noqa: E402
 from edgekit.kernels.voxelize import NUSCENES, Voxels, voxelize  # noqa: E402
-
-PEERS = Path(
-    os.environ.get(
-        "EDGEKIT_PEERS", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgekit/peers"
-    )
-)
 
 
 def read(path: Path) -> np.ndarray:
@@ -59,7 +53,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def reference_clouds() -> list[Path]:
-    data = Path(os.environ.get("EDGEKIT_SHARED", ROOT.parent / "shared")) / "data"
+    data = reference_data()
     return [
         *sorted((data / "nuscenes_sample").glob("*LIDAR_TOP*.bin")),
         *sorted((data / "kitti_velo10").glob("*.bin")),
@@ -188,7 +182,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clouds", type=Path, nargs="*", default=None)
     parser.add_argument("--spconv-threads", type=int, default=1)
-    parser.add_argument("--spconv", type=Path, default=PEERS / "venv-spconv" / "bin" / "python")
+    parser.add_argument("--spconv", type=Path, default=peers() / "venv-spconv" / "bin" / "python")
     args = parser.parse_args()
     clouds = reference_clouds() if args.clouds is None else args.clouds
     if not clouds:

@@ -120,7 +120,8 @@ class Manifest:
 
     @property
     def lanes(self) -> int:
-        """Streams that one run takes (runtime.slots); 1 where the first axis counts something else."""
+        """Streams that one run takes (runtime.slots); 1 in plans with kernels or repeated steps, whose first
+        axes count other things."""
         if any(isinstance(step, KernelStep) or step.repeat > 1 for step in self.plan):
             return 1
         ports = [self.tensor(name).shape for name in (*self.inputs, *self.outputs)]

@@ -50,7 +50,7 @@ PLAN_NAME = "plan.json"
 TaskName = Literal["detect", "classify", "video", "fusion"]
 HeadFamily = Literal["auto", "yolox", "yolov5", "yolov8", "nanodet", "fastestdet", "rows"]
 Precision = Literal["auto", "float32", "float16", "int8", "dynamic"]
-RESIZES = ("stretch", "crop", "letterbox", "letterbox-center")
+RESIZES = ("stretch", "crop", "crop-bottom", "letterbox", "letterbox-center")
 PLANNED: tuple[TaskName, ...] = ("fusion",)
 """Tasks whose source is a plan folder."""
 HEADS: tuple[str, ...] = get_args(HeadFamily)
@@ -99,8 +99,9 @@ class PreprocessHint:
     A classifier has no family: resize, color, mean and std are needed.
     """
 
-    resize: Literal["letterbox", "letterbox-center", "stretch", "crop"] | None = None
+    resize: Literal["letterbox", "letterbox-center", "stretch", "crop", "crop-bottom"] | None = None
     shorter_side: int | None = None
+    scaled_width: int | None = None
     pad_value: int | None = None
     color: Literal["bgr", "rgb"] | None = None
     mean: tuple[float, float, float] | None = None
@@ -448,6 +449,7 @@ def with_options(
         table = _given(project.models[0].preprocess)
         if "resize" in preprocess:  # a crop's size goes with it
             table.pop("shorter_side", None)
+            table.pop("scaled_width", None)
         try:
             changes["preprocess"] = from_json(PreprocessHint, to_json({**table, **preprocess}), "input rule")
         except SchemaError as error:
@@ -575,7 +577,7 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
     if not os.path.isfile(source):
         what = (
             f"folder {str(source)!r} holds no {PLAN_NAME}"
-            if source.is_dir()
+            if os.path.isdir(source)
             else f"no such file {str(source)!r}"
         )
         raise UsageError(f"{where}.source: {what}. Put the network there or change the path")

@@ -119,3 +119,24 @@ def forge(files: dict[str, bytes], edit: Callable[[Any], Any], *, digest: bool =
     if digest and isinstance(tree, dict) and "payload_digest" in tree:
         tree["payload_digest"] = payload_digest(tree)
     return rebuild({**files, "manifest.json": canonical_json(tree, "manifest.json")})
+
+
+def timeless(value: Any) -> Any:
+    """Evidence without what the clock says."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "timing", "speed")}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def assert_same_but_for_times(a: dict[str, bytes], b: dict[str, bytes]) -> None:
+    """The files of two builds of the same (`files_of`) agree, but for the times in their evidence."""
+    assert list(a) == list(b)
+    for name in a.keys() - {"manifest.json", "manifest.sha256", "evidence.json"}:
+        assert a[name] == b[name], f"{name} differs"
+    manifests = [json.loads(files["manifest.json"]) for files in (a, b)]
+    assert manifests[0]["payload_digest"] == manifests[1]["payload_digest"]
+    for manifest in manifests:
+        del manifest["files"]["evidence.json"]  # it holds times
+    assert manifests[0] == manifests[1]
+    records = [timeless(json.loads(files["evidence.json"])) for files in (a, b)]
+    assert records[0] == records[1]

@@ -5,11 +5,16 @@ The network's logits are 0.05 times the mean of each channel, so its answer is t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+import edgekit
+from edgekit.runtime.engine import Engine
 
 COLORS = ("red", "green", "blue")
 SIZE = 16
@@ -82,3 +87,14 @@ def folder_per_class(root: Path, images: np.ndarray, classes: np.ndarray) -> Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(path), image[:, :, ::-1])
     return root
+
+
+@contextmanager
+def tiny_engine(folder: Path) -> Iterator[Engine]:
+    """`network`, built into `folder` and loaded."""
+    onnx.save(network(), str(folder / "tiny.onnx"))
+    (bundle,) = edgekit.build(
+        folder / "tiny.onnx", task="classify", preprocess=RULE, precision="float32", out=folder
+    )
+    with bundle, edgekit.load(bundle, threads=1) as loaded:
+        yield loaded

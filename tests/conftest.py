@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,14 @@ def app_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def host_bundle(app_bundles: dict[str, Path]) -> str:
     return str(app_bundles["host"])
+
+
+@pytest.fixture
+def _no_thread_stays() -> Iterator[None]:
+    """A test that leaves a thread behind fails. `pytestmark = pytest.mark.usefixtures("_no_thread_stays")`."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 10
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
 
 from edgekit.backends.base import Executable, LoadOptions, Payload, half
 from edgekit.bundle import golden_bytes, golden_path, make_variant, write_bundle
@@ -20,11 +19,10 @@ from edgekit.kernels import steps
 from edgekit.kernels.letterbox import letterbox
 from edgekit.manifest import Golden, GoldenTensor, KernelStep, Manifest, Segment, kernel_path
 from edgekit.models.bevfusion.config import Config
+from edgekit.models.bevfusion.export import export_segments
 from edgekit.models.bevfusion.head import output_names, pipeline
 from edgekit.models.bevfusion.inputs import calibration, rule
 from edgekit.models.bevfusion.lidar import weights
-from edgekit.models.bevfusion.model import BEVFusion
-from edgekit.models.exporting import write_onnx
 from edgekit.rig import RigFrame
 from edgekit.runtime.session import Session
 from edgekit.schema import to_json
@@ -37,61 +35,12 @@ SEGMENTS = ("camera", "lift", "lidar", "fusion")
 HOST = ("onnxruntime", "float32")
 
 
-class _Camera(nn.Module):
-    def __init__(self, model: BEVFusion) -> None:
-        super().__init__()
-        self.net = model.camera
-
-    def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.net.pyramid(self.net.backbone(images))
-        return found
-
-
-class _Lift(nn.Module):
-    def __init__(self, model: BEVFusion) -> None:
-        super().__init__()
-        self.net = model.camera.lift
-
-    def forward(self, pyramid: Tensor, depth_images: Tensor) -> tuple[Tensor, Tensor]:
-        depth, features = self.net(pyramid, depth_images)
-        return depth.softmax(1), features.permute(0, 2, 3, 1).contiguous()
-
-
-class _Fusion(nn.Module):
-    def __init__(self, model: BEVFusion) -> None:
-        super().__init__()
-        self.model, self.names = model, output_names(model.config)
-
-    def forward(self, camera_bev: Tensor, lidar_bev: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-        out = self.model.judge(camera_bev, lidar_bev, present)
-        return tuple(out[name] for name in self.names)
-
-
 @functools.lru_cache(1)
 def models() -> dict[str, bytes]:
     """ONNX of the segments of TINY by name."""
-    model, config = network(TINY), TINY
-    n, (h, w) = config.camera.count, config.camera.frustum.features
-    images = torch.zeros(n, 3, *config.camera.image)
-    grid = torch.zeros(1, config.lidar.channels, *config.shape)
-    bev = [torch.zeros(1, c, *config.shape) for c in (config.camera.channels, config.lidar.neck)]
-    parts: dict[str, tuple[Any, tuple[Tensor, ...], list[str], list[str]]] = {
-        "camera": (_Camera(model), (images[:1],), ["images"], ["pyramid"]),
-        "lift": (
-            _Lift(model), (torch.zeros(n, config.camera.fpn, h, w), images[:, :1]), ["pyramid", "depth_images"],
-            ["depth", "features"],
-        ),
-        "lidar": (model.neck, (grid,), ["lidar_grid"], ["lidar_bev"]),
-        "fusion": (
-            _Fusion(model), (*bev, torch.ones(1, 2)), ["camera_bev", "lidar_bev", "present"], output_names(config),
-        ),
-    }  # fmt: skip
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (module, example, inputs, outputs) in parts.items():
-            write_onnx(module, Path(folder) / "x.onnx", example, inputs, outputs)
-            found[name] = (Path(folder) / "x.onnx").read_bytes()
-    return found
+        export_segments(network(TINY), Path(folder))
+        return {name: (Path(folder) / f"{name}.onnx").read_bytes() for name in SEGMENTS}
 
 
 @functools.lru_cache(16)

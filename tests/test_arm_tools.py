@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -17,22 +15,12 @@ from edgekit import host
 from edgekit.target import Target
 from tests.arm.test_board import TARGETS
 from tests.arm.test_bundles import unmatched
-from tests.helpers import ROOT
+from tests.helpers import ROOT, load_script
 
 ARM = ROOT / "tools" / "arm"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"arm_{name}", ARM / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-devices = load("devices")
+devices = load_script("tools/arm/devices.py", "arm_devices")
 
 
 @pytest.mark.parametrize("name", devices.DEVICES)

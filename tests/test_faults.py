@@ -12,17 +12,13 @@ import ctypes
 import dataclasses
 import fcntl
 import gc
-import importlib.util
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
-import onnx
 import pytest
 
 import edgekit
@@ -37,8 +33,8 @@ from edgekit.runtime.sources.base import Source
 from edgekit.runtime.sources.faulty import KINDS, FaultySource, Injector, parse
 from edgekit.runtime.sources.pooled import PooledSource, stamp
 from edgekit.runtime.watch import WatchOptions
-from tests.classifiers import RULE, network
-from tests.helpers import ROOT
+from tests.classifiers import tiny_engine
+from tests.helpers import ROOT, load_script
 from tests.rig_doubles import RIG, DoubleEngine, sensors
 
 LAYOUT = PixelLayout("bgr", 64, 48)
@@ -58,12 +54,7 @@ def injects(*faults: str) -> Callable[[Test], Test]:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("tiny")
-    onnx.save(network(), str(folder / "tiny.onnx"))
-    (bundle,) = edgekit.build(
-        folder / "tiny.onnx", task="classify", preprocess=RULE, precision="float32", out=folder
-    )
-    with bundle, edgekit.load(bundle, threads=1) as loaded:
+    with tiny_engine(tmp_path_factory.mktemp("tiny")) as loaded:
         yield loaded
 
 
@@ -497,18 +488,9 @@ def test_the_documentation_holds_the_table() -> None:
 # --- the long run, shortened ---------------------------------------------------------------------
 
 
-def load_soak() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak", ROOT / "tools" / "soak.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("policy", ["block", "latest"])
 def test_a_short_soak(engine: Engine, tmp_path: Path, policy: str) -> None:
-    soak = load_soak()
+    soak = load_script("tools/soak.py")
     verdict = soak.soak(engine, tmp_path, frames=3000, every=400, seed=3, policy=policy)
     assert verdict.frames >= 3000 and sum(verdict.injected.values()) > 4 and len(verdict.rss_mb) > 3
     # memory settles in longer runs only; a busy machine may take its time
@@ -516,7 +498,7 @@ def test_a_short_soak(engine: Engine, tmp_path: Path, policy: str) -> None:
 
 
 def test_a_soak_can_fail() -> None:
-    soak = load_soak()
+    soak = load_script("tools/soak.py")
     good = {"rss_mb": [100.0, 102.9], "descriptors": [7, 7], "threads": [5, 5], "injected": {"lost": 2}}
     assert soak.Verdict(**good, counted={"lost": 2}, recovery_s=[0.9]).broken() == []
     bad = soak.Verdict(
@@ -535,7 +517,7 @@ def test_a_soak_can_fail() -> None:
 
 
 def test_a_soak_sees_a_leak(tmp_path: Path) -> None:
-    soak = load_soak()
+    soak = load_script("tools/soak.py")
     settled, verdict = soak.Settled(), soak.Verdict()
     while not settled.now(verdict):
         pass
@@ -547,7 +529,7 @@ def test_a_soak_sees_a_leak(tmp_path: Path) -> None:
 
 
 def test_a_soak_sees_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
-    soak = load_soak()
+    soak = load_script("tools/soak.py")
     monkeypatch.setattr(soak, "STALL_S", 0.2)
     device = Injector(camera, [])
     waits = soak.Waits(device)

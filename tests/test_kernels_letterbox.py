@@ -357,6 +357,14 @@ def test_crop_bottom_is_what_the_published_bevfusion_does_and_nothing_where_size
         assert np.array_equal(out[0], image)
 
 
+@pytest.mark.parametrize(
+    "bad", [{"std": (1.0, 5e-324, 1.0)}, {"std": (1.0, 1.0, 1e39)}, {"mean": (-1e308, 0.0, 0.0)}]
+)
+def test_numbers_beyond_float32_are_refused(bad) -> None:
+    with pytest.raises(ValueError, match="must fit float32"):
+        ImagePreprocess(8, 8, **bad)
+
+
 def test_a_width_that_does_not_fill_the_input_is_refused() -> None:
     with pytest.raises(ValueError, match="scaled_width 20 must be between"):
         ImagePreprocess(24, 8, resize="crop-bottom", scaled_width=20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 
@@ -16,20 +15,15 @@ from torch import nn
 from edgekit.models.yolo_lite import STRIDES, YoloLite, cells, decode, export_onnx
 from edgekit.models.yolox_loss import assign, losses, overlaps
 from edgekit.synth.street import CLASSES
-from tests.helpers import ROOT
+from tests.helpers import ROOT, load_script
 
 SIZE = (64, 96)
-TRAIN = ROOT / "tools" / "train_detect.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
     """tools/train_detect.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_detect", TRAIN)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_detect"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script("tools/train_detect.py")
     del sys.modules["train_detect"]
 
 

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import pytest
 
 from edgekit.backends.tensorrt.plan import BuildPlan, Hardware
-from tests.helpers import ROOT
+from tests.helpers import load_script
 from tests.tensorrt_graphs import qdq
 
-
-def load_check() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nvidia_check", ROOT / "tools" / "nvidia" / "check.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-check = load_check()
+check = load_script("tools/nvidia/check.py", "nvidia_check")
 
 
 def item(floats: int | None) -> object:

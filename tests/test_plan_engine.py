@@ -120,6 +120,33 @@ def test_a_plan_without_branches_is_left_to_the_libraries(tmp_path: Path) -> Non
         assert list(session.step_ns) == ["one", "two"]
 
 
+def test_workers_of_a_network_do_not_spin_while_other_steps_want_the_cores(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    from tests import plan_bundles
+
+    net = [plan_bundles.Step("net", {"v": plan_bundles.network("x", "y")})]
+    single = plan_bundles.write(tmp_path / "single.edge", net)
+    entries: list[list[str]] = []
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            entries.append([])
+
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            entries[-1].append(f"{key}={value}")
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    load(bundle).close()
+    load(single).close()
+    stops = "session.force_spinning_stop=1"
+    assert [stops in each for each in entries] == [True, True, True, True, False]
+
+
 # --- the self-test ------------------------------------------------------------------------------
 
 

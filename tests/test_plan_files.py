@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from edgekit.cli.init import write_project
 from edgekit.errors import EdgekitError, ModelError, UsageError
 from edgekit.project import ModelEntry, load_project, open_project
 from edgekit.toolchain.plans.files import read_plan
@@ -220,3 +221,15 @@ def test_source_and_task_must_fit(folder: Path, source: str, task: str, said: st
     with pytest.raises(EdgekitError) as error:
         load_project(project(folder, source, task))
     assert said in str(error.value)
+
+
+def test_init_writes_a_project_for_a_plan(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("app")
+    (root / "segments").symlink_to(folder)
+    (model,) = load_project(write_project(root)).models
+    assert (model.task, model.source) == ("fusion", root / "segments" / "plan.json")
+    for given in (folder, folder / "plan.json"):
+        (model,) = load_project(write_project(root, given, force=True)).models
+        assert model.source.resolve() == (folder / "plan.json").resolve()
+    (model,) = load_project(write_project(folder)).models
+    assert model.source == folder / "plan.json"

@@ -13,9 +13,14 @@ import pytest
 
 from edgekit.bundle import Bundle, write_bundle
 from edgekit.errors import BundleError
+from edgekit.kernels import steps
+from edgekit.kernels.bev_pool import BevGrid, Frustum
+from edgekit.kernels.sparse_conv.encoder import EncoderSpec, Stage
+from edgekit.kernels.voxelize import VoxelGrid
 from edgekit.manifest import MAX_REPEAT, MAX_STEPS, KernelStep, Segment, kernel_path
 from edgekit.schema import from_json, to_json
 from tests.bundle_samples import files_of, forge, rebuild, write_sample
+from tests.helpers import ROOT
 from tests.kernel_bundles import CAMERAS, check_kernels, sample, write_kernels
 
 NET, RASTER, POOL, ENCODER = range(4)
@@ -91,14 +96,21 @@ def test_bytes_of_kernel_files_are_part_of_the_payload_digest(good: dict[str, by
         check_kernels(forged, tmp_path / "cache")
 
 
-def test_the_readers_digest_in_the_docs(good: dict[str, bytes]) -> None:
-    """As docs/bundle.md, section 5, says it."""
-    manifest = json.loads(good["manifest.json"])
-    keys = ("task", "target", "model", "inputs", "outputs", "tensors", "states", "plan", "pipeline")
-    deciding = {key: manifest[key] for key in keys if key in manifest}
-    deciding["kernel_files"] = {WEIGHTS: sha256(good[WEIGHTS]).hexdigest()}
-    text = json.dumps(deciding, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert manifest["payload_digest"] == "sha256:" + sha256(text.encode()).hexdigest()
+def test_the_reader_in_the_docs_reads_it(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    exec(compile(text.split("```python\n")[1].split("```")[0], "docs/bundle.md", "exec"), namespace)
+    path = write_kernels(tmp_path / "x.edge")
+    manifest, _, files = namespace["read"](path)
+    assert files == files_of(path)
+    assert manifest["plan"][ENCODER]["files"] == {"weights": WEIGHTS}
+    for kernel in steps.KERNELS:
+        assert f"| `{kernel}` |" in text
+    for limit in (MAX_REPEAT, MAX_STEPS):
+        assert str(limit) in text
+    for kind in (steps.EncoderOptions, steps.PoolOptions, EncoderSpec, Stage, VoxelGrid, Frustum, BevGrid):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in text, field.name
 
 
 def put(step: int, **values: Any) -> Callable[[Any], None]:

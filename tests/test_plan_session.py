@@ -24,6 +24,7 @@ from edgekit.kernels.voxelize import local_values, voxelize
 from edgekit.manifest import Manifest
 from edgekit.models.bevfusion.lidar import weights
 from edgekit.runtime.session import Session
+from edgekit.runtime.slots import Streams
 from tests.bevfusion_nets import TINY, frame, network
 from tests.fusion_plans import HOST, SEGMENTS, executables, feed, manifest, payload, put, shapes
 
@@ -391,3 +392,18 @@ def test_a_kernel_first_and_a_kernel_last() -> None:
             session.inputs[name][...] = given[name]
         session.run()
         same(session.outputs, by_hand(given))
+
+
+def test_cameras_are_no_lanes() -> None:
+    """A plan whose tensors all begin with the number of cameras takes one stream a run."""
+    made, files = manifest()
+    camera = made.plan[0]
+    tensors = tuple(tensor for tensor in made.tensors if tensor.name in ("images", "pyramid", "cameras"))
+    small = dataclasses.replace(
+        made, plan=(camera,), inputs=("images", "cameras"), outputs=("pyramid",), tensors=tensors
+    )
+    given = feed(frame())
+    with Streams(Session(small, executables(small, files))) as streams:
+        assert streams.lanes == 1
+        found = streams.step("a", {name: given[name] for name in ("images", "cameras")})
+        same(found, {"pyramid": by_hand(given)["pyramid"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -14,19 +13,9 @@ from edgekit.runtime.watch import WatchOptions
 from tests.rig_doubles import DoubleEngine, sensors
 from tests.test_prometheus import read
 
-pytestmark = pytest.mark.clock
+pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 NAMES = ("CAM_FRONT", "CAM_BACK", "lidar")
 QUICK = WatchOptions(stall_s=0.4, retry_first_s=0.2, retry_s=0.1, frozen_s=0.4, window=10)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays():
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 def run(plans, over, *, loop=3, most_s=20.0):
@@ -77,6 +66,19 @@ def test_a_fault_of_one_sensor(who, plan, fault, reasons):
     others = [item for item in items[6:] if set(item.missing) - {who}]
     assert len(others) <= 0.2 * len(items), "the others go on"
     assert found["engines"]["fusion"]["rig"]["missing"][who]
+
+
+def test_pictures_of_another_shape_than_the_rig_says_are_not_fused():
+    """`format` cuts the lower half off: scaled to them, the calibration would be wrong."""
+    plan = "format@12,0.3;format@30,0.3"
+    items, found, _ = run({"CAM_FRONT": plan}, lambda items: len(items) > 60 and healthy(items))
+    unfit = [item for item in items if item.missing.get("CAM_FRONT") == "unfit"]
+    assert len(unfit) >= 8
+    assert found["cameras"]["CAM_FRONT"]["drops"]["unfit"] >= len(unfit) - 2
+    assert sorted(item.stage_ns["match"] for item in unfit)[len(unfit) // 2] < 5e6, "nobody waits for them"
+    assert all(
+        shot.image.shape == (64, 64, 3) for item in items[-3:] for shot in item.frame.rig.shots.values()
+    )
 
 
 def test_a_camera_that_slows_down_is_in_as_many_moments_as_it_has_pictures():

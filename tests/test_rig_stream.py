@@ -5,30 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgekit
 from edgekit.errors import UsageError
+from edgekit.pixels import PixelLayout
 from edgekit.rig import Rig, mosaic
+from edgekit.runtime.sinks.base import Sink
+from edgekit.runtime.sources.pooled import POISON, PooledSource
 from edgekit.runtime.sync import SyncOptions
 from edgekit.runtime.watch import WatchOptions
 from edgekit.synth.street_rig import RigWorld
 from tests.rig_doubles import CAMERAS, RIG, SENSORS, DoubleEngine, sensor, sensors
 
-pytestmark = pytest.mark.clock
+pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 QUICK = WatchOptions(stall_s=0.4, retry_first_s=0.02, retry_s=0.05, frozen_s=0.3)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays():
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 def collect(stream, *, until=lambda items: False, most_s=20.0):
@@ -128,6 +122,19 @@ def test_only_the_newest_moment_counts_when_the_engine_is_slow():
     assert 8 <= len(items) <= 25
     assert Counter(counted(stream)["lidar"][1])["superseded"] >= 10
     assert max(item.age_ms for item in items[1:-1]) < 500
+
+
+def test_an_engine_with_too_much_to_do_still_gives_moments_and_stops():
+    """Cameras' networks take three times what there is: only pictures of the newest moment are worth it."""
+    engine = DoubleEngine(camera_s=0.025)
+    with edgekit.stream(engine, sensors(fps=20)) as stream:
+        items = collect(stream, until=lambda items: len(items) == 8)
+        assert np.median([item.age_ms for item in items[2:]]) < 600
+        threading.Timer(0.3, stream.stop).start()
+        started = time.monotonic()
+        for _ in stream:
+            pass
+        assert time.monotonic() - started < 3
 
 
 def test_a_lost_lidar_leaves_moments_of_cameras():
@@ -334,6 +341,49 @@ def test_a_pose_that_is_asked_for_moves_the_pictures():
     ahead = (items[1].frame.rig.taken_ns - shot.taken_ns) / 1e9 * 10.0
     assert ahead > 0.05
     assert shot.motion[:3, 3] == pytest.approx([ahead, 0, 0], abs=1e-6)
+
+
+class Slow(Sink):
+    """Looks at every picture, and takes its time."""
+
+    def __init__(self):
+        super().__init__(Path("slow"))
+        self.seen = 0
+
+    def _write(self, item):
+        for shot in item.frame.rig.shots.values():
+            before = shot.image.copy()
+            time.sleep(0.02)
+            assert np.array_equal(shot.image, before) and not (before == POISON).all(), "overwritten"
+        self.seen += 1
+
+    def _finish(self):
+        pass
+
+    def _drop(self):
+        pass
+
+
+@pytest.mark.parametrize("buffers", [3, 4, 8])
+def test_a_driver_with_few_buffers_keeps_some_and_gets_all_back(buffers):
+    """Pictures of a 30 Hz camera wait for the sweep, for the caller and for a sink, in the driver's own memory."""
+    layout = PixelLayout("bgr", 64, 64)
+    camera = PooledSource(layout, buffers=buffers, fps=30)
+    sink = Slow()
+    with edgekit.stream(
+        DoubleEngine(), {"CAM_FRONT": camera, "lidar": sensor("lidar", fps=10)}, rig=RIG, sinks=sink
+    ) as stream:
+        items = []
+        for item in stream:
+            shot = item.frame.rig.shots.get("CAM_FRONT")
+            assert shot is None or not (shot.image == POISON).all()
+            assert camera.leased <= buffers
+            items.append(not item.missing)
+            if len(items) == 25:
+                break
+    assert camera.leased == 0
+    assert sum(items) >= 15, stream.metrics.snapshot()["cameras"]
+    assert sink.seen >= 3
 
 
 def _returned(items, sensor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,14 @@ import numpy as np
 import pytest
 
 import edgekit
+from edgekit.errors import UsageError
 from edgekit.rig import Rig
 from edgekit.runtime.engine import Engine
 from edgekit.synth.street_rig import street_rig
 from tests import bevfusion_nets as nets
 from tests import fusion_plans as plans
+
+pytestmark = pytest.mark.usefixtures("_no_thread_stays")
 
 NAMES = nets.TINY.camera.names
 SIZE = "64x64"
@@ -31,16 +33,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(bundle: Path) -> Iterator[Engine]:
     with edgekit.load(bundle, threads=1, self_test=False) as loaded:
         yield loaded
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 10
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 def whole(frames: int) -> str:
@@ -103,6 +95,16 @@ def test_bundles_and_calibrations_change_under_a_stream(engine: Engine, bundle: 
                 thread.join(60)
     assert len(rigs) == 16 and len(done) == 1
     assert rigs[:3] == ["street-rig"] * 3 and rigs[-3:] == ["turned"] * 3
+
+
+def test_a_budget_of_the_lidar_is_held_by_cutting_sweeps(engine: Engine) -> None:
+    with edgekit.stream(engine, apart(12), lidar_budget_ms=0.001) as stream:
+        notes = [item.result.notes for item in stream]
+        cut = stream.metrics.snapshot()["engines"]["tiny"]["rig"]["cut"]
+    assert all(any("lidar" in note for note in each) for each in notes[7:])
+    assert set(cut) <= {"cropped", "coarser", "over", "thinned"}
+    with pytest.raises(UsageError, match="above 0"):
+        edgekit.stream(engine, apart(2), lidar_budget_ms=-1)
 
 
 @pytest.mark.clock

@@ -23,7 +23,7 @@ from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink
 from edgekit.runtime.sources.base import Source
 
-pytestmark = pytest.mark.clock
+pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 
 STREET = "synthetic://street?frames=6"
 
@@ -32,16 +32,6 @@ STREET = "synthetic://street?frames=6"
 def engine(host_bundle: str) -> Iterator[Engine]:
     with edgekit.load(host_bundle, threads=1) as loaded:
         yield loaded
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 class Pool(Source):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import edgekit
@@ -26,10 +25,10 @@ from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sources.base import Source
 from edgekit.runtime.sources.iterator import IteratorSource, PushSource
 from tests import gst_tools
-from tests.classifiers import RULE, network
-from tests.test_stream import Kept, Pool, _no_thread_stays, interrupt  # noqa: F401 - the fixture
+from tests.classifiers import tiny_engine
+from tests.test_stream import Kept, Pool, interrupt
 
-pytestmark = pytest.mark.clock
+pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 SOON_S = 4.0
@@ -38,12 +37,7 @@ SOON_S = 4.0
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("tiny")
-    onnx.save(network(), str(folder / "tiny.onnx"))
-    (bundle,) = edgekit.build(
-        folder / "tiny.onnx", task="classify", preprocess=RULE, precision="float32", out=folder
-    )
-    with bundle, edgekit.load(bundle, threads=1) as loaded:
+    with tiny_engine(tmp_path_factory.mktemp("tiny")) as loaded:
         yield loaded
 
 
@@ -161,7 +155,7 @@ def test_close_from_another_thread_waits_for_the_result_in_work(engine: Engine) 
     def slow(frame: Frame) -> StreamResult:
         inside.set()
         time.sleep(0.3)
-        closed_within.append(not worker.pipelines[0].session._bindings)
+        closed_within.append(not worker.pipelines[0].session._jobs)
         return run(frame)
 
     worker.run, worker.close = slow, close  # type: ignore[method-assign]

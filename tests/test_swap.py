@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,11 @@ from edgekit.timebase import StateClock
 from tests import state_bundles, video_bundles
 from tests.litert_graphs import HOST
 
+pytestmark = pytest.mark.usefixtures("_no_thread_stays")
+
 STEP_NS = 100_000_000
 WAIT_S = 20.0
 """Beyond it something hangs."""
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_stays() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left
 
 
 class Clip(Source):

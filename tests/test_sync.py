@@ -186,6 +186,54 @@ def test_cameras_of_another_rate_are_matched_as_often_as_can_be(lidar, camera, j
     assert all(m.ready_ns - m.anchor.arrived_ns < 60 * MS for m in later)
 
 
+@given(
+    period=st.sampled_from([50.0, 100.0, 200.0]),
+    offsets=st.lists(st.floats(-1, 0.2), min_size=1, max_size=8),
+    jitter=st.floats(0, 0.1),
+    delay=st.floats(0, 150),
+    delay_jitter=st.floats(0, 50),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_sensors_that_are_all_there_are_all_in_every_moment(
+    period, offsets, jitter, delay, delay_jitter, seed
+):
+    """Triggered together, late by anything below the timeout: complete, the right pictures, no longer waited for than
+    until the last is there."""
+    TOTAL.clear()
+    named = {f"c{i}": off * period for i, off in enumerate(offsets)}
+    common = {"delay": delay, "delay_jitter": delay_jitter, "jitter": jitter * period, "seed": seed}
+    sensors = [
+        Sensor(LIDAR, period, **common),
+        *(Sensor(n, period, off, **common) for n, off in named.items()),
+    ]
+    options = SyncOptions(window_ms=100, timeout_ms=60 + delay_jitter)
+    moments, *_ = run(sensors, 20 * period, offsets=named, options=options)
+    settled = [m for m in moments if m.taken_ns > 6.5 * period * MS and m.taken_ns < 18.5 * period * MS]
+    assert len(settled) >= 11
+    for m in settled:
+        assert m.complete, m.missing
+        assert m.ready_ns == max(p.arrived_ns for p in m.parts.values())
+        for name, off in named.items():
+            apart = m.parts[name].item - m.parts[LIDAR].item - off
+            assert abs(apart) <= 2 * jitter * period + 1e-3, "of the same turn"
+
+
+@given(
+    timeout=st.floats(0, 200), drop=st.floats(0, 0.9), delay_jitter=st.floats(0, 300), seed=st.integers(0, 1000)
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_no_moment_waits_longer_than_the_timeout(timeout, drop, delay_jitter, seed):
+    """Whatever cameras do; but for the time between two looks, here 5 ms."""
+    TOTAL.clear()
+    common = {"drop": drop, "delay_jitter": delay_jitter, "seed": seed}
+    sensors = [Sensor(LIDAR, 100.0), *(Sensor(n, 100.0, off, **common) for n, off in OFFSETS.items())]
+    moments, *_ = run(sensors, offsets=OFFSETS, options=SyncOptions(timeout_ms=timeout))
+    swept = [m for m in moments if LIDAR in m.parts]
+    assert len(swept) == 19, "every sweep"
+    assert all(m.ready_ns - m.anchor.arrived_ns <= (timeout + 5) * MS for m in swept)
+
+
 def test_a_lost_camera_is_named_and_waited_for_only_until_it_is_silent():
     sensors = rig()
     sensors[1].gaps = [(500, 1500)]
@@ -268,8 +316,21 @@ def test_a_calibration_that_is_off_is_found_and_the_camera_matched():
     assert facts["offset_ms"] == pytest.approx(-40, abs=1)
     assert "front" in moments[2].missing
     assert all(m.complete for m in moments[12:])
-    fixed, *_ = run(rig(), 4000, offsets={**OFFSETS, "front": 2.0}, options=SyncOptions(window_ms=30, adapt_ms=0))
+    fixed, *_ = run(
+        rig(), 4000, offsets={**OFFSETS, "front": 2.0}, options=SyncOptions(window_ms=30, adapt_ms=0)
+    )
     assert all("front" in m.missing for m in fixed)
+
+
+@given(drop=st.floats(0, 0.25), jitter=st.floats(0, 8), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_lost_pictures_do_not_move_period_or_phase(drop, jitter, seed):
+    TOTAL.clear()
+    sensors = [Sensor(LIDAR, 100.0), Sensor("c", 100.0, -20.0, drop=drop, jitter=jitter, seed=seed)]
+    _, sync, _ = run(sensors, 6000, offsets={"c": -20.0})
+    facts = sync.facts()["c"]
+    assert facts["period_ms"] == pytest.approx(100, abs=2 * jitter + 0.1)
+    assert facts["offset_ms"] == pytest.approx(-20, abs=jitter + 0.1)
 
 
 def test_a_camera_that_drifts_through_its_whole_period_is_followed():

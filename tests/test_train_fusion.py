@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import sys
 
@@ -14,7 +13,7 @@ import torch
 from edgekit.models.bevfusion import config
 from edgekit.tasks.fusion.boxes import Boxes3D
 from tests import bevfusion_nets as nets
-from tests.helpers import ROOT
+from tests.helpers import load_script
 
 FEW = ["--config", "tiny", "--worlds", "1", "--frames", "2", "--batch", "2", "--steps", "4", "--warmup", "1"]
 QUIET = ["--threads", "1", "--eval-worlds", "1", "--eval-frames", "1", "--save-every", "1"]
@@ -23,11 +22,7 @@ QUIET = ["--threads", "1", "--eval-worlds", "1", "--eval-frames", "1", "--save-e
 @pytest.fixture(scope="module")
 def tool():
     """tools/train_fusion.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_fusion", ROOT / "tools" / "train_fusion.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_fusion"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script("tools/train_fusion.py")
     del sys.modules["train_fusion"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import sys
@@ -14,7 +13,7 @@ import torch
 
 from edgekit.models.tsm import MEAN, STD, TSM, export_online
 from edgekit.synth.gestures import CLIP, EVENT, GESTURES, GestureWorld, Poses
-from tests.helpers import ROOT
+from tests.helpers import load_script
 
 TINY = ["--size", "32", "--width", "0.1", "--batch", "4", "--steps", "4", "--warmup", "1", "--clips", "24",
         "--threads", "1", "--eval-clips", "12", "--eval-events", "1"]  # fmt: skip
@@ -23,11 +22,7 @@ TINY = ["--size", "32", "--width", "0.1", "--batch", "4", "--steps", "4", "--war
 @pytest.fixture(scope="module")
 def tool():
     """tools/train_video.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_video", ROOT / "tools" / "train_video.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_video"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script("tools/train_video.py")
     del sys.modules["train_video"]
 
 

@@ -25,7 +25,8 @@ from edgekit.tasks.classify.spec import ClassifySpec
 from edgekit.tasks.video.result import VideoResult
 from tests import video_bundles
 from tests.cli_runs import cli
-from tests.test_stream import _no_thread_stays  # noqa: F401 - the fixture
+
+pytestmark = pytest.mark.usefixtures("_no_thread_stays")
 
 MS = 1_000_000
 Moments = Sequence[tuple[int, int]]

@@ -2,6 +2,7 @@
 
     python tools/train_fusion.py --out runs/fusion --bf16      # on two CPU cores that know bfloat16
     python tools/train_fusion.py --out runs/fusion --resume    # go on after an interruption
+    python tools/train_fusion.py --out runs/more --init runs/fusion/last.pt --data-seed 1000 --lr 1e-3 # more streets
     python tools/train_fusion.py --out runs/fusion --eval-only # only measure OUT/segments
 
 Frames are drawn once, into OUT/frames-<key>/ (about 1 MB each; delete it when done). Writes to OUT: `last.pt`
@@ -332,6 +333,8 @@ def train(args: argparse.Namespace, options: Options) -> bool:
     weights, parts = list(model.parameters()), Weights(depth=options.depth)
     optimizer = training.adamw(weights, options.lr, options.weight_decay)
     checkpoint = training.Checkpoint(out / "last.pt", asdict(options), model=model, optimizer=optimizer)
+    if args.init is not None:
+        model.load_state_dict(torch.load(args.init, map_location=device, weights_only=True)["model"])
     start = checkpoint.resume(device) if args.resume else 0
     model.train()
     last = min(options.steps, args.stop_at or options.steps)
@@ -385,6 +388,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("lr", "weight_decay", "no_lidar", "no_cameras", "lost", "turn", "scale", "depth"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
+    parser.add_argument("--init", type=Path, metavar="LAST.PT", help="begin with the weights of this checkpoint")
     training.add_run_arguments(parser, "torch threads, and processes that draw the frames")
     args = parser.parse_args(argv)
     options = Options(**{name: getattr(args, name) for name in asdict(defaults)})

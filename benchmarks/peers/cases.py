@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from benchmarks import torch_networks as networks
+from benchmarks.common import reference_data
 from edgekit import frontends, host
 from edgekit.backends.onnxruntime.lower import lower
 from edgekit.kernels.letterbox import letterbox
@@ -39,11 +40,6 @@ STREETS = (1_500_000, 500_000)
 SQNR_PICTURES = 16
 PICTURE = networks.PICTURE
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
-
-def shared() -> Path:
-    """Folder of trained models and labelled pictures beside the checkout (or in $EDGEKIT_SHARED)."""
-    return Path(os.environ.get("EDGEKIT_SHARED", Path(__file__).parents[2].parent / "shared")) / "data"
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Calibration:
 def load(name: str) -> Case:
     """The case called `name`. Raises: FileNotFoundError for a trained model that is not beside the checkout."""
     trained = name in TRAINED
-    source = shared() / "models" / TRAINED[name] if trained else networks.export(name)
+    source = reference_data() / "models" / TRAINED[name] if trained else networks.export(name)
     if not source.is_file():
         raise FileNotFoundError(
             f"network {name}: {source} is not there. Put the reference data beside the checkout"
@@ -116,7 +112,7 @@ def load(name: str) -> Case:
             return networks.network_input(networks.NETWORKS[name], image)
 
     if trained:
-        folder = shared() / "coco_mini"
+        folder = reference_data() / "coco_mini"
         data = read_coco(folder / "instances_val_a.json", folder / "val_a", labels=COCO_CLASSES)
         pictures = tuple(read_picture(p.path) for p in data.images[:SQNR_PICTURES])
     else:

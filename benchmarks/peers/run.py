@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import torch_networks  # noqa: E402
+from benchmarks.common import peers, reference_data  # noqa: E402
 from benchmarks.peers import cases, integers, runners  # noqa: E402
 from benchmarks.peers.timing import Times, interleave  # noqa: E402
 from edgekit.bundle import Bundle  # noqa: E402
@@ -116,11 +117,6 @@ class Row:
 # --- making files -----------------------------------------------------------------------------------
 
 
-def home() -> Path:
-    """Where the peers' environments and files lie: $EDGEKIT_PEERS, else beside edgekit's own cache."""
-    return Path(os.environ.get("EDGEKIT_PEERS") or cache.cache_dir() / "peers")
-
-
 def made(peer: Peer, case: cases.Case, data: cases.Calibration) -> Path:
     """Folder with the peer's file and made.json, from the cache when all that went in is the same.
 
@@ -130,14 +126,14 @@ def made(peer: Peer, case: cases.Case, data: cases.Calibration) -> Path:
     script, argument = HERE / peer.maker[0], peer.maker[1]
     python = Path(sys.executable)
     if peer.venv:
-        venv = home() / f"venv-{peer.venv}"
+        venv = peers() / f"venv-{peer.venv}"
         if not (venv / "ready").is_file():
             raise Unavailable(f"not installed (bash benchmarks/peers/setup.sh {peer.venv})")
         python = venv / "bin" / "python"
     setup = (HERE / "setup.sh").read_bytes() if peer.venv else json.dumps(cache.tools()).encode()
     used = "" if argument == "float" else data.digest
     key = cache.digest(case.graph, used, script.read_bytes(), argument, setup)
-    folder = home() / "made" / f"{case.name}-{script.stem}-{argument}-{key[:16]}"
+    folder = peers() / "made" / f"{case.name}-{script.stem}-{argument}-{key[:16]}"
     if (folder / "made.json").is_file():
         return folder
     work = folder.with_suffix(f".{os.getpid()}.tmp")
@@ -183,7 +179,7 @@ def peer_entry(name: str, case: cases.Case, data: cases.Calibration) -> Entry:
     row = Row(name, peer.title)
     shape = tuple(data.inputs.shape[1:])
     if peer.maker is None:
-        folder = home() / "made" / f"{case.name}-float-{cache.digest(case.graph)[:16]}"
+        folder = peers() / "made" / f"{case.name}-float-{cache.digest(case.graph)[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "model.onnx"
         file.write_bytes(case.graph)
@@ -276,10 +272,10 @@ def built_bundle(
     Returns: the bundle, the seconds it took, and those of CPU in words: what a quiet machine would have taken.
     Raises: Unavailable with the build's own words.
     """
-    pictures = cases.calibration_folder(calibration, count, home() / "pictures")
+    pictures = cases.calibration_folder(calibration, count, peers() / "pictures")
     words = build_words(case, pictures, target)
     key = cache.digest(case.source.read_bytes(), pictures.name, words, cache.sources("."), cache.tools())
-    out = home() / "bundles" / f"{case.name}-{target}-{key[:16]}"
+    out = peers() / "bundles" / f"{case.name}-{target}-{key[:16]}"
     record = out / "built.json"
     if not record.is_file():
         # what an earlier build of this network left: its calibration is part of the time
@@ -314,7 +310,7 @@ def build_words(case: cases.Case, pictures: Path, target: str) -> list[str]:
     words = ["build", str(case.source), "--target", target, "--precision", "int8", "--json"]
     words += ["--allow-drop", "--calibration", str(pictures)]  # its row shows what a drop is worth
     if case.data is not None:
-        labelled = cases.shared() / "coco_mini"
+        labelled = reference_data() / "coco_mini"
         words += ["--data", str(labelled / "instances_val_a.json"), "--images", str(labelled / "val_a")]
     if case.spec is None:
         rule = torch_networks.NETWORKS[case.name]

@@ -43,13 +43,17 @@ class Payload:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load on this machine. `threads` 0 = the backend's choice; `progress(done, text)` with done in 0..1."""
+    """How to load on this machine. `threads` 0 = the backend's choice; `progress(done, text)` with done in 0..1.
+
+    alone: no other step of a plan runs beside it or right after it, so that its threads may wait for more work by spinning.
+    """
 
     threads: int = 0
     cache_dir: Path | None = None
     cache_key: str = ""
     """Digest of the payload; backends that compile on the device key their cache by it."""
     progress: Callable[[float, str], None] | None = None
+    alone: bool = True
 
 
 class Binding(Protocol):

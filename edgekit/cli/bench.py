@@ -103,6 +103,13 @@ def main(args: argparse.Namespace) -> int:
             print(
                 f"  steps {steps['sum_ms']:.3f} ms in sum, {steps['span_ms']:.3f} ms from the first start to the last end"
             )
+            for how, label in (("serial", "one after the other"), ("overlapped", "side by side")):
+                if how in steps:
+                    found = steps[how]
+                    print(
+                        f"  {label}: {found['wall_ms']:.3f} ms; the longest chain takes {found['critical_ms']:.3f} ms "
+                        f"({' > '.join(map(printable, found['critical']))}), {found['rest_ms']:.3f} ms lie outside of steps"
+                    )
         print(
             f"  peak memory {result['peak_rss_bytes'] / 2**20:.0f} MiB, copies {result['copies']['bytes_per_frame']} bytes a frame"
         )

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL",
-        help="an .onnx file, an edgekit.toml or a folder that holds one (default: ./edgekit.toml, "
+        help="an .onnx file, an edgekit.toml or a folder that holds one, or a plan folder (default: ./edgekit.toml, "
         "else the detector that ships with edgekit)",
     )
     parser.add_argument(
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         type=one_of("--task", TASKS),
         metavar="T",
-        help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]} (default: detect)",
+        help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]} (default: detect; a plan folder says its own)",
     )
     model.add_argument(
         "--head", type=one_of("--head", HEADS), metavar="FAMILY", help=f"detector family: {', '.join(HEADS)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit.archive import write_atomic
 from edgekit.errors import UsageError
-from edgekit.project import FILE_NAME, safe_name
+from edgekit.project import FILE_NAME, PLAN_NAME, bare_plan, safe_name
 
 TEMPLATE = """\
 # An edgekit project: which models to build, and how to tell that a build is right.
@@ -23,7 +23,7 @@ name = {project}
 [[model]]
 {name}# names the bundle: <name>.<target>.edge
 {source}# the trained network, ONNX
-task = "detect"                  # or "classify", "video"
+task = "detect"                  # or "classify", "video"; "fusion" takes a plan folder
 {classes}
 
 # What a detector's outputs mean (other tasks need no such table). "auto" finds the head by its structure; when it cannot, name the
@@ -84,12 +84,57 @@ max_drop = 0.01                  # largest drop of AP (classifier: top1) against
 # thresholds = {{ score = 0.3 }}
 """
 
+PLAN_TEMPLATE = """\
+# An edgekit project: which models to build, and how to tell that a build is right.
+# Every key that is commented out shows its default or an example. Reference: docs/projects.md
+# Paths are relative to this file.
+
+[project]
+name = {project}
+
+[[model]]
+{name}# names the bundle: <name>.<target>.edge
+{source}# a folder with plan.json, its networks and weights
+task = {task}
+
+# Which boxes are reported.
+[model.thresholds]
+# score = 0.1
+# max_detections = 500
+
+# Moments like those the rig will see, about 50. Needed for int8; no labels needed.
+# [model.calibration]
+# data = "calibration"           # a folder with an info file of nuScenes' form, or KITTI's folders
+# count = 48                     # at most so many, evenly spaced
+# source = "synthetic://street-rig?size=256x144"   # or a synthetic street, with seed and count
+
+# Labelled moments to judge the build on. Without them accuracy is reported as not measured.
+# [model.evaluation]
+# data = "evaluation"
+
+# A build outside these limits fails.
+[model.accept]
+max_drop = 0.01                  # largest drop of mAP against the float plan, absolute
+# min_metric = 0.30              # smallest mAP of the build itself
+# max_score_shift = 0.05         # largest change of a score
+# max_confidence_loss = 0.05     # largest mean fall of the scores of what both find
+
+# What one target does differently.
+# [model.target.host]
+# precision = "float32"          # auto, float32, float16, int8
+# backends = ["onnxruntime"]
+# thresholds = {{ score = 0.2 }}
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a commented edgekit.toml to start from."
     parser.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: here")
     parser.add_argument(
-        "--model", type=Path, metavar="M.onnx", help="the trained network, default: the one in DIR"
+        "--model",
+        type=Path,
+        metavar="M.onnx",
+        help="the trained network or plan folder, default: the one in DIR",
     )
     parser.add_argument("--force", action="store_true", help=f"overwrite an {FILE_NAME} that is there")
 
@@ -108,18 +153,32 @@ def main(args: argparse.Namespace) -> int:
 
 
 def write_project(folder: Path, model: Path | None = None, force: bool = False) -> Path:
-    """Write `folder`/edgekit.toml; `model` None = the only .onnx file in the folder, if there is one.
+    """Write `folder`/edgekit.toml; `model` (an .onnx file, or a plan folder) None = the only one in the folder, if there
+    is one.
 
     Raises: UsageError when the file is there (without `force`) or `model` is not; OutputError.
     """
     path = folder / FILE_NAME
     if folder.exists() and not os.path.isdir(folder):
         raise UsageError(f"folder {folder}: a file, expected a folder")
-    if model is not None and not os.path.isfile(model):
-        raise UsageError(f"model {model}: no such file. Give the path of an .onnx file")
+    if model is not None and model.name == PLAN_NAME:
+        model = model.parent
+    if model is not None and not (os.path.isfile(model) or os.path.isfile(model / PLAN_NAME)):
+        raise UsageError(f"model {model}: no such file. Give the path of an .onnx file, or of a plan folder")
     if os.path.lexists(path) and not force:
         raise UsageError(f"project {path}: exists already. Overwrite it with --force")
     source = _source(folder, model) or Path("model.onnx")
+    plan = model or folder / source
+    if os.path.isfile(plan / PLAN_NAME):
+        (entry,) = bare_plan(plan).models
+        text = PLAN_TEMPLATE.format(
+            project=_quote(safe_name(folder.resolve().name, entry.name)),
+            name=f"name = {_quote(entry.name)} ".ljust(33),
+            source=f"source = {_quote(source.as_posix())} ".ljust(33),
+            task=_quote(entry.task),
+        )
+        write_atomic(path, [text.encode("utf-8")], "project")
+        return path
     name = safe_name(source.stem)
     project = safe_name(folder.resolve().name, name)
     labels = os.path.isfile(folder / "classes.txt")
@@ -141,6 +200,9 @@ def _source(folder: Path, model: Path | None) -> Path | None:
             return Path(os.path.relpath(model.resolve(), folder.resolve()))
         except ValueError:  # another drive
             return model.resolve()
+    plans = sorted(path.parent for path in (*folder.glob(PLAN_NAME), *folder.glob(f"*/{PLAN_NAME}")))
+    if plans:
+        return plans[0].relative_to(folder) if len(plans) == 1 else None
     networks = sorted(folder.glob("*.onnx"))
     return Path(networks[0].name) if len(networks) == 1 else None
 

@@ -36,6 +36,12 @@ def add_rig_options(parser: argparse.ArgumentParser) -> None:
         "sweep), timeout=60 (a moment waits so long), adapt=50 (phases are corrected by so much), period=0 (moments at "
         "least so far apart); depth=8 (parts of a sensor that wait)",
     )
+    parser.add_argument(
+        "--lidar-budget",
+        type=float,
+        metavar="MS",
+        help="what the LiDAR's encoder may take; a sweep that would take longer is cropped, then made coarser",
+    )
 
 
 def read_sync(text: str | None) -> SyncOptions | None:

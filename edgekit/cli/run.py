@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgekit run m.host.edge --source drive.mp4 --sink drive_boxes.mp4\n"
         "  edgekit run m.host.edge --source v4l2:/dev/video0 --view :8080\n"
         "  edgekit run m.host.edge --source 'synthetic://street?live=1' --view :8080\n"
-        "  edgekit run fusion.host.edge --rig rig.toml --source lidar=URI --source CAM_FRONT=v4l2:/dev/video0"
+        "  edgekit run f.edge --rig rig.toml --source lidar=URI --source FRONT=usb:0"
     )
     parser.add_argument(
         "bundle",
@@ -111,6 +111,7 @@ def open_stream(args: argparse.Namespace, bundles: list[Path], sources: list[str
         rig=rig,
         sync=read_sync(getattr(args, "sync", None)),
         watch_rig=rig is not None,
+        lidar_budget_ms=getattr(args, "lidar_budget", None),
     )
     if any(source.live for source in stream.sources.values()):  # the errors of files are raised
         stream.metrics.on_event = _tell

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from edgekit.errors import ModelError, UsageError
 from edgekit.passes import PassError, fold_constants, probe
 from edgekit.passes.graph import constant, infer, integer, ints, listed, new_weight, shape
-from edgekit.passes.streamify.rules import Bound, Refuse, result_axis
+from edgekit.passes.streamify.rules import Bound, Refuse, given_axes, result_axis
 from edgekit.schema import printable
 from edgekit.spec import MAX_LANES
 
@@ -171,15 +171,15 @@ class _Widener:
 
     def _squeeze(self, node: ir.Node, bound: Mapping[int, Bound]) -> int:
         axis, sizes = _only(bound)
-        axes = _axes(node, len(sizes))
-        if axes is None or axis in axes:
+        axes = given_axes(node, len(sizes))
+        if not axes or axis in axes:
             raise Refuse("takes the axis of the lanes away")
         return axis - sum(a < axis for a in axes)
 
     def _unsqueeze(self, node: ir.Node, bound: Mapping[int, Bound]) -> int:
         axis, _ = _only(bound)
         rank = len(shape(node.outputs[0]) or ())
-        axes = _axes(node, rank) or ()
+        axes = given_axes(node, rank)
         return [i for i in range(rank) if i not in axes][axis]
 
     def _transpose(self, node: ir.Node, bound: Mapping[int, Bound]) -> int:
@@ -307,17 +307,6 @@ def _only(bound: Mapping[int, Bound]) -> tuple[int, tuple[int, ...]]:
     axis = bound[0].axis
     assert axis is not None, "no value here is a mean"
     return axis, bound[0].sizes
-
-
-def _axes(node: ir.Node, rank: int) -> tuple[int, ...] | None:
-    """Axes of Squeeze or Unsqueeze, as attribute or input; None when they are not given."""
-    given: Sequence[int] = ints(node, "axes", ())
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        data = constant(node.inputs[1])
-        if data is None:
-            raise Refuse("has computed axes")
-        given = data.reshape(-1).tolist()
-    return tuple(int(a) % rank for a in given) or None
 
 
 def _check(model: ir.Model, made: ir.Model, count: int) -> None:

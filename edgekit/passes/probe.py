@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import MissingExtraError, ModelError
+from edgekit.passes import exact
 from edgekit.passes.graph import shape
 
 
@@ -56,23 +56,10 @@ def evaluate(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.n
 
     Raises: ModelError when onnxruntime cannot run the graph; MissingExtraError without it.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "build", "check the passes") from None
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     names = [str(o.name) for o in model.graph.outputs]
     data = ir.serde.serialize_model(model).SerializeToString()
-    try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        results = session.run(names, dict(feeds))
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds, all mean the same here
-        text = " ".join(str(error).split())[:240]
-        raise ModelError(f"model: onnxruntime cannot run it: {text}. Simplify the network.") from None
+    with exact.refused():
+        results = exact.open_session(data, "check the passes").run(names, dict(feeds))
     return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
 
 

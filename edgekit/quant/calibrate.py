@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import CalibrationError, MissingExtraError, ModelError, printable
+from edgekit.errors import CalibrationError, ModelError, printable
+from edgekit.passes import exact
 from edgekit.passes.graph import infer, shape
 from edgekit.quant import stats as stats_
 from edgekit.quant.stats import Accumulator, Stats
@@ -220,10 +221,6 @@ def _session(
     """
     import onnx
 
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "build", "calibrate") from None
     part = onnx.ModelProto(ir_version=model.ir_version)
     part.opset_import.extend(model.opset_import)
     part.functions.extend(model.functions)
@@ -232,16 +229,8 @@ def _session(
     part.graph.initializer.extend(t for t in model.graph.initializer if t.name in weights)
     part.graph.input.extend(ir.serde.serialize_value(v) for v in inputs)
     part.graph.output.extend(ir.serde.serialize_value(v) for v in outputs)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # an arena a stage would add up
-    try:
-        return ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds, all mean the same here
-        text = " ".join(str(error).split())[:240]
-        raise ModelError(f"model: onnxruntime cannot run it: {text}. Simplify the network") from None
+    with exact.refused():
+        return exact.open_session(part.SerializeToString(), "calibrate", arena=False)
 
 
 class _Pool:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UsageError, did_you_mean
+from edgekit.passes.exact import open_session as exact_session
 from edgekit.passes.graph import clean, constant, new_weight, shape
 from edgekit.quant.annotate import quant, set_quant
 from edgekit.quant.placement import prepared
@@ -135,12 +136,4 @@ def _session(model: ir.Model, names: Sequence[str]) -> tuple[Any, list[str]]:
 
 def open_session(model: ir.Model) -> Any:
     """An ONNX Runtime session that computes the graph as it stands, with the same bits on every machine."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = 1  # sums split over threads round otherwise
-    data = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return exact_session(ir.to_proto(model).SerializeToString(), "run a network", arena=False)

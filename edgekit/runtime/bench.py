@@ -10,11 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.manifest import Manifest
 from edgekit.runtime.engine import Engine
+from edgekit.runtime.plan import dependencies
 from edgekit.runtime.selftest import conditions
 from edgekit.tasks import Pipeline
 
 STAGES = ("preprocess", "engine", "decode", "total")
+SERIAL_RUNS = 50
+"""Runs at most in which the steps of a plan are timed one after the other."""
+
+StepTimes = Mapping[str, tuple[int, int]]
+"""Begin and end of each step, `time.perf_counter_ns`."""
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -53,14 +60,15 @@ def measure(
     alike.
 
     Returns: per engine stages (median, p95, p99, min in ms), peak_rss_bytes of this process,
-    copies per frame, machine and what ran; of a plan of several steps the median of each.
+    copies per frame, machine and what ran; of a plan of several steps `step_times` and, one after the other and
+    side by side, `account`.
     """
     pipelines = [engine.pipeline() for engine in engines]
     for _ in range(warmup):
         for pipeline in pipelines:
             run_once(pipeline, image)
     samples = np.zeros((len(pipelines), runs, len(STAGES)), np.int64)
-    steps: list[list[dict[str, tuple[int, int]]]] = [[] for _ in pipelines]
+    steps: list[list[StepTimes]] = [[] for _ in pipelines]
     for i in range(runs):
         for j, pipeline in enumerate(pipelines):
             samples[j, i] = run_once(pipeline, image)
@@ -71,7 +79,11 @@ def measure(
             "target": engine.manifest.target,
             "stages": summarize(samples[j]),
             "image": sizes(image),
-            **({"steps": step_times(steps[j])} if steps[j][0] else {}),
+            **(
+                {"steps": _steps(engine, pipelines[j], image, steps[j], samples[j, :, 1])}
+                if steps[j][0]
+                else {}
+            ),
             "peak_rss_bytes": peak_rss_bytes(),
             "copies": copies(pipelines[j]),
             "machine": machine(threads),
@@ -88,7 +100,7 @@ def sizes(image: Any) -> list[int]:
     return [int(image.shape[1]), int(image.shape[0])]
 
 
-def step_times(runs: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
+def step_times(runs: Sequence[StepTimes]) -> dict[str, Any]:
     """Of runs by step (`Session.step_ns`): median milliseconds of each, of all from the first start to the last end
     (`span_ms`), and their sum: with overlap it is the larger one."""
     taken = {name: [run[name][1] - run[name][0] for run in runs if name in run] for name in runs[0]}
@@ -99,6 +111,65 @@ def step_times(runs: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
         "sum_ms": round(sum(each.values()), 4),
         "span_ms": round(float(np.median(spans)) / 1e6, 4),
     }
+
+
+def account(runs: Sequence[StepTimes], wall_ns: Sequence[int], manifest: Manifest) -> dict[str, Any]:
+    """Where the time of runs (`Session.step_ns`, each with its wall time) went, medians in milliseconds.
+
+    wall_ms; sum_ms: of all steps; critical_ms: of the longest chain of steps of which each waits for the one before, and
+    `critical`, its steps in the run in the middle; rest_ms: what of the wall time is in no step. Of one run after the
+    other, sum + rest = wall; side by side the wall time lies between critical and sum + rest.
+    """
+    sums, longest, rests, chains = [], [], [], []
+    for run, wall in zip(runs, wall_ns, strict=True):
+        sums.append(sum(end - start for start, end in run.values()))
+        length, chain = _critical(run, manifest)
+        longest.append(length)
+        chains.append(chain)
+        rests.append(wall - _covered(run))
+    middle = chains[int(np.argsort(longest)[len(longest) // 2])]
+    values = {"wall_ms": wall_ns, "sum_ms": sums, "critical_ms": longest, "rest_ms": rests}
+    return {name: round(float(np.median(each)) / 1e6, 4) for name, each in values.items()} | {
+        "critical": middle
+    }
+
+
+def _critical(run: StepTimes, manifest: Manifest) -> tuple[int, list[str]]:
+    """Nanoseconds and steps of the longest chain in which each waits for the one before."""
+    best: list[tuple[int, list[str]]] = []
+    for step, after in zip(manifest.plan, dependencies(manifest), strict=True):
+        length, chain = max((best[i] for i in after), default=(0, []), key=lambda found: found[0])
+        start, end = run.get(step.name, (0, 0))
+        best.append((length + end - start, [*chain, step.name]))
+    return max(best, key=lambda found: found[0])
+
+
+def _covered(run: StepTimes) -> int:
+    """Nanoseconds in which at least one step was at work."""
+    covered, until = 0, 0
+    for start, end in sorted(run.values()):
+        covered += max(0, end - max(start, until))
+        until = max(until, end)
+    return covered
+
+
+def _steps(
+    engine: Engine, pipeline: Any, image: Any, runs: Sequence[StepTimes], wall_ns: np.ndarray
+) -> dict[str, Any]:
+    """Tables of a plan; where steps ran side by side, also of some runs one after the other."""
+    session, how = pipeline.session, "overlapped" if pipeline.session.overlap else "serial"
+    told = {**step_times(runs), how: account(runs, wall_ns.tolist(), engine.manifest)}
+    if session.overlap:
+        session.overlap = False
+        try:
+            walls, alone = [], []
+            for _ in range(min(len(runs), SERIAL_RUNS)):
+                walls.append(run_once(pipeline, image)[1])
+                alone.append(dict(pipeline.step_ns))
+        finally:
+            session.overlap = True
+        told["serial"] = account(alone, walls, engine.manifest)
+    return told
 
 
 def copies(pipeline: Pipeline) -> dict[str, Any]:

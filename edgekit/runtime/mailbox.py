@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class Mailbox(Generic[T]):
 
     newest: keep only the latest items of each sender (live sensors); otherwise a sender waits until one
     of its places is free (files, where nothing may be lost), or `stop` is set.
-    capacity: places of a sender; by default 1 for the newest, else 2.
+    capacity: places of a sender, or of each by name; by default 1 for the newest, else 2.
     """
 
     def __init__(
@@ -29,13 +29,15 @@ class Mailbox(Generic[T]):
         senders: Iterable[str],
         *,
         newest: bool,
-        capacity: int | None = None,
+        capacity: int | Mapping[str, int] | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         self._newest = newest
         self._stop = stop
-        self._capacity = capacity or (1 if newest else 2)
         self._items: dict[str, deque[T]] = {sender: deque() for sender in senders}
+        usual = capacity if isinstance(capacity, int) else 1 if newest else 2
+        given = capacity if isinstance(capacity, Mapping) else {}
+        self._capacity = {sender: given.get(sender, usual) for sender in self._items}
         self._turn: deque[str] = deque()
         """Senders with items, in the order of their oldest."""
         self._open = set(self._items)
@@ -47,13 +49,14 @@ class Mailbox(Generic[T]):
         mailbox is closed, or no place was free until the stop. Either is the caller's to release."""
         with self._change:
             queue = self._items[sender]
-            while not self._newest and len(queue) >= self._capacity and self._wanted(sender):
+            places = self._capacity[sender]
+            while not self._newest and len(queue) >= places and self._wanted(sender):
                 if self._stop is not None and self._stop.is_set():
                     return item
                 self._change.wait(POLL_S)  # take, close and the sender's end wake it; a stop is looked for
             if not self._wanted(sender):
                 return item
-            replaced = queue.popleft() if len(queue) >= self._capacity else None
+            replaced = queue.popleft() if len(queue) >= places else None
             if not queue and replaced is None:
                 self._turn.append(sender)
             queue.append(item)

@@ -104,6 +104,7 @@ class EngineMetrics:
         self.oldest = Series()
         self.sync: dict[str, dict[str, Any]] = {}
         self.processed: dict[str, int] = {}
+        self.cut: dict[str, int] = {}
         self.ego_refused = 0
 
 
@@ -199,13 +200,14 @@ class Metrics:
         engine: str,
         facts: dict[str, dict[str, Any]],
         processed: Mapping[str, int],
+        cut: Mapping[str, int],
         ego_refused: int,
     ) -> None:
         """What the synchroniser knows of each sensor (`Synchroniser.facts`); pictures that went through the network of
-        their camera, by camera; motions that no vehicle makes."""
+        their camera, by camera; sweeps that were cut down to hold a budget, by what was done; motions that no vehicle makes."""
         with self._lock:
             m = self._engine(engine)
-            m.sync, m.processed, m.ego_refused = facts, dict(processed), ego_refused
+            m.sync, m.processed, m.cut, m.ego_refused = facts, dict(processed), dict(cut), ego_refused
 
     def swapped(self, engine: str, text: str = "") -> None:
         """Another bundle took an engine's place."""
@@ -342,7 +344,8 @@ class Metrics:
 
 def _rig(m: EngineMetrics) -> dict[str, Any]:
     """Of an engine that takes a rig: `partial` results; `missing` by sensor and why; `oldest`, the age of the oldest part
-    of a result, and `ages` by sensor; `sync`, what the synchroniser says of each sensor; `processed` pictures; `ego_refused` motions."""
+    of a result, and `ages` by sensor; `sync`, what the synchroniser says of each sensor; `processed` pictures by camera;
+    `cut` sweeps by what was done to them; `ego_refused` motions."""
     return {
         "partial": m.partial,
         "missing": {sensor: dict(why) for sensor, why in m.missing.items()},
@@ -350,5 +353,6 @@ def _rig(m: EngineMetrics) -> dict[str, Any]:
         "ages": {sensor: series.summary() for sensor, series in m.sensor_ages.items()},
         "sync": {sensor: dict(facts) for sensor, facts in m.sync.items()},
         "processed": dict(m.processed),
+        "cut": dict(m.cut),
         "ego_refused": m.ego_refused,
     }

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.pixels import PixelLayout, Pixels
-from edgekit.rig import Array, Rig, RigFrame, Shot, arrange, inverse, mosaic
+from edgekit.rig import Array, Camera, Rig, RigFrame, Shot, arrange, inverse, mosaic
 from edgekit.runtime.ego import Ego
 from edgekit.runtime.frames import Frame, Lease
 from edgekit.runtime.sync import LIDAR, Moment, Part
@@ -130,6 +130,12 @@ class Builder:
         rig = fitted(self.rig, sizes)
         self._sized = (self.rig, sizes, rig)
         return rig
+
+
+def fits(camera: Camera, frame: Frame) -> bool:
+    """Whether a picture may be the camera's, scaled: its sides are as they are to a pixel."""
+    off = abs(frame.width * camera.height - frame.height * camera.width)
+    return off <= max(frame.width, frame.height, camera.width, camera.height)
 
 
 def fitted(rig: Rig, sizes: Mapping[str, tuple[int, int]]) -> Rig:

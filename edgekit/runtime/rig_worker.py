@@ -18,7 +18,7 @@ from edgekit.runtime.ego import Ego
 from edgekit.runtime.frames import Frame
 from edgekit.runtime.mailbox import Closed, Mailbox
 from edgekit.runtime.metrics import Metrics
-from edgekit.runtime.moments import CAMERA, Builder, check_sensor
+from edgekit.runtime.moments import CAMERA, Builder, check_sensor, fits
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.swap import Pipelines
 from edgekit.runtime.sync import LIDAR, Moment, Part, State, Synchroniser, SyncOptions
@@ -64,8 +64,9 @@ class RigWorker(Worker):
         metrics: Metrics,
         condition: Callable[[str], State],
         spare: Mapping[str, int],
+        lidar_budget_ms: float | None = None,
     ) -> None:
-        super().__init__(name, pipelines, box, score, frozenset(), None)
+        super().__init__(name, pipelines, box, score, frozenset(), None, lidar_budget_ms)
         self._sensors = tuple(sensors)
         self._options = options or SyncOptions()
         self._live, self._latest = live, latest
@@ -78,8 +79,6 @@ class RigWorker(Worker):
         self._worked: deque[tuple[int, int]] = deque(maxlen=64)
         """When cameras' networks ran."""
         self._processed: Counter[str] = Counter()
-        self._early: list[tuple[str, Frame]] = []
-        """Frames before the rig is known."""
         self._blind_since: float | None = None
         self._said_ns = 0
         self._new: Rig | None = None
@@ -106,22 +105,23 @@ class RigWorker(Worker):
             sync = self._sync
             if sync is not None:
                 self._ask_watchdogs(sync)
+                self._say(sync)
                 moment = self._pick(sync)
                 if moment is not None:
                     return self._finish(sync, moment)
-                if self._work(sync):
-                    continue
+                worked = self._work(sync)
+            else:
+                worked = False
             now = time.monotonic()
             if now >= until:
                 return None
-            self._wait(until - now)
+            if not worked:
+                self._wait(until - now)
 
     def close(self) -> None:
         super().close()
         if self._sync is not None:
             self._sync.flush()
-        while self._early:
-            self._early.pop()[1].release()
 
     # --- what arrives ---
 
@@ -177,6 +177,11 @@ class RigWorker(Worker):
         except BaseException:
             frame.release()
             raise
+        if frame.camera != LIDAR and not fits(self._builder.rig.cameras[frame.camera], frame):
+            self._sync.tell(frame.camera, "unfit")
+            self._metrics.drop(frame.camera, "unfit")
+            frame.release()
+            return
         at = frame.pts_ns if not self._live and frame.clock == "media" else frame.taken_ns
         part = Part(frame.camera, at, frame.captured_ns, _Held(frame), frame.epoch)
         self._sync.add(part)
@@ -198,6 +203,14 @@ class RigWorker(Worker):
         if self._live and not some and not ended and self._blind_since is None:
             self._blind_since = time.monotonic()
             self._metrics.fault(self.name, "blind", "no sensor of the rig is there")
+
+    def _say(self, sync: Synchroniser) -> None:
+        """To the metrics, now and then."""
+        now = time.monotonic_ns()
+        if now - self._said_ns > _FACTS_NS:
+            self._said_ns = now
+            cut = getattr(self.pipelines[0], "counts", {})
+            self._metrics.sync(self.name, sync.facts(), self._processed, cut, self._ego.refused)
 
     # --- what goes out ---
 
@@ -241,7 +254,7 @@ class RigWorker(Worker):
             picked = time.monotonic_ns()
             rig = builder.rig_frame(moment)
             with self.holder.frame() as pipelines:
-                pipeline: Any = pipelines.of(CAMERA)
+                pipeline: Any = self.set_up(pipelines.of(CAMERA))
                 for name, part in moment.parts.items():
                     if name != LIDAR and part.item.by is not pipeline:  # not yet, or a swap came between
                         self._see(pipeline, part)
@@ -273,9 +286,6 @@ class RigWorker(Worker):
         if self._blind_since is not None:
             self._metrics.sees_again(self.name, f"after {time.monotonic() - self._blind_since:.2f} s")
             self._blind_since = None
-        if now - self._said_ns > _FACTS_NS:
-            self._said_ns = now
-            self._metrics.sync(self.name, sync.facts(), self._processed, self._ego.refused)
         return StreamResult(
             frame, result, now - base, stages, self.name, frame.hops + pipelines.hops, ages, dict(moment.missing)
         )  # fmt: skip

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.5
 """How often a calibration's file is looked at."""
-_KEPT_BACK = 3
-"""Buffers of a driver with few of them that stay with it and with the mailbox."""
 
 
 def read_rig(rig: Rig | str | Path | None) -> Rig | None:
@@ -70,6 +68,7 @@ def open_worker(
     score: float | None,
     rig: Rig | None,
     sync: SyncOptions | None,
+    lidar_budget_ms: float | None = None,
 ) -> Worker:
     """The worker of an engine of a stream whose sources are open. given: the caller named the sources.
 
@@ -78,6 +77,11 @@ def open_worker(
     from edgekit.runtime.worker import Worker
 
     sources = stream.sources
+    if lidar_budget_ms is not None:
+        first: Any = pipelines.opened[0]
+        if not hasattr(first, "lidar_budget_ms"):
+            raise UsageError(f"stream: lidar_budget_ms: engine {name} has no LiDAR branch. Leave it out")
+        first.lidar_budget_ms = lidar_budget_ms  # refused now rather than at the first frame
     newest = stream.policy == "latest"
     if not one_by_one(pipelines, list(sources), given, rig):
         if (rig is not None or sync is not None) and not takes_rigs(pipelines):
@@ -88,7 +92,7 @@ def open_worker(
             )
         timed = frozenset(camera for camera, source in sources.items() if source.live)
         box: Mailbox[Frame] = Mailbox(sources, newest=newest, stop=stream._stop)
-        return Worker(name, pipelines, box, score, timed, rig)
+        return Worker(name, pipelines, box, score, timed, rig, lidar_budget_ms)
     from edgekit.runtime.rig_worker import BOX, RigWorker
 
     live = {source.live for source in sources.values()}
@@ -98,11 +102,13 @@ def open_worker(
             f"stream: sensor {files[0]!r} is a file while others are live: their times have nothing in common. "
             "Play all of them live, or none"
         )
-    box = Mailbox(sources, newest=newest, capacity=BOX if newest else None, stop=stream._stop)
+    few = waiting_for(sources)
+    places = {sensor: 1 if sensor in few else BOX for sensor in sources}
+    box = Mailbox(sources, newest=newest, capacity=places if newest else None, stop=stream._stop)
     return RigWorker(
         name, pipelines, box, score,
         sensors=list(sources), rig=rig, options=sync, live=live.pop(), latest=newest, metrics=stream.metrics,
-        condition=lambda sensor: condition(stream._watches[sensor]), spare=_spare(sources),
+        condition=lambda sensor: condition(stream._watches[sensor]), spare=few, lidar_budget_ms=lidar_budget_ms,
     )  # fmt: skip
 
 
@@ -113,8 +119,16 @@ def condition(watch: Watch) -> State:
     return "running"
 
 
-def _spare(sources: Mapping[str, Source]) -> dict[str, int]:
-    return {n: max(1, s.spare - _KEPT_BACK) for n, s in sources.items() if s.spare is not None}
+def waiting_for(sources: Mapping[str, Source]) -> dict[str, int]:
+    """Of sensors whose driver has few buffers: how many may wait for their moment. One is in the mailbox, the others are
+    for sinks (`for_sinks`)."""
+    return {n: max(1, (s.spare - 1) // 2) for n, s in sources.items() if s.spare is not None}
+
+
+def for_sinks(sources: Iterable[Source | None]) -> int | None:
+    """How many moments sinks may hold, each a buffer of every sensor; None: as many as they like."""
+    spares = [source.spare for source in sources if source is not None and source.spare is not None]
+    return min((spare - 1 - max(1, (spare - 1) // 2) for spare in spares), default=None)
 
 
 def recalibrate(stream: Stream, rig: Rig | str | Path) -> None:

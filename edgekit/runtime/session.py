@@ -93,6 +93,8 @@ class Session:
             self._crew = Crew([job.after for job in self._jobs], helpers)
             weakref.finalize(self, self._crew.close)  # for sessions that nobody closes
         self._turn = 0
+        self.lanes: int = manifest.lanes
+        """Streams that one run takes (slots)."""
         first = self._jobs[0]
         if manifest.states:
             try:

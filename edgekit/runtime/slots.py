@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.runtime.session import Session, check_snapshot
-from edgekit.spec import StateSpec, lanes_of
+from edgekit.spec import StateSpec
 
 Arrays = Mapping[str, np.ndarray]
 Key = TypeVar("Key", bound=Hashable)
@@ -37,8 +37,7 @@ class Streams:
         self._session = session
         session.reset()
         states = session.states
-        sides = (session.inputs, session.outputs, states)
-        self.lanes = lanes_of([array.shape for arrays in sides for array in arrays.values()])
+        self.lanes = session.lanes
         self._rows = [slice(i, i + 1) for i in range(self.lanes)] if self.lanes > 1 else [slice(None)]
         self._inputs: Sequence[Arrays] = [_part(session.inputs, rows) for rows in self._rows]
         self._outputs: Sequence[Arrays] = [_part(session.outputs, rows) for rows in self._rows]

@@ -30,7 +30,7 @@ from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.names import camera_name, check_kind, engine_name, named, unique
 from edgekit.runtime.outlet import Outlet
 from edgekit.runtime.results import StreamResult
-from edgekit.runtime.rigs import follow, open_worker, read_rig, recalibrate
+from edgekit.runtime.rigs import follow, for_sinks, open_worker, read_rig, recalibrate
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
 from edgekit.runtime.swap import Pipelines, Swapped, swap_engine
@@ -83,6 +83,7 @@ class Stream:
         rig: Rig | str | Path | None = None,
         sync: SyncOptions | None = None,
         watch_rig: bool = False,
+        lidar_budget_ms: float | None = None,
     ) -> None:
         """bundles: bundle(s) to load, or loaded engines, which stay the caller's; a mapping names them.
         sources: what `open_source` takes, or open sources, which the stream closes; a mapping names the cameras.
@@ -99,7 +100,8 @@ class Stream:
         rig: calibration, or its TOML file, for engines that take a rig; by default the one that frames bring. Where
             `sources` is a mapping whose names are the rig's sensors (`lidar` among them), each is a sensor of its own, and a
             result belongs to a moment (docs/streaming.md). watch_rig: use the file anew when it changes.
-        sync: how their parts become moments.
+        sync: how their parts become moments. lidar_budget_ms: what the LiDAR's encoder may take; a sweep that would take
+            longer is cropped, then made coarser, which the result's `notes` say (docs/fusion.md).
 
         Raises: what opening the bundles, sources and sinks raises. While it runs, the first error of
         any thread comes out of the iteration.
@@ -184,6 +186,7 @@ class Stream:
                         score=score_threshold,
                         rig=found,
                         sync=sync,
+                        lidar_budget_ms=lidar_budget_ms,
                     )
                 )
             if len(self._workers) > 1:  # a place for each engine and camera: none hides another's results
@@ -370,10 +373,8 @@ class Stream:
         if watch is not None:
             spare = watch.source.spare if watch.source is not None else 0
         else:  # a moment of a rig holds a buffer of each
-            given = [
-                w.source.spare for w in self._watches.values() if w.source and w.source.spare is not None
-            ]
-            spare = min(given, default=None)
+            most = for_sinks(watch.source for watch in self._watches.values())
+            spare = None if most is None else most + _SPARE
         for outlet in self._outlets:
             may_lease = True
             if spare is not None and frame.lease is not None and outlet.sink.needs_pixels:

@@ -29,14 +29,16 @@ from edgekit.errors import UsageError
 from edgekit.runtime.phase import Delay, Period, Phase
 
 LIDAR = "lidar"
-Why = Literal["lost", "frozen", "late", "unmatched"]
+Why = Literal["lost", "frozen", "late", "unmatched", "unfit"]
 """Why a sensor is not in a moment: not there; shows one picture again and again; not there in time; has no
-picture near enough (it is slower than the moments, or dropped one)."""
-State = Literal["running", "lost", "frozen"]
+picture near enough (it is slower than the moments, or dropped one); gives pictures of another shape than its
+calibration says."""
+State = Literal["running", "lost", "frozen", "unfit"]
 DROPS = {
     "late": "its moment had gone out without it",
     "unmatched": "no moment wanted it: a camera faster than the LiDAR, or out of the window",
     "thinned": "a sweep sooner than `period_ms` after the last moment",
+    "unfit": "of another shape than the rig says (dropped before it came here)",
     "clock": "waited while its sensor's clock stepped",
 }
 _MS = 1_000_000
@@ -241,8 +243,11 @@ class Synchroniser:
             return
         insort(sensor.parts, part, key=lambda p: p.at_ns)
         if sensor is not self._lidar:
-            while len(sensor.parts) > sensor.depth:
-                self._drop(sensor, sensor.parts.pop(0), "unmatched")
+            while (
+                len(sensor.parts) > sensor.depth
+            ):  # where few may wait, rather one that no moment is likely to take
+                first = next((i for i, p in enumerate(sensor.parts) if not self.wanted(p)), 0)
+                self._drop(sensor, sensor.parts.pop(first), "unmatched")
 
     def full(self, name: str) -> bool:
         """Of a file: whether its parts that wait are as many as may."""
@@ -512,7 +517,7 @@ class Synchroniser:
             return
         expected = ref + camera.nominal_ns
         nearest = min((p.at_ns - expected for p in camera.parts), key=abs)
-        if abs(nearest) > period:
+        if abs(nearest) > 0.6 * period:  # the one that should be nearest was lost
             return
         camera.phase.add(nearest, period)
         most = round(self.options.adapt_ms * _MS)

@@ -293,7 +293,9 @@ def _load(bundle: Bundle, segment: Segment, variant: Variant, options: LoadOptio
         raise BundleError(f"bundle {bundle.path}: cannot run on this machine: {problem}")
     threads = threads_of(bundle.manifest, options.threads)[segment.name]
     executable: Executable = half(variant.backend, "engine").load(
-        bundle.read(variant.path), variant, replace(options, threads=threads, cache_key=variant.digest)
+        bundle.read(variant.path),
+        variant,
+        replace(options, threads=threads, cache_key=variant.digest, alone=len(bundle.manifest.plan) == 1),
     )
     try:
         _check_io(bundle.manifest, segment, variant, executable)

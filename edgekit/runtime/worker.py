@@ -31,9 +31,11 @@ class Worker:
         score: float | None,
         timed: frozenset[str],
         rig: Rig | None = None,
+        lidar_budget_ms: float | None = None,
     ) -> None:
         """timed: cameras whose frames come when they were taken, so that their arrival is a time, if there is no other.
-        rig: the calibration instead of the one that frames of a rig bring."""
+        rig: the calibration instead of the one that frames of a rig bring. lidar_budget_ms: of its pipelines
+        (FusionPipeline)."""
         self.name = name
         self.box = box
         self.thread: threading.Thread | None = None
@@ -44,6 +46,13 @@ class Worker:
         self._timed = timed
         self.holder = Holder(pipelines)
         self.rig = rig
+        self._budget_ms = lidar_budget_ms
+
+    def set_up(self, pipeline: Any) -> Any:
+        """A pipeline as this stream wants it. Raises: UsageError where it cannot be."""
+        if self._budget_ms is not None and pipeline.lidar_budget_ms != self._budget_ms:
+            pipeline.lidar_budget_ms = self._budget_ms
+        return pipeline
 
     @property
     def pipelines(self) -> tuple[Pipeline, ...]:
@@ -92,6 +101,7 @@ class Worker:
                         f"source {frame.source}: its frames are pictures, but engine {self.name} takes those of a rig. "
                         "Name one source for each sensor, or open a source of a rig"
                     )
+                self.set_up(pipeline)
                 if self.rig is not None:
                     frame.rig = dataclasses.replace(frame.rig, rig=self.rig)
                 picture = frame.rig

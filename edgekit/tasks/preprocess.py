@@ -50,6 +50,10 @@ class ImagePreprocess:
             raise ValueError(f"pad_value {self.pad_value} must be between 0 and 255")
         if any(s == 0 for s in self.std):
             raise ValueError("std must not be 0")
+        if not all(1e-37 <= abs(s) <= 3.4e38 for s in self.std) or not all(
+            abs(m) <= 3.4e38 for m in self.mean
+        ):
+            raise ValueError(f"mean {self.mean} and std {self.std} must fit float32")
         if self.shorter_side is not None:
             if self.resize != "crop":
                 raise ValueError(f"shorter_side goes with resize 'crop', got {self.resize!r}")

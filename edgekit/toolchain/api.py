@@ -41,8 +41,8 @@ def build(
 ) -> list[Bundle]:
     """Build a model for one or several targets.
 
-    model: an ONNX file, an `edgekit.toml`, or a folder that holds one.
-    task: detect (the default of a bare network), classify or video.
+    model: an ONNX file, an `edgekit.toml`, a folder that holds one, or a plan folder (docs/projects.md).
+    task: detect (the default of a bare network), classify or video; a plan says its own.
     precision: float32, float16, int8 (needs calibration) or auto (each target's default).
     quantization: how int8 is found: search, or one plain range scheme (minmax, percentile, entropy, mse).
     head: detector family when it is not found by structure; columns: of the output, for head "rows".
@@ -56,7 +56,8 @@ def build(
     instances, images: COCO annotations and their pictures, to prove the accuracy on; limit: only
         the first so many. data: the same for any task: for a classifier a folder per class, a table
         (.csv, .jsonl, with its pictures in images or beside it) or arrays (.npz); for video a folder of
-        <class>/<clip>, clips as .npz, or a synthetic:// source.
+        <class>/<clip>, clips as .npz, or a synthetic:// source; for fusion an info file's or KITTI's folder, or a
+        synthetic:// source.
     sign_key: PEM file of an Ed25519 private key.
     allow_drop: write a bundle that misses its limits all the same, marked as such.
     progress: called as progress(what, done, of).

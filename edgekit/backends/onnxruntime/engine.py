@@ -45,13 +45,13 @@ def load(data: memoryview, variant: Variant, options: LoadOptions) -> OrtExecuta
 
     Raises: MissingExtraError without onnxruntime; BundleError when it refuses the payload.
     """
-    return OrtExecutable(data, variant, options.threads)
+    return OrtExecutable(data, variant, options.threads, options.alone)
 
 
 class OrtExecutable:
     """One InferenceSession. Runs are thread-safe; each `bind` has its own buffers."""
 
-    def __init__(self, data: memoryview, variant: Variant, threads: int) -> None:
+    def __init__(self, data: memoryview, variant: Variant, threads: int, alone: bool = True) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -62,6 +62,8 @@ class OrtExecutable:
         config.log_severity_level = 3
         if SPIN_VARIABLE in os.environ:
             config.add_session_config_entry("session.intra_op.allow_spinning", os.environ[SPIN_VARIABLE])
+        if not alone:  # workers would spin for milliseconds after each run, on cores that other steps need
+            config.add_session_config_entry("session.force_spinning_stop", "1")
         if variant.options.get(KEEP_QDQ):
             config.add_session_config_entry("session.disable_quant_qdq", "1")
         graph, weights = detach_weights(data)

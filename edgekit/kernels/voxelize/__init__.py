@@ -35,7 +35,7 @@ class VoxelGrid:
             )
         for axis, low, high, size in zip("xyz", self.low, self.high, self.size, strict=True):
             cells = (high - low) / size if size > 0 else 0.0
-            if cells < 0.99 or abs(cells - round(cells)) > 0.01:
+            if not 0.99 <= cells <= MOST_CELLS or abs(cells - round(cells)) > 0.01:
                 raise UsageError(
                     f"voxel grid, axis {axis}: expected a whole number of voxels from {low} to {high}, "
                     f"got {cells:g} of {size}."

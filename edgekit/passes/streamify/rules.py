@@ -160,17 +160,23 @@ def _matmul(node: ir.Node, bound: Mapping[int, Bound]) -> int:
     return place
 
 
-def reduced_axes(node: ir.Node, rank: int) -> tuple[int, ...]:
-    """Axes of a Reduce operator, as attribute or input."""
+def given_axes(node: ir.Node, rank: int) -> tuple[int, ...]:
+    """Axes of a Reduce operator, Squeeze or Unsqueeze, as attribute or second input; () when there are none."""
     given: Sequence[int] = ints(node, "axes", ())
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         data = constant(node.inputs[1])
         if data is None:
             raise Refuse("has computed axes")
         given = data.reshape(-1).tolist()
+    return tuple(int(a) % rank for a in given)
+
+
+def reduced_axes(node: ir.Node, rank: int) -> tuple[int, ...]:
+    """Axes that a Reduce operator runs over."""
+    given = given_axes(node, rank)
     if not given:
         return () if integer(node, "noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(sorted(int(a) % rank for a in given))
+    return tuple(sorted(given))
 
 
 def _reduce(node: ir.Node, axis: int, rank: int) -> int | None:

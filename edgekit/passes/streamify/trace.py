@@ -16,7 +16,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.errors import MissingExtraError, ModelError
+from edgekit.errors import ModelError
+from edgekit.passes import exact
 from edgekit.passes.graph import constant, shape
 
 MOVES: dict[str, tuple[int, ...] | None] = {
@@ -173,23 +174,9 @@ def _numbered(node: ir.Node, codes: _Codes) -> onnx.NodeProto:
 
 
 def _run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "build", "follow data through the graph") from None
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with exact.refused("follow its data"):
+        session = exact.open_session(proto.SerializeToString(), "follow data through the graph")
         return [np.asarray(r) for r in session.run(None, feeds)]
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds, all mean the same here
-        text = " ".join(str(error).split())[:240]
-        raise ModelError(
-            f"model: onnxruntime cannot follow its data: {text}. Simplify the network."
-        ) from None
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:

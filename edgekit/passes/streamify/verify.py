@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import MissingExtraError, ModelError
-from edgekit.passes import probe
+from edgekit.passes import exact, probe
 from edgekit.passes.graph import shape
 from edgekit.spec import StateSpec
 
@@ -68,18 +67,6 @@ def random_clip(clip: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _session(model: ir.Model) -> Any:
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "build", "check the one-frame model") from None
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     data = ir.serde.serialize_model(model).SerializeToString()
-    try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds, all mean the same here
-        text = " ".join(str(error).split())[:240]
-        raise ModelError(f"model: onnxruntime cannot run its one-frame form: {text}. Report it.") from None
+    with exact.refused("run its one-frame form", "Report it"):
+        return exact.open_session(data, "check the one-frame model")

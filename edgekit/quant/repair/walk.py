@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import CalibrationError, ModelError
+from edgekit.errors import CalibrationError
+from edgekit.passes import exact
 from edgekit.passes.graph import constant, shape
 from edgekit.quant.annotate import quant
 from edgekit.quant.placement import prepared
@@ -247,7 +248,6 @@ def _session(
 ) -> Any:
     """An ONNX Runtime session of some nodes, without graph optimization and on one thread."""
     import onnx
-    import onnxruntime as ort
 
     part = onnx.ModelProto(ir_version=model.ir_version)
     for domain, version in model.graph.opset_imports.items():
@@ -261,13 +261,5 @@ def _session(
         part.graph.initializer.append(tensor)
     part.graph.input.extend(ir.serde.serialize_value(v) for v in inputs)
     part.graph.output.extend(ir.serde.serialize_value(v) for v in outputs)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    try:
-        return ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds, all mean the same here
-        text = " ".join(str(error).split())[:240]
-        raise ModelError(f"model: onnxruntime cannot run it: {text}. Simplify the network") from None
+    with exact.refused():
+        return exact.open_session(part.SerializeToString(), "repair a quantized network", arena=False)

@@ -16,6 +16,7 @@ Axis = Literal["x", "y"]
 SizeOrder = Literal["lwh", "wlh"]
 MAX_BOXES = 100_000
 MAX_CAMERAS = 64
+MAX_REACH = 1e6
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,8 @@ class FusionSpec:
             raise ValueError("cameras must differ, and none is called 'lidar'")
         if len(self.cameras) > MAX_CAMERAS:
             raise ValueError(f"at most {MAX_CAMERAS} cameras, got {len(self.cameras)}")
-        if not (math.isfinite(self.reach) and self.reach >= 0):
-            raise ValueError(f"reach must be 0 or more metres, got {self.reach}")
+        if not 0 <= self.reach <= MAX_REACH:
+            raise ValueError(f"reach must be 0 or more metres, at most {MAX_REACH:g}, got {self.reach}")
         if self.lidar_budget_ms is not None and not (self.lidar_budget_ms > 0 and self.voxels is not None):
             raise ValueError(f"lidar_budget_ms must be above 0 and needs voxels, got {self.lidar_budget_ms}")
         for label, metres in self.ranges.items():

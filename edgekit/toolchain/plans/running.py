@@ -25,6 +25,9 @@ from edgekit.toolchain import cache
 from edgekit.toolchain.plans.source import PlanSource
 from edgekit.toolchain.running import OWN, executable_here, run_by
 
+KEPT = 32
+"""Loaded payloads that are kept for the next opening, those used last."""
+
 Payloads = Mapping[str, Payload]
 """One payload for each network of a plan, by its name."""
 
@@ -140,9 +143,10 @@ class Workshop:
             payload = payloads[step.name]
             key = (payload.backend, hashlib.sha256(payload.data).digest())
             content += [payload.backend, key[1].hex()]
-            if key not in self._networks:
-                self._networks[key] = executable_here(payload, self.threads)
-            executables[step.name] = self._networks[key]
+            found = self._networks.pop(key, None) or executable_here(payload, self.threads)
+            executables[step.name] = self._networks[key] = found
+        while len(self._networks) > KEPT:  # of trials; whoever still runs one keeps it
+            del self._networks[next(iter(self._networks))]
         facts = {name: executable.describe() for name, executable in executables.items()}
         session = Session(made, executables)
         try:
