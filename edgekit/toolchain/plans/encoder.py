@@ -75,9 +75,7 @@ def judged(
     frames = [frames[i] for i in _spread(len(frames), CHECKED)]
     exact = [_outputs(floats, frame) for frame in frames]
     for step in wanted(source):
-        shop = Workshop(
-            dataclasses.replace(plain, kernels={**plain.kernels, step.name: step})
-        )
+        shop = Workshop(dataclasses.replace(plain, kernels={**plain.kernels, step.name: step}))
         try:
             with shop.opened(floats.payloads) as running:
                 got = [_outputs(running, frame) for frame in frames]
@@ -85,10 +83,16 @@ def judged(
             shop.close()
         error = float(np.mean([output_error(x, y) for x, y in zip(exact, got, strict=True)]))
         kept = error <= quantize.MAX_ERROR
-        facts[step.name] = {"precision": "int8" if kept else "float32", "error": error, "moments": len(frames)}
+        facts[step.name] = {
+            "precision": "int8" if kept else "float32",
+            "error": error,
+            "moments": len(frames),
+        }
         if not kept:
             kernels[step.name] = plain.kernels[step.name]
-            facts[step.name]["why"] = f"INT8 left out: error of the plan's outputs {error:.4f}, at most {quantize.MAX_ERROR}"
+            facts[step.name]["why"] = (
+                f"INT8 left out: error of the plan's outputs {error:.4f}, at most {quantize.MAX_ERROR}"
+            )
     return dataclasses.replace(source, kernels=kernels), facts
 
 
