@@ -25,7 +25,7 @@ from edgekit.synth.street_rig import RigWorld
 from edgekit.tasks import open_pipeline, task
 from edgekit.tasks.fusion.boxes import Boxes3D
 from edgekit.tasks.fusion.calibration import Calibration, fit
-from edgekit.tasks.fusion.pipeline import LIDAR, FusionPipeline, read_spec
+from edgekit.tasks.fusion.pipeline import LIDAR, FusionPipeline, Seen, read_spec
 from edgekit.tasks.fusion.spec import FusionSpec
 from tests import bevfusion_nets as nets
 from tests import fusion_plans as plans
@@ -110,6 +110,68 @@ def test_a_camera_that_is_missing_leaves_nothing_behind(look) -> None:
     look(moment(3))
     assert same(look(frame, score_threshold=LOW), first)
     assert not same(look(moment(), score_threshold=LOW), first)
+
+
+class _NotAsked:
+    """A session of a plan that does not ask which cameras are there: all of them are run."""
+
+    def __init__(self, base: Session) -> None:
+        self.base = base
+        self.inputs = {name: array for name, array in base.inputs.items() if name != "cameras"}
+        self.outputs, self.buffers = base.outputs, base.buffers
+
+    step_ns = property(lambda self: self.base.step_ns)
+
+    def run(self, done=()) -> None:
+        self.base.inputs["cameras"][...] = 1
+        self.base.run(done)
+
+    def run_slot(self, step: str, slot: int) -> None:
+        self.base.run_slot(step, slot)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_plan_that_does_not_ask_who_is_there_sees_no_old_picture(session, one_by_one) -> None:
+    def seen(frame: RigFrame) -> dict[str, Seen]:
+        return {name: look.camera(name, shot.image) for name, shot in frame.shots.items() if one_by_one}
+
+    look = FusionPipeline(spec_of(nets.TINY), _NotAsked(session))
+    frame = without(moment(), "CAM_FRONT")
+    session.inputs["images"][...] = session.buffers["pyramid"][...] = 0
+    first = look.finish(frame, seen(frame), score_threshold=LOW)
+    assert first.missing == ("CAM_FRONT",)
+    other = moment(3)
+    look.finish(other, seen(other), score_threshold=LOW)
+    assert same(look.finish(frame, seen(frame), score_threshold=LOW), first)
+
+
+def test_what_another_camera_or_pipeline_has_seen_is_refused(look) -> None:
+    """Not taken for this one's: its buffers hold something else."""
+    frame = moment()
+    other = FusionPipeline(look.spec, look.session)
+    front = other.camera("CAM_FRONT", frame.shots["CAM_FRONT"].image)
+    with pytest.raises(UsageError, match="camera 'CAM_FRONT': was seen by another pipeline"):
+        look.finish(frame, {"CAM_FRONT": front})
+    with pytest.raises(UsageError, match="camera 'CAM_BACK': expected what .* got 'CAM_FRONT'"):
+        other.finish(frame, {"CAM_BACK": front})
+    with pytest.raises(UsageError, match="camera 'CAM_BACK': expected what .* got 'int'"):
+        other.finish(frame, {"CAM_BACK": 1})
+    assert len(other.finish(frame, {"CAM_FRONT": front}, score_threshold=LOW))
+
+
+@pytest.mark.parametrize(("column", "value"), [(0, np.nan), (2, np.inf), (3, np.nan), (4, -np.inf)])
+def test_points_that_are_no_numbers_do_not_blind_the_rest(look, column, value) -> None:
+    """One of them in a cell would make all that the convolutions reach no number, and its boxes vanish."""
+    frame = moment()
+    points = frame.points.copy()
+    points[::50, column] = value
+    clean = dataclasses.replace(frame, points=np.delete(points, np.s_[::50], axis=0))
+    wanted = look(clean, score_threshold=LOW)
+    found = look(dataclasses.replace(frame, points=points), score_threshold=LOW)
+    assert same(found, wanted) and len(found)
+    count = len(points[::50])
+    said = (f"lidar: {count} points left out, their intensity or time is no finite number",)
+    assert found.notes == (said if column > 2 else ()) and not wanted.notes
 
 
 def test_no_sensor_at_all_is_no_error(look) -> None:

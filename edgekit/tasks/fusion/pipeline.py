@@ -81,7 +81,7 @@ class FusionPipeline:
     stage_ns: (preprocess, engine, decode) of the last call, nanoseconds of wall time. step_ns: (start, end) of each step of
     the last run, `perf_counter_ns`.
     counts: how often a sweep was cut down, by what was done (`cropped`, `coarser`, `over` = still above the budget,
-    `thinned` = more points than the plan has room for).
+    `thinned` = more points than the plan has room for, `broken` = points with an intensity or time that is not finite).
     """
 
     takes_rigs = True
@@ -95,6 +95,8 @@ class FusionPipeline:
         self._spare: list[dict[str, np.ndarray]] = []
         self._living: list[weakref.ref[Seen] | None] = [None] * len(spec.cameras)
         """By slot: whose tensors the session's buffers hold."""
+        self._blank = [True] * len(spec.cameras)
+        """By slot: whether `images` holds no picture there."""
         self._deadline = None if spec.voxels is None else Deadline(spec.voxels)
         self._budget_ms = spec.lidar_budget_ms
         self.counts: Counter[str] = Counter()
@@ -153,13 +155,15 @@ class FusionPipeline:
         """Boxes of a moment of which some cameras are `seen` already; its other shots are processed now.
 
         `moment.points` is the sweep, or None; `moment.shots` tell when pictures were taken and how the vehicle has
-        moved since. Raises: as a call.
+        moved since. Raises: as a call; UsageError for what was seen by another camera, or another pipeline.
         """
         spec, inputs = self.spec, self.session.inputs
         start = time.perf_counter_ns()
         told = self._told(moment.rig)
         there = np.zeros(len(self._slots), np.float32)
         step = spec.camera_step
+        for name, one in seen.items():
+            self._mine(name, one)
         done: tuple[str, ...] = (step,) if seen and step else ()
         late = []
         for slot, name in enumerate(self._slots):  # buffers that change below
@@ -168,18 +172,21 @@ class FusionPipeline:
             if not stays:
                 self._leave(slot)
         for name, slot in self._slots.items():
-            if not told.known[slot]:
+            if not told.known[slot] or (name not in seen and name not in moment.shots):
+                if not self._blank[slot]:  # a plan that does not ask who is there must not see an old picture
+                    self.session.inputs["images"][slot] = 0
+                    self._blank[slot] = True
+                if "cameras" not in inputs:
+                    late.append(slot)
                 continue
             if name in seen:
                 self._fits(moment.rig, name, seen[name].size)
                 if (tensors := seen[name].tensors) is not None:
                     for key, part in self._kept(slot).items():
                         np.copyto(part, tensors[key])
-            elif name in moment.shots:
+            else:
                 self._fits(moment.rig, name, self._place(slot, moment.shots[name].image))
                 late.append(slot)
-            else:
-                continue
             there[slot] = 1
         notes: list[str] = []
         voxels = self._put_points(moment.points, notes)
@@ -261,6 +268,13 @@ class FusionPipeline:
             raise UsageError(
                 f"moment: expected points float32 [n, {_COLUMNS}], got {points.dtype} {list(points.shape)}"
             )
+        finite = np.isfinite(points).all(axis=1)
+        if not finite.all():
+            placed = np.isfinite(points[:, :3]).all(axis=1)  # others are rays that nothing sent back
+            if broken := int(np.count_nonzero(placed & ~finite)):
+                notes.append(f"lidar: {broken} points left out, their intensity or time is no finite number")
+                self.counts["broken"] += 1
+            points = points[finite]
         points = within(points, self.spec.reach)
         voxels = None
         if self._budget_ms is not None and self._deadline is not None:
@@ -281,8 +295,23 @@ class FusionPipeline:
         """A picture into its slice of `images`; its (width, height)."""
         pixels = as_pixels(picture)
         target = self.session.inputs["images"][slot : slot + 1]
+        self._blank[slot] = False
         plan(self.spec.preprocess, pixels.layout).run(pixels, target)
         return pixels.layout.width, pixels.layout.height
+
+    def _mine(self, name: str, seen: Seen) -> None:
+        """Raises: UsageError unless it was seen by that camera, through this pipeline."""
+        if getattr(seen, "camera", None) != name:
+            raise UsageError(
+                f"camera {name!r}: expected what pipeline.camera({name!r}, ..) gave, got "
+                f"{getattr(seen, 'camera', type(seen).__name__)!r}"
+            )
+        slot = self._slots.get(name)
+        living = None if slot is None else self._living[slot]
+        if seen.tensors is None and (living is None or living() is not seen):
+            raise UsageError(
+                f"camera {name!r}: was seen by another pipeline. Give what this one's camera() returned"
+            )
 
     def _kept(self, slot: int) -> dict[str, np.ndarray]:
         """What is kept of a camera: its slices of tensors of the plan."""
