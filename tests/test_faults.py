@@ -215,6 +215,18 @@ def test_faults_in_a_row_by_uri(engine: Engine) -> None:
     assert found["restarts"] == 1 and found["drops"]["corrupt"] == 2
 
 
+def test_a_long_plan_of_faults_is_not_told_again_with_each_of_them() -> None:
+    """Its URI names a source in events and errors; the one that is opened again is called the same."""
+    plan = ";".join(f"unplug@{frame},1" for frame in range(0, 4000, 2))
+    source = FaultySource(f"faulty:{plan}|synthetic://street?live=1&loop=4&size=64x64&fps=200&frames=0")
+    said = r"source faulty:unplug@0,1;.{,50}\.\.\.\|synthetic://street\?live=1&loop=4&size=64x64&fps=200&frames=0: unplugged"
+    with source, pytest.raises(SourceLost, match=said):
+        source.read()
+    source._device.gone_until = None
+    with source.again() as other:
+        assert other.uri == source.uri and len(source.uri) < 200
+
+
 def test_every_frame_is_accounted_for(engine: Engine) -> None:
     """Whatever is done to them, frames that arrived are results or counted as dropped."""
     plan = "corrupt@50,4;drop@100,9;unplug@150,0.1;jump@200,-9;freeze@250,60;burst@300,0.1;corrupt@350"

@@ -86,9 +86,13 @@ class Injector:
     replugged: for each time it was gone (the newest), how long from its return to the first frame, seconds.
     """
 
-    def __init__(self, open_: Callable[[], Source], plan: Iterable[Planned], rest: int = 0) -> None:
+    def __init__(
+        self, open_: Callable[[], Source], plan: Iterable[Planned], rest: int = 0, name: str = "faulty:"
+    ) -> None:
         """open_: opens the source underneath. plan: in order of frames; an iterator may be endless. One fault
-        at a time: those that fall due during another, or fewer than `rest` frames after it, wait."""
+        at a time: those that fall due during another, or fewer than `rest` frames after it, wait. name: what sources on
+        it are called in messages."""
+        self.name = name
         self._open = open_
         self._plan = iter(plan)
         self._rest = rest
@@ -115,7 +119,7 @@ class Injector:
     def open(self) -> FaultySource:
         """Open it again. Raises: SourceLost while it is gone; what opening the source underneath raises."""
         self.check_there()
-        return FaultySource("faulty:", injector=self)
+        return FaultySource(self.name, injector=self)
 
     def open_inner(self) -> Source:
         self.check_there()
@@ -170,7 +174,8 @@ class FaultySource(Source):
             plan, rest, inner = parse(uri)
             from edgekit.runtime.sources import open_source  # it imports us by name
 
-            injector = Injector(lambda: open_source(inner), plan, rest)
+            injector = Injector(lambda: open_source(inner), plan, rest, _name(uri))
+            self.uri = injector.name
         self._device = injector
         self.again = injector.open
         self._inner = injector.open_inner()
@@ -313,6 +318,12 @@ def _upper_half(pixels: Pixels) -> Pixels:
     layout = replace(pixels.layout, height=_half(pixels.layout.height))
     planes = tuple(p[: s[0]] for p, s in zip(pixels.planes, layout.plane_shapes, strict=True))
     return Pixels(planes, layout)
+
+
+def _name(uri: str) -> str:
+    """A URI for messages: its plan may have thousands of faults."""
+    plan, _, inner = uri.partition("|")
+    return f"{plan if len(plan) <= 60 else plan[:57] + '...'}|{inner}"
 
 
 def parse(uri: str) -> tuple[Iterator[Planned], int, str]:
