@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, load_model, numpy_helper, save
 
 from edgekit.cli.init import write_project
 from edgekit.errors import EdgekitError, ModelError, UsageError
@@ -83,6 +83,19 @@ def test_the_digest_is_that_of_every_file(folder: Path) -> None:
     before = read(entry(folder)).digest
     assert read(entry(folder)).digest == before
     np.savez(folder / "w.npz", b=np.ones((2, 2), np.float32), a=np.ones(3, np.float32))
+    assert read(entry(folder)).digest != before
+
+
+def test_the_digest_is_also_that_of_weights_beside_a_network(folder: Path) -> None:
+    """As large exports have them; else what was measured of other weights would come out of the cache."""
+    model = load_model(folder / "first.onnx")
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((3, 3), np.float32), "w_of_it"))
+    save(model, folder / "first.onnx", save_as_external_data=True, location="first.data", size_threshold=0)
+    before, onnx_file = read(entry(folder)).digest, (folder / "first.onnx").read_bytes()
+    weights = np.full((3, 3), 2, np.float32).tobytes()
+    assert len(weights) == (folder / "first.data").stat().st_size
+    (folder / "first.data").write_bytes(weights)
+    assert (folder / "first.onnx").read_bytes() == onnx_file
     assert read(entry(folder)).digest != before
 
 

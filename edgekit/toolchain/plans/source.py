@@ -84,6 +84,11 @@ def read(entry: ModelEntry) -> PlanSource:
         state.update(len(data).to_bytes(8, "little") + data)
         if step.model is not None:
             networks[step.name] = _network(file, step, hashlib.sha256(data).hexdigest())
+            for tensor in networks[
+                step.name
+            ].model.graph.initializers.values():  # weights may lie in files of their own
+                state.update(repr(tensor.name).encode())
+                state.update(b"" if tensor.const_value is None else tensor.const_value.tobytes())
         else:
             kernels[step.name], more = _kernel(file, step, data)
             files.update(more)
