@@ -73,6 +73,22 @@ def test_check_of_a_right_rig_is_quiet():
     assert "ON LABEL" in cli("rig", "check", STREET, "--boxes").out
 
 
+def test_a_recording_is_looked_at_too(tmp_path):
+    pytest.importorskip("mcap", reason="needs the package mcap (edgekit[mcap])")
+    from edgekit.runtime.sinks.mcap import McapSink
+    from tests.rig_items import rig_items
+
+    with McapSink(tmp_path / "a.mcap") as sink:
+        for item in rig_items():
+            sink.write(item)
+    facts = json.loads(cli("rig", "show", tmp_path / "a.mcap", "--frame", 2, "--json").out)
+    assert facts["frame"]["missing"] == ["CAM_FRONT"]
+    assert facts["frame"]["points"] is None
+    found = cli("rig", "check", tmp_path / "a.mcap")
+    assert found.code == 0
+    assert "3 frames" in found.out
+
+
 def test_check_of_the_real_frames():
     ran = cli("rig", "check", shared_data() / "nuscenes_sample/frame.json")
     assert ran.code == 0, ran

@@ -23,11 +23,10 @@ from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 from foxglove_schemas_protobuf.SceneUpdate_pb2 import SceneUpdate
 
-from edgekit.errors import UsageError
 from edgekit.rig import outlines
 from edgekit.runtime.sinks.mcap import McapSink
-from edgekit.runtime.sinks.rigs import clipped, lines_in, shown
-from tests.recordings import played, replay
+from edgekit.runtime.sinks.rigs import clipped, lines_in, outline_in, shown
+from tests.recordings import replay
 from tests.rig_items import rig_items
 from tests.test_mcap import messages
 
@@ -70,11 +69,12 @@ def test_points_and_pictures_are_what_was_measured(raw):
     assert len(raw["/rig/lidar/points"]) == 2, "the third moment has none"
     cloud = PointCloud.FromString(raw["/rig/lidar/points"][0].data)
     assert cloud.frame_id == "lidar"
-    assert [f.name for f in cloud.fields] == ["x", "y", "z", "intensity", "dt"]
+    assert [f.name for f in cloud.fields] == ["x", "y", "z", "intensity", "dt", "ring"]
     assert {f.type for f in cloud.fields} == {7}
-    assert [f.offset for f in cloud.fields] == [0, 4, 8, 12, 16]
+    assert [f.offset for f in cloud.fields] == [0, 4, 8, 12, 16, 20]
     points = np.frombuffer(cloud.data, np.float32).reshape(-1, cloud.point_stride // 4)
-    assert np.array_equal(points, rig.points)
+    assert np.array_equal(points[:, :5], rig.points)
+    assert np.array_equal(points[:, 5], rig.rings)
     assert cloud.pose.orientation.w == 1
     assert len(raw["/rig/CAM_FRONT/image"]) == 2
     assert len(raw["/rig/CAM_BACK/image"]) == 3
@@ -200,8 +200,7 @@ def test_one_camera_of_it_can_be_played(tmp_path):
         frames = list(source)
     assert len(frames) == 3
     assert np.array_equal(frames[0].image, rig_items()[0].frame.rig.shots["CAM_BACK"].image)
-    with pytest.raises(UsageError, match="several cameras"):
-        played(tmp_path / "a.mcap")
+    assert all(frame.rig is None for frame in frames)
 
 
 def test_lines_are_cut_at_the_edges():
@@ -228,3 +227,22 @@ def test_nothing_of_a_box_behind_a_camera():
     box = np.array([0, -20, 0, 4, 2, 2, 0, 0, 0], np.float32)  # behind: the lidar looks along its y
     assert len(lines_in(rig, "CAM_FRONT", box)) == 0
     assert len(lines_in(rig, "CAM_BACK", box)) > 5
+
+
+def test_a_box_that_moves_is_drawn_where_it_was_when_the_picture_was_taken():
+    rig = rig_items()[0].frame.rig
+    camera, shot = rig.rig.cameras["CAM_FRONT"], rig.shots["CAM_FRONT"]
+    late = (shot.taken_ns - rig.taken_ns) / 1e9
+    assert late < -0.02
+    box = np.array([0, 20, -1, 4, 2, 1.5, 0, 15, 0], np.float32)  # across, at 15 m/s
+    still = box.copy()
+    still[7:9] = 0
+    moved = still.copy()
+    moved[0] += np.float32(15 * late)
+    assert np.allclose(lines_in(rig, "CAM_FRONT", box), lines_in(rig, "CAM_FRONT", moved), atol=1e-3)
+    assert np.allclose(outline_in(rig, "CAM_FRONT", box), outline_in(rig, "CAM_FRONT", moved), atol=1e-3)
+    assert outline_in(rig, "CAM_FRONT", box)[0] < outline_in(rig, "CAM_FRONT", still)[0] - 1
+    unknown = box.copy()
+    unknown[7:9] = np.nan
+    assert np.array_equal(lines_in(rig, "CAM_FRONT", unknown), lines_in(rig, "CAM_FRONT", still))
+    assert camera.width == 128

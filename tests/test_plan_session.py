@@ -196,6 +196,38 @@ def test_the_branches_do_overlap(plan: tuple[Manifest, dict[str, Any]]) -> None:
             session.run()
 
 
+def test_slices_run_side_by_side_where_their_library_can(plan: tuple[Manifest, dict[str, Any]]) -> None:
+    """Two pictures of the repeated step, each held up until the other has begun."""
+    made, loaded = plan
+    meet = threading.Barrier(2, timeout=20)
+    camera, left = loaded["camera"], [1, 1]
+    assert camera.reentrant
+
+    class Held:
+        inputs, outputs, reentrant = camera.inputs, camera.outputs, True
+
+        def bind_to(self, *given: Any) -> Any:
+            binding = camera.bind_to(*given)
+            run = binding.run
+
+            def held() -> None:
+                if left:
+                    left.pop()
+                    meet.wait()
+                run()
+
+            binding.run = held
+            return binding
+
+    given = feed(frame())
+    with Session(made, {**loaded, "camera": Held()}) as session:
+        put(session, given)
+        session.run()
+        same(session.buffers, by_hand(given))
+        begin, end = session.step_ns["camera"]
+        assert begin < end <= session.step_ns["lift"][0]
+
+
 def test_slots_and_what_is_done(session: Session) -> None:
     given = feed(frame())
     want = by_hand(given)

@@ -15,6 +15,8 @@ from tests.test_prometheus import read
 
 pytestmark = [pytest.mark.clock, pytest.mark.usefixtures("_no_thread_stays")]
 NAMES = ("CAM_FRONT", "CAM_BACK", "lidar")
+FPS = 40.0
+"""Faster than cameras of rigs are: faults are over sooner."""
 QUICK = WatchOptions(stall_s=0.4, retry_first_s=0.2, retry_s=0.1, frozen_s=0.4, window=10)
 
 
@@ -23,7 +25,9 @@ def run(plans, over, *, loop=3, most_s=20.0):
     engine = DoubleEngine()
     items = []
     ends = time.monotonic() + most_s
-    with edgekit.stream(engine, sensors(NAMES, plans=plans, loop=loop), watch_options=QUICK) as stream:
+    with edgekit.stream(
+        engine, sensors(NAMES, plans=plans, loop=loop, fps=FPS), watch_options=QUICK
+    ) as stream:
         for item in stream:
             items.append(item)
             cameras = stream.metrics.snapshot()["cameras"]
@@ -59,8 +63,11 @@ def test_a_fault_of_one_sensor(who, plan, fault, reasons):
 
     items, found, _ = run({who: plan}, over)
     assert found["cameras"][who]["faults"][fault] == 1
-    seen = {item.missing[who] for item in items if who in item.missing}
-    assert seen and seen <= reasons | {"late"}
+    seen = {item.missing[who] for item in items[6:] if who in item.missing}
+    assert seen and seen <= reasons | {
+        "late",
+        "unmatched",
+    }  # the last: as it returns, a later picture is there
     assert (fault not in ("lost", "stalled")) or "lost" in seen
     assert (fault != "frozen") or "frozen" in seen
     others = [item for item in items[6:] if set(item.missing) - {who}]
@@ -83,11 +90,11 @@ def test_pictures_of_another_shape_than_the_rig_says_are_not_fused():
 
 def test_a_camera_that_slows_down_is_in_as_many_moments_as_it_has_pictures():
     items, found, _ = run(
-        {"CAM_FRONT": "slow@25,2"}, lambda items: len(items) > 90 and healthy(items), loop=4
+        {"CAM_FRONT": "slow@25,2"}, lambda items: len(items) > 120 and healthy(items), loop=4
     )
-    assert found["cameras"]["CAM_FRONT"]["faults"] == {"slow": 1}
+    assert found["cameras"]["CAM_FRONT"]["faults"]["slow"] == 1
     without = sum("CAM_FRONT" in item.missing for item in items)
-    assert 10 <= without <= 40
+    assert 30 <= without <= 80
     waited = [item.stage_ns["match"] for item in items if "CAM_FRONT" in item.missing]
     assert sorted(waited)[len(waited) // 2] < 40e6, "its rate is known: what cannot come is not waited for"
 
@@ -98,7 +105,7 @@ def test_a_clock_that_jumps_costs_few_moments(who, by):
     """Half a second back is within what a late delivery may be: it is put right by arrivals. Further off, or ahead of
     ours, the watchdog takes the arrival for the time."""
     items, found, facts = run({who: f"jump@15,{by}"}, lambda items: len(items) > 40 and healthy(items))
-    assert found["cameras"][who]["faults"] == {"clock-jump": 1}
+    assert found["cameras"][who]["faults"]["clock-jump"] == 1
     missed = sum(who in item.missing for item in items[15:])
     assert missed <= 10
     assert facts[who]["clock_steps"] == (1 if by == "-0.5" else 0)

@@ -124,6 +124,19 @@ def test_only_the_newest_moment_counts_when_the_engine_is_slow():
     assert max(item.age_ms for item in items[1:-1]) < 500
 
 
+def test_an_engine_with_too_much_to_do_still_gives_moments_and_stops():
+    """Cameras' networks take three times what there is: only pictures of the newest moment are worth it."""
+    engine = DoubleEngine(camera_s=0.025)
+    with edgekit.stream(engine, sensors(fps=20)) as stream:
+        items = collect(stream, until=lambda items: len(items) == 8)
+        assert np.median([item.age_ms for item in items[2:]]) < 600
+        threading.Timer(0.3, stream.stop).start()
+        started = time.monotonic()
+        for _ in stream:
+            pass
+        assert time.monotonic() - started < 3
+
+
 def test_a_lost_lidar_leaves_moments_of_cameras():
     engine = DoubleEngine()
     plans = {"lidar": "unplug@15,1"}
@@ -206,6 +219,10 @@ def test_recalibration_while_running_loses_no_moment(tmp_path):
         digests = []
         for item in stream:
             digests.append(item.frame.rig.rig.digest())
+            if len(digests) == 3:
+                flat = {name: camera.resized(64, 32) for name, camera in RIG.cameras.items()}
+                with pytest.raises(UsageError, match="is 64x32, but its pictures are 64x64"):
+                    stream.recalibrate(Rig("flat", RIG.lidar, flat))
             if len(digests) == 5:
                 stream.recalibrate(path)
     assert digests == [RIG.digest()] * 5 + [other.digest()] * 7

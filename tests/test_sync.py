@@ -322,6 +322,17 @@ def test_a_calibration_that_is_off_is_found_and_the_camera_matched():
     assert all("front" in m.missing for m in fixed)
 
 
+@given(drop=st.floats(0, 0.25), jitter=st.floats(0, 8), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_lost_pictures_do_not_move_period_or_phase(drop, jitter, seed):
+    TOTAL.clear()
+    sensors = [Sensor(LIDAR, 100.0), Sensor("c", 100.0, -20.0, drop=drop, jitter=jitter, seed=seed)]
+    _, sync, _ = run(sensors, 6000, offsets={"c": -20.0})
+    facts = sync.facts()["c"]
+    assert facts["period_ms"] == pytest.approx(100, abs=2 * jitter + 0.1)
+    assert facts["offset_ms"] == pytest.approx(-20, abs=jitter + 0.1)
+
+
 def test_a_camera_that_drifts_through_its_whole_period_is_followed():
     sensors = [Sensor(LIDAR, 100), Sensor("c", 100.5, 0)]
     moments, *_ = run(sensors, 30_000)

@@ -381,7 +381,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.pt if it exists")
     parser.add_argument(
-        "--eval-only", type=Path, nargs="?", const=Path(), metavar="PLAN", help="only measure PLAN (OUT/segments)"
+        "--eval-only",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="PLAN",
+        help="only measure PLAN (OUT/segments)",
     )
     parser.add_argument("--eval-worlds", type=int, default=25, help="unseen worlds to evaluate on")
     parser.add_argument("--eval-frames", type=int, default=8, help="frames of each")
@@ -390,7 +395,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("lr", "weight_decay", "no_lidar", "no_cameras", "lost", "turn", "scale", "depth"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
-    parser.add_argument("--init", type=Path, metavar="LAST.PT", help="begin with the weights of this checkpoint")
+    parser.add_argument(
+        "--init", type=Path, metavar="LAST.PT", help="begin with the weights of this checkpoint"
+    )
     training.add_run_arguments(parser, "torch threads, and processes that draw the frames")
     args = parser.parse_args(argv)
     options = Options(**{name: getattr(args, name) for name in asdict(defaults)})

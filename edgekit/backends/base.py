@@ -91,7 +91,8 @@ class Fitting(Protocol):
         in the binding's `inputs` and `outputs`. For the others it has memory of its own.
 
         beside: a binding of this executable that never runs at the same time, whose working memory may be shared.
-        An executable may name outputs in `turnable`: those it can also write where they lie as [N, H, W, C].
+        An executable may name outputs in `turnable`: those it can also write where they lie as [N, H, W, C]. One that
+        says `reentrant = True` shares no working memory: its bindings may run at the same time.
         """
         ...
 

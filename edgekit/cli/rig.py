@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "       falls into which cell): built ahead and kept in the cache, so that the\n"
         "       first frame does not wait for it\n"
         "\n"
-        "PLACE is a rig's TOML file (its mounting alone), an info file of nuScenes or\n"
-        "KITTI (*.json), a file of one KITTI frame (training/calib/000001.txt), or\n"
-        "synthetic://street-rig?seed=7.\n"
+        "PLACE is a rig's TOML file (its mounting alone), a recording of one (*.mcap),\n"
+        "an info file of nuScenes or KITTI (*.json), a file of one KITTI frame\n"
+        "(training/calib/000001.txt), or synthetic://street-rig?seed=7.\n"
         "\n"
         "examples:\n"
         "  edgekit rig show frame.json --out rig.png\n"
@@ -109,7 +109,9 @@ def _place(place: str, first: int) -> tuple[Rig, RigFrame | None]:
 
 def _frames(place: str, first: int, count: int) -> Iterator[RigFrame]:
     """Frames of a recording or a synthetic rig. Raises: UsageError where there are none."""
-    if "://" not in place:
+    if Path(place).suffix.lower() == ".mcap" and "://" not in place and not place.startswith("replay:"):
+        place = f"replay:{place}"
+    if "://" not in place and not place.startswith("replay:"):
         yield from read_frames(place, first, count)
         return
     from edgekit.runtime.sources import open_source
@@ -118,7 +120,8 @@ def _frames(place: str, first: int, count: int) -> Iterator[RigFrame]:
         for number, frame in enumerate(source):
             if frame.rig is None:
                 raise UsageError(
-                    f"source {printable(place)}: its frames come from no rig. Give synthetic://street-rig?seed=7"
+                    f"source {printable(place)}: its frames come from no rig. Give a recording of one, or "
+                    "synthetic://street-rig?seed=7"
                 )
             if number >= first:
                 yield frame.rig

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgekit run m.host.edge --source drive.mp4 --sink drive_boxes.mp4\n"
         "  edgekit run m.host.edge --source v4l2:/dev/video0 --view :8080\n"
         "  edgekit run m.host.edge --source 'synthetic://street?live=1' --view :8080\n"
-        "  edgekit run fusion.host.edge --rig rig.toml --source lidar=URI --source CAM_FRONT=v4l2:/dev/video0"
+        "  edgekit run f.edge --rig rig.toml --source lidar=URI --source FRONT=usb:0"
     )
     parser.add_argument(
         "bundle",

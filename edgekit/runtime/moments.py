@@ -115,10 +115,14 @@ class Builder:
             motion = shot.motion if apart < 2_000_000 else None
         return FrameShot(frame, part.at_ns, motion)
 
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(width, height) of the pictures that came so far, by camera."""
+        return self._sized[1] if self._sized is not None else {}
+
     def fitted(self, rig: Rig) -> Rig:
-        """A rig, its cameras as large as the pictures that came so far."""
-        sizes = self._sized[1] if self._sized is not None else {}
-        return fitted(rig, sizes)
+        """A rig, its cameras as large as these."""
+        return fitted(rig, self.sizes)
 
     def _fitting(self, frames: Mapping[str, Frame]) -> Rig:
         sizes = {n: (f.width, f.height) for n, f in frames.items() if n in self.rig.cameras}
@@ -132,10 +136,10 @@ class Builder:
         return rig
 
 
-def fits(camera: Camera, frame: Frame) -> bool:
-    """Whether a picture may be the camera's, scaled: its sides are as they are to a pixel."""
-    off = abs(frame.width * camera.height - frame.height * camera.width)
-    return off <= max(frame.width, frame.height, camera.width, camera.height)
+def fits(camera: Camera, size: tuple[int, int]) -> bool:
+    """Whether a picture, (width, height), may be the camera's, scaled: its sides are as they are to a pixel."""
+    off = abs(size[0] * camera.height - size[1] * camera.width)
+    return off <= max(*size, camera.width, camera.height)
 
 
 def fitted(rig: Rig, sizes: Mapping[str, tuple[int, int]]) -> Rig:

@@ -19,7 +19,8 @@ _BUCKET, _BUCKETS = 64, 16
 
 
 class Period:
-    """The time from one part to the next: the median of the newest, which lost and late parts do not move."""
+    """The time from one part to the next: the median of the newest steps that are about as long as the shorter ones, so
+    that lost parts do not count, were it a third of them."""
 
     def __init__(self) -> None:
         self._last: int | None = None
@@ -30,7 +31,8 @@ class Period:
         if self._last is not None and taken_ns > self._last:
             self._steps.append(taken_ns - self._last)
             if len(self._steps) >= 3:
-                self._value = round(median(self._steps))
+                short = sorted(self._steps)[len(self._steps) // 4]
+                self._value = round(median(s for s in self._steps if 0.67 * short <= s <= 1.5 * short))
         self._last = taken_ns
 
     def forget(self) -> None:

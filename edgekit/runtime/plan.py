@@ -40,6 +40,8 @@ class Job:
     when: tuple[np.ndarray, ...] | None
     after: tuple[int, ...]
     """Jobs whose results it reads."""
+    split: bool = False
+    """Its parts have working memory of their own each: they may run at the same time."""
 
 
 @dataclass
@@ -105,6 +107,23 @@ def beside(manifest: Manifest, light: Sequence[str] = ()) -> list[int]:
     return found
 
 
+Unit = tuple[int, int | None]
+"""What is run in one go: a job by its number, all of it, or one part."""
+
+
+def units(jobs: Sequence[Job]) -> tuple[list[Unit], list[list[int]]]:
+    """The units of a run in the order of the plan, and by unit those whose results it reads, by place."""
+    found: list[Unit] = []
+    after: list[list[int]] = []
+    places: list[list[int]] = []  # by job
+    for number, job in enumerate(jobs):
+        mine: list[int | None] = list(range(len(job.parts))) if job.split else [None]
+        places.append(list(range(len(found), len(found) + len(mine))))
+        found += [(number, part) for part in mine]
+        after += [[place for other in job.after for place in places[other]] for _ in mine]
+    return found, after
+
+
 def lay_out(manifest: Manifest, executables: Mapping[str, Executable], layout: Layout) -> None:
     """Bind every step and fill `layout`, which the caller closes, also when this raises.
 
@@ -120,7 +139,8 @@ def lay_out(manifest: Manifest, executables: Mapping[str, Executable], layout: L
         if step.when is not None:
             array = _given(manifest, step.when, layout.buffers)
             when = tuple(array[i : i + 1] for i in range(len(parts))) if len(parts) > 1 else (array,)
-        layout.jobs.append(Job(step.name, parts, when, after))
+        split = len(parts) > 1 and bool(getattr(executables[step.name], "reentrant", False))
+        layout.jobs.append(Job(step.name, parts, when, after, split))
     for name in manifest.inputs:
         _given(manifest, name, layout.buffers)
 
@@ -191,7 +211,8 @@ def _whole(
 def _slices(
     step: Segment | KernelStep, executable: Any, pair: Pair | None, layout: Layout
 ) -> tuple[Part, ...]:
-    """A binding per slice where the executable works in given arrays, which share its working memory; else one for all."""
+    """A binding per slice where the executable works in given arrays, which share its working memory unless it is
+    reentrant; else one for all."""
     buffers, n, names = layout.buffers, repeats(step), (*step.inputs, *step.outputs)
     missing = [name for name in names if name not in buffers]
     if missing:
@@ -207,7 +228,7 @@ def _slices(
     for i in range(n):
         slices = {name: buffers[name][i : i + 1] for name in names}
         if pair is None:
-            binding = executable.bind_to(slices, first)
+            binding = executable.bind_to(slices, None if getattr(executable, "reentrant", False) else first)
             layout.bindings.append(binding)
             first = first or binding
             parts.append(_part(step, (binding, binding), slices))

@@ -88,8 +88,17 @@ class RigWorker(Worker):
     def places(self, cameras: Iterable[str]) -> list[str]:
         return [self.place(CAMERA)]
 
-    def recalibrate(self, rig: Rig) -> None:
+    def check(self, rig: Rig) -> None:
         check_rig(rig, self._sensors)
+        for name, size in (self._builder.sizes if self._builder is not None else {}).items():
+            camera = rig.cameras[name]
+            if not fits(camera, size):
+                raise UsageError(
+                    f"rig {rig.name}: camera {name} is {camera.width}x{camera.height}, but its pictures are "
+                    f"{size[0]}x{size[1]}. Give the rig that takes them"
+                )
+
+    def recalibrate(self, rig: Rig) -> None:
         self._new = rig
 
     def prepare(self, pipelines: Pipelines, rig: Rig | None = None) -> list[Future[Any]]:
@@ -109,12 +118,14 @@ class RigWorker(Worker):
                 moment = self._pick(sync)
                 if moment is not None:
                     return self._finish(sync, moment)
-                if self._work(sync):
-                    continue
+                worked = self._work(sync)
+            else:
+                worked = False
             now = time.monotonic()
             if now >= until:
                 return None
-            self._wait(until - now)
+            if not worked:
+                self._wait(until - now)
 
     def close(self) -> None:
         super().close()
@@ -175,7 +186,9 @@ class RigWorker(Worker):
         except BaseException:
             frame.release()
             raise
-        if frame.camera != LIDAR and not fits(self._builder.rig.cameras[frame.camera], frame):
+        if frame.camera != LIDAR and not fits(
+            self._builder.rig.cameras[frame.camera], (frame.width, frame.height)
+        ):
             self._sync.tell(frame.camera, "unfit")
             self._metrics.drop(frame.camera, "unfit")
             frame.release()

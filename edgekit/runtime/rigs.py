@@ -133,16 +133,13 @@ def for_sinks(sources: Iterable[Source | None]) -> int | None:
 
 def recalibrate(stream: Stream, rig: Rig | str | Path) -> None:
     """See Stream.recalibrate."""
-    from edgekit.runtime.rig_worker import RigWorker, check_rig
-
     found = read_rig(rig)
     assert found is not None
     workers = [worker for worker in stream._workers if takes_rigs(worker.holder.current)]
     if not workers:
         raise UsageError("recalibrate: no engine of this stream takes a rig")
     for worker in workers:  # all of them before the first changes
-        if isinstance(worker, RigWorker):
-            check_rig(found, stream.sources)
+        worker.check(found)
     for worker in workers:
         wait_for(worker.prepare(worker.holder.current, found), stream._stop)
     for worker in workers:

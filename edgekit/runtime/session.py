@@ -13,7 +13,7 @@ from edgekit.backends.base import Executable
 from edgekit.errors import StreamError, UsageError, did_you_mean
 from edgekit.manifest import Manifest
 from edgekit.runtime.crew import Crew, usable_cores
-from edgekit.runtime.plan import Copies, Job, Layout, Part, beside, lay_out
+from edgekit.runtime.plan import Copies, Job, Layout, Part, beside, lay_out, units
 from edgekit.runtime.state import held_as, initial_value
 from edgekit.spec import StateSpec
 
@@ -32,7 +32,8 @@ class Session:
     A run that fails leaves the state as it was.
 
     Steps of the plan that do not wait for each other run at the same time, on a few threads of the session's own
-    that sleep between runs; results are the same bits. `overlap = False` runs them one after the other.
+    that sleep between runs, and so do slices of a repeated step where its library can; results are the same bits.
+    `overlap = False` runs them one after the other.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -90,7 +91,8 @@ class Session:
         self.overlap = helpers > 0
         """Whether steps may run at the same time; never so where the plan has none that could."""
         if self.overlap:
-            self._crew = Crew([job.after for job in self._jobs], helpers)
+            self._units, after = units(self._jobs)
+            self._crew = Crew(after, helpers)
             weakref.finalize(self, self._crew.close)  # for sessions that nobody closes
         self._turn = 0
         self.lanes: int = manifest.lanes
@@ -123,10 +125,10 @@ class Session:
         skip = {self._number(name) for name in done} if done else ()
         self._times = {}  # whoever holds those of an earlier run keeps them
         if self._crew is not None and self.overlap:
-            self._crew.run(lambda number: self._do(number, number in skip))
+            self._side_by_side(self._crew, skip)
         else:
-            for number in range(len(self._jobs)):
-                self._do(number, number in skip)
+            for number, job in enumerate(self._jobs):
+                self._times[job.name] = self._do(number, None, number in skip)
         for target, source in self._returns:
             np.copyto(target, source)
         self._turn ^= 1
@@ -154,17 +156,30 @@ class Session:
             )
         return self._numbers[step]
 
-    def _do(self, number: int, done: bool) -> None:
-        """A step: every part that its `when` does not switch off."""
+    def _side_by_side(self, crew: Crew, skip: Collection[int]) -> None:
+        times = [(0, 0)] * len(self._units)
+
+        def work(place: int) -> None:
+            number, part = self._units[place]
+            times[place] = self._do(number, part, number in skip)
+
+        crew.run(work)
+        for (number, _), (begin, end) in zip(self._units, times, strict=True):
+            name = self._jobs[number].name
+            first, last = self._times.get(name, (begin, end))
+            self._times[name] = min(first, begin), max(last, end)
+
+    def _do(self, number: int, one: int | None, done: bool) -> tuple[int, int]:
+        """A step, all of it or one part: what its `when` does not switch off. Returns when it began and ended."""
         job, turn = self._jobs[number], self._turn
         begin = time.perf_counter_ns()
-        for i, part in enumerate(job.parts):
+        for i in range(len(job.parts)) if one is None else (one,):
             if job.when is not None and not job.when[i].any():
-                for array in part.outputs:
+                for array in job.parts[i].outputs:
                     array.fill(0)
             elif not done:
-                _run(part, turn)
-        self._times[job.name] = begin, time.perf_counter_ns()
+                _run(job.parts[i], turn)
+        return begin, time.perf_counter_ns()
 
     @property
     def states(self) -> Mapping[str, np.ndarray]:

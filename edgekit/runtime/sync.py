@@ -517,7 +517,7 @@ class Synchroniser:
             return
         expected = ref + camera.nominal_ns
         nearest = min((p.at_ns - expected for p in camera.parts), key=abs)
-        if abs(nearest) > period:
+        if abs(nearest) > 0.6 * period:  # the one that should be nearest was lost
             return
         camera.phase.add(nearest, period)
         most = round(self.options.adapt_ms * _MS)

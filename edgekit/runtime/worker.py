@@ -66,6 +66,9 @@ class Worker:
     def places(self, cameras: Iterable[str]) -> list[str]:
         return [self.place(camera) for camera in cameras]
 
+    def check(self, rig: Rig) -> None:
+        """Raises: UsageError for a calibration that cannot be that of what comes."""
+
     def recalibrate(self, rig: Rig) -> None:
         """From the next frame on. From any thread."""
         self.rig = rig

@@ -51,6 +51,8 @@ def load(data: memoryview, variant: Variant, options: LoadOptions) -> OrtExecuta
 class OrtExecutable:
     """One InferenceSession. Runs are thread-safe; each `bind` has its own buffers."""
 
+    reentrant = True
+
     def __init__(self, data: memoryview, variant: Variant, threads: int, alone: bool = True) -> None:
         try:
             import onnxruntime

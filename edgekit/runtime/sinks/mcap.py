@@ -20,6 +20,7 @@ from edgekit.runtime.mcap_file import load_mcap
 from edgekit.runtime.mcap_writer import McapWriter, Piece
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.recording import CAMERA_KEY, FRAME, METRICS, RESULT, Facts, Images, dumps, to_raw
+from edgekit.runtime.recording_rig import MOMENT
 from edgekit.runtime.results import StreamResult
 from edgekit.runtime.sinks.base import Sink, failure, make_parent
 from edgekit.runtime.sinks.mcap_rig import Made, moment_messages, result_messages
@@ -37,6 +38,8 @@ _JSON_SCHEMAS: dict[str, dict[str, str]] = {
     RESULT: {"seq": "integer", "pts_ns": "integer", "epoch": "integer", "camera": "string", "engine": "string",
              "age_ms": "number", "stage_ms": "object", "unaccounted_ms": "number", "hops": "array", "task": "string",
              "count": "integer", "result": "object"},
+    MOMENT: {"rig": "object", "taken_ns": "integer", "index": "integer", "pose": "array", "points": "integer",
+             "shots": "object"},
     METRICS: {"seconds": "number", "cameras": "object", "engines": "object", "sinks": "object", "events": "array",
               "event_count": "integer"},
 }  # fmt: skip
@@ -128,12 +131,12 @@ class McapSink(Sink):
                 seen.append(key)
                 self._sequence += 1
                 # the pictures of a rig are recorded one by one
-                facts = dumps(Facts.of(frame, "none" if fusion else self.images).to_json())
+                facts = dumps(Facts.of(frame, "none" if fusion and rig is None else self.images).to_json())
                 channel = self._channel(f"{prefix}/frame", FRAME, frame.camera)
                 file.add(channel, self._sequence, log_ns, sensor_ns, [facts])
                 if rig is not None:
                     seen_by = moment_messages(rig, sensor_ns, self.images, self._jpeg)
-                    self._write_made(file, prefix, seen_by, log_ns)
+                    self._write_made(file, prefix, seen_by, log_ns, frame.camera)
                 elif self.images != "none" and not fusion:
                     name, pieces = self._picture(frame, sensor_ns)
                     channel = self._channel(f"{prefix}/image", name, frame.camera)
@@ -144,7 +147,7 @@ class McapSink(Sink):
             file.add(channel, self._sequence, done_ns, sensor_ns, [result])
             if fusion:
                 said = result_messages(item.result, rig, engine, sensor_ns)
-                self._write_made(file, prefix, said, done_ns)
+                self._write_made(file, prefix, said, done_ns, frame.camera)
             else:
                 channel = self._channel(
                     f"{prefix}/{engine}annotations", foxglove.IMAGE_ANNOTATIONS, frame.camera
@@ -156,9 +159,11 @@ class McapSink(Sink):
                 self._borrowed = False
                 file.flush()  # the planes go back to the camera
 
-    def _write_made(self, file: McapWriter, prefix: str, made: Iterable[Made], log_ns: int) -> None:
+    def _write_made(
+        self, file: McapWriter, prefix: str, made: Iterable[Made], log_ns: int, camera: str
+    ) -> None:
         for each in made:
-            channel = self._channel(f"{prefix}/{each.topic}", each.schema, None)
+            channel = self._channel(f"{prefix}/{each.topic}", each.schema, camera if each.replays else None)
             file.add(channel, self._sequence, log_ns, each.ns, each.pieces)
             self.copied_bytes += each.copied
 

@@ -2,10 +2,11 @@
 camera name, `camera` where it has none.
 
     /<rig>/transforms                     foxglove.FrameTransforms    ego to lidar and cameras; with a pose, world to ego
-    /<rig>/lidar/points                   foxglove.PointCloud         `rig.POINT_FIELDS`, float32
+    /<rig>/lidar/points                   foxglove.PointCloud         `rig.POINT_FIELDS`, and `ring` where known; float32
     /<rig>/<sensor>/image                 foxglove.CompressedImage or RawImage (BGR); its own time
     /<rig>/<sensor>/calibration           foxglove.CameraCalibration
     /<rig>/<sensor>/[engine/]annotations  foxglove.ImageAnnotations   boxes as lines in that picture
+    /<rig>/moment                         edgekit.Moment (JSON)       what ties these together (recording_rig.py); first of them
     /<rig>/[engine/]boxes                 foxglove.SceneUpdate        boxes in space, and the way of one second
 
 Frames of reference are called `world`, `ego`, `lidar`, and as the cameras.
@@ -22,7 +23,8 @@ import numpy as np
 from edgekit.rig import POINT_FIELDS, RigFrame, Shot
 from edgekit.runtime import foxglove, foxglove_scene
 from edgekit.runtime.mcap_writer import Piece
-from edgekit.runtime.recording import Images
+from edgekit.runtime.recording import Images, dumps
+from edgekit.runtime.recording_rig import MOMENT, moment_json
 from edgekit.runtime.sinks.rigs import camera_to_ego, lines_in, outline_in, shown
 
 
@@ -36,12 +38,16 @@ class Made:
     ns: int
     pieces: list[Piece]
     copied: int = 0
+    replays: bool = False
+    """Whether it stands for the frame in a replay."""
 
 
 def moment_messages(
     rig: RigFrame, ns: int, images: Images, jpeg: Callable[[np.ndarray], bytes]
 ) -> Iterator[Made]:
     """What the sensors saw. ns: of `rig.taken_ns`, in the wall clock. jpeg: encodes a picture, uint8 BGR."""
+    if images != "none":
+        yield Made("moment", MOMENT, ns, [dumps(moment_json(rig))], replays=True)
     transforms = [("ego", "lidar", rig.rig.lidar.to_ego)]
     transforms += [("ego", name, camera_to_ego(rig, name)) for name in rig.rig.cameras]
     if rig.pose is not None:
@@ -49,11 +55,13 @@ def moment_messages(
     message = foxglove_scene.frame_transforms(ns, transforms)
     yield Made("transforms", foxglove.FRAME_TRANSFORMS, ns, [message])
     if rig.points is not None and images != "none":
-        head = foxglove_scene.point_cloud_head(ns, "lidar", POINT_FIELDS, len(rig.points))
-        points = np.ascontiguousarray(rig.points, "<f4")
-        yield Made(
-            "lidar/points", foxglove.POINT_CLOUD, ns, [head, points.data.cast("B") if len(points) else b""]
-        )
+        table, columns = np.ascontiguousarray(rig.points, "<f4"), list(POINT_FIELDS)
+        if rig.rings is not None:
+            table, columns = np.column_stack([table, rig.rings.astype("<f4")]), [*columns, "ring"]
+        head = foxglove_scene.point_cloud_head(ns, "lidar", columns, len(table))
+        data = table.data.cast("B") if len(table) else b""
+        copied = 0 if table is rig.points else len(data)
+        yield Made("lidar/points", foxglove.POINT_CLOUD, ns, [head, data], copied)
     for name, camera in rig.rig.cameras.items():
         shot = rig.shots.get(name)
         at = ns if shot is None else ns + shot.taken_ns - rig.taken_ns

@@ -6,16 +6,20 @@ import heapq
 import time
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from edgekit.errors import UsageError, did_you_mean, printable
 from edgekit.picture import decode_picture
 from edgekit.pixels import Pixels
+from edgekit.rig import Rig, mosaic
 from edgekit.runtime import foxglove
 from edgekit.runtime.frames import Clock, Frame, Hop
 from edgekit.runtime.mcap_reader import McapReader, Message, Topic
-from edgekit.runtime.recording import CAMERA_KEY, FRAME, Facts, from_raw
+from edgekit.runtime.recording import CAMERA_KEY, FRAME, RESULT, Facts, from_raw
+from edgekit.runtime.recording_rig import MAX_CAMERAS, MOMENT, Moment, read_points
 from edgekit.runtime.sources import ros2
 from edgekit.runtime.sources.base import Source
 from edgekit.runtime.sources.ros2 import Picture
@@ -25,6 +29,8 @@ _WINDOW = 4
 """Frames that are put in order of their arrival: several engines finish the frames of a camera out of turn."""
 _PAUSE_NS, _LONGEST_NS = 500_000_000, 60_000_000_000
 """Longest pause that is waited for in real time, unless the camera itself is slower; and then."""
+_PARTS = (foxglove.POINT_CLOUD, foxglove.RAW_IMAGE, foxglove.COMPRESSED_IMAGE)
+_MOST_PARTS = MAX_CAMERAS + 1
 _PICTURES = {
     (foxglove.RAW_IMAGE, "protobuf"),
     (foxglove.COMPRESSED_IMAGE, "protobuf"),
@@ -35,11 +41,13 @@ _PICTURES = {
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A picture that is not decoded yet. facts: None in someone else's file."""
+    """A picture that is not decoded yet, or a moment of a rig. facts: None in someone else's file. parts: messages of
+    the moment by sensor."""
 
     message: Message
     facts: Facts | None
     number: int
+    parts: dict[str, Message] = field(default_factory=dict)
 
     @property
     def arrived_ns(self) -> int:
@@ -65,6 +73,8 @@ class ReplaySource(Source):
         is shifted by as much as the arrival is, so that ages hold the recorded way from sensor to arrival.
     loop=1: for ever; `seq`, `pts_ns` and `epoch` go on rising.
 
+    Of a rig each frame is a whole moment, `frame.rig`; `camera` may name the topic of one of its cameras instead.
+
     In someone else's file `seq` counts pictures, `pts_ns` is the header's stamp from the first one on, clock `media`.
 
     Raises: UsageError for an unknown key or value, no MCAP file, or a file without pictures; MissingExtraError.
@@ -79,7 +89,9 @@ class ReplaySource(Source):
         self._loop = _switch(uri, query, "loop")
         self._wanted = query.get("camera")
         self._name = printable(self._path)
-        self._topic = ""
+        self._topic = self._rig = ""
+        """`_rig`: the beginning of the topics of a moment's parts."""
+        self._known_rig: Rig | None = None
         self._noted: set[str] = set()
         self._first_stamp_ns: int | None = None
         self._pace: _Pace | None = None
@@ -115,6 +127,9 @@ class ReplaySource(Source):
     def _choose(self, topics: list[tuple[Topic, int]]) -> None:
         """Settle which camera is played, from the file's summary. Raises: UsageError."""
         pictures = [(topic, count) for topic, count in topics if _is_picture(topic) and count]
+        rigs = [(topic, count) for topic, count in pictures if topic.schema == MOMENT]
+        if self._wanted is None and rigs:  # its cameras are parts of it
+            pictures = [each for each in pictures if not _within(each[0], [rig for rig, _ in rigs])]
         names = {_camera(topic): topic.name for topic, _ in pictures}
         found = [(t, n) for t, n in pictures if self._wanted is None or _answers(t, self._wanted)]
         if pictures and (not found or len({t.name for t, _ in found}) > 1):
@@ -123,7 +138,7 @@ class ReplaySource(Source):
             raise UsageError(f"source {self.uri}: {what}. {hint} Choose with ?camera=NAME")
         if not found:
             return
-        self._topic = found[0][0].name
+        self._settle(found[0][0])
         count = sum(n for _, n in found)
         self._expect(None if self._loop else count)
         if count > 1 and self._reader.span_ns > 0:
@@ -134,6 +149,7 @@ class ReplaySource(Source):
         """The camera's pictures in order of arrival."""
         window: list[_Recorded] = []
         facts: dict[str, tuple[int, Facts | str]] = {}
+        moment: _Recorded | None = None  # whose parts are being read
         known: Facts | str
         number = 0
         for message in self._reader.messages():
@@ -147,6 +163,18 @@ class ReplaySource(Source):
                 if len(facts) > 1000:
                     facts.clear()  # no camera has so many names
                 continue
+            if moment is not None and topic.name.startswith(self._rig):
+                if topic.schema in _PARTS and message.sequence == moment.message.sequence:
+                    if len(moment.parts) < _MOST_PARTS:
+                        moment.parts[topic.name[len(self._rig) :].rpartition("/")[0]] = message
+                    continue
+                if message.sequence != moment.message.sequence or topic.schema == RESULT:
+                    heapq.heappush(window, replace(moment, number=number))
+                    number, moment = number + 1, None
+                    if len(window) > _WINDOW:
+                        yield replace(heapq.heappop(window), number=number - len(window) - 1)
+            if self._rig and topic.name.startswith(self._rig) and topic.schema in _PARTS:
+                continue  # of a moment that is lost
             if not _is_picture(topic) or not self._is_chosen(topic):
                 continue
             about: Facts | None = None
@@ -158,22 +186,33 @@ class ReplaySource(Source):
                     )
                     continue
                 about = known
-            heapq.heappush(window, _Recorded(message, about, number))
+            item = _Recorded(message, about, number)
+            if topic.schema == MOMENT:
+                moment = item
+                continue
+            heapq.heappush(window, item)
             number += 1
             if len(window) > _WINDOW:
                 yield replace(heapq.heappop(window), number=number - len(window) - 1)
+        if moment is not None:
+            heapq.heappush(window, replace(moment, number=number))
+            number += 1
         while window:
             yield replace(heapq.heappop(window), number=number - len(window) - 1)
 
     def _is_chosen(self, topic: Topic) -> bool:
         if not self._topic and (self._wanted is None or _answers(topic, self._wanted)):
-            self._topic = topic.name
+            self._settle(topic)
         if topic.name != self._topic and topic.name not in self._noted and len(self._noted) < 100:
             self._noted.add(topic.name)
             if self._wanted is None:
                 name = printable(_camera(topic))
                 self._skip(f"camera {name!r} is left out. Choose it with ?camera={name}")
         return topic.name == self._topic
+
+    def _settle(self, topic: Topic) -> None:
+        self._topic = topic.name
+        self._rig = topic.name.removesuffix("moment") if topic.schema == MOMENT else ""
 
     def _skip(self, reason: str) -> None:
         if len(self.skipped) < 100:
@@ -219,8 +258,10 @@ class ReplaySource(Source):
             pts_ns = frame.pts_ns + arrived_ns - frame.captured_ns
         else:
             clock, pts_ns = "media", frame.pts_ns + turn.pts_ns
+        rig = None if frame.rig is None else frame.rig.shifted(pts_ns - frame.pts_ns)
         return replace(
             frame,
+            rig=rig,
             seq=frame.seq + turn.seq,
             epoch=frame.epoch + turn.epoch,
             pts_ns=pts_ns,
@@ -256,6 +297,8 @@ class ReplaySource(Source):
     def _decode(self, item: _Recorded) -> Frame:
         """Raises: ValueError for a picture that is damaged or of another kind."""
         message, facts = item.message, item.facts
+        if message.topic.schema == MOMENT:
+            return self._moment(item)
         picture = _READERS[message.topic.encoding](message.topic.schema, message.data)
         if picture.compressed:
             pixels = Pixels.bgr(decode_picture(bytes(picture.data)))
@@ -287,6 +330,39 @@ class ReplaySource(Source):
             facts.corrupt,
             hops,
         )
+
+    def _moment(self, item: _Recorded) -> Frame:
+        """Raises: ValueError for a moment that is damaged or not complete."""
+        facts = item.facts
+        assert facts is not None, "a moment of ours has its facts"
+        moment = Moment.from_json(item.message.data)
+        if (
+            moment.rig == self._known_rig
+        ):  # one object for as long as nothing changes: what is made from it stays
+            moment = replace(moment, rig=self._known_rig)
+        self._known_rig = moment.rig
+        points, rings, images = None, None, {}
+        for sensor, message in item.parts.items():
+            if message.sequence != item.message.sequence:
+                continue
+            if message.topic.schema == foxglove.POINT_CLOUD:
+                points, rings = read_points(message.data)
+            elif sensor in moment.shots:
+                picture = _read_protobuf(message.topic.schema, message.data)
+                images[sensor] = (
+                    decode_picture(bytes(picture.data))
+                    if picture.compressed
+                    else from_raw(
+                        picture.data, picture.encoding, picture.step, picture.width, picture.height, None
+                    ).planes[0]
+                )
+        rig = moment.frame(points, images, rings)
+        pixels = Pixels.bgr(mosaic(rig) if rig.rig.cameras else np.zeros((1, 1, 3), np.uint8))
+        written = sum(image.nbytes for image in images.values()) + (0 if points is None else points.nbytes)
+        return Frame(
+            pixels, facts.seq, facts.pts_ns, facts.captured_ns, str(self._path), facts.clock, facts.exposure,
+            facts.camera, facts.epoch, facts.corrupt, (Hop("replay", "CPU", written=written),), rig=rig,
+        )  # fmt: skip
 
 
 class _Turn:
@@ -341,7 +417,17 @@ class _Pace:
 
 
 def _is_picture(topic: Topic) -> bool:
-    return (topic.schema, topic.encoding) in _PICTURES
+    """Whether its messages are frames: pictures, or moments of a rig."""
+    return (topic.schema, topic.encoding) in _PICTURES or (
+        topic.schema == MOMENT and CAMERA_KEY in topic.metadata
+    )
+
+
+def _within(topic: Topic, rigs: list[Topic]) -> bool:
+    """Whether a topic is a part of one of these moments."""
+    return topic.schema != MOMENT and any(
+        topic.name.startswith(rig.name.removesuffix("moment")) for rig in rigs
+    )
 
 
 def _camera(topic: Topic) -> str:
