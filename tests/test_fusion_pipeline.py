@@ -152,9 +152,9 @@ def test_what_another_camera_or_pipeline_has_seen_is_refused(look) -> None:
     front = other.camera("CAM_FRONT", frame.shots["CAM_FRONT"].image)
     with pytest.raises(UsageError, match="camera 'CAM_FRONT': was seen by another pipeline"):
         look.finish(frame, {"CAM_FRONT": front})
-    with pytest.raises(UsageError, match="camera 'CAM_BACK': expected what .* got 'CAM_FRONT'"):
+    with pytest.raises(UsageError, match=r"camera 'CAM_BACK': expected what .* got 'CAM_FRONT'"):
         other.finish(frame, {"CAM_BACK": front})
-    with pytest.raises(UsageError, match="camera 'CAM_BACK': expected what .* got 'int'"):
+    with pytest.raises(UsageError, match=r"camera 'CAM_BACK': expected what .* got 'int'"):
         other.finish(frame, {"CAM_BACK": 1})
     assert len(other.finish(frame, {"CAM_FRONT": front}, score_threshold=LOW))
 
@@ -384,6 +384,15 @@ class Fake:
 def test_tensors_that_do_not_fit_are_named(session, changed, said) -> None:
     with pytest.raises(BundleError, match=said):
         FusionPipeline(spec_of(nets.TINY), Fake(session, **changed))
+
+
+@pytest.mark.parametrize("step", ["nothing", "lift", "encoder"])
+def test_a_step_that_is_no_cameras_own_is_refused_at_once(session, step) -> None:
+    """Not when the first picture of a stream arrives."""
+    with pytest.raises(
+        BundleError, match=f"camera_step '{step}' of its pipeline: expected a step .* 6 times"
+    ):
+        FusionPipeline(dataclasses.replace(spec_of(nets.TINY), camera_step=step), session)
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,19 @@ def test_slots_and_what_is_done(session: Session) -> None:
         session.run(done=("camer",))
 
 
+def test_a_step_that_is_not_repeated_has_one_slot(session: Session) -> None:
+    """The network of a rig's only camera is one, too."""
+    given = feed(frame())
+    want = by_hand(given)
+    put(session, given)
+    names = ("camera", "depth_raster", "encoder", "lift", "fusion", "nothing")
+    assert [session.slots(name) for name in names] == [6, 1, 1, 0, 0, 0]
+    session.run_slot("encoder", 0)
+    same({"grid": session.buffers["lidar_grid"]}, {"grid": want["lidar_grid"]})
+    session.run(done=("encoder",))
+    same(session.outputs, {name: want[name] for name in session.outputs})
+
+
 def test_times_of_steps(session: Session) -> None:
     assert dict(session.step_ns) == {}
     put(session, feed(frame()))

@@ -133,19 +133,27 @@ class Session:
             np.copyto(target, source)
         self._turn ^= 1
 
-    def run_slot(self, step: str, slot: int) -> None:
-        """Run one slice of a repeated step now, in this thread, from the plan's inputs as they are; its outputs are in
-        that slice of `buffers`. What `when` says does not matter.
+    def slots(self, step: str) -> int:
+        """How many slots `run_slot` takes of a step: its slices, one of a step that is not repeated; 0 where it takes none.
 
-        Raises: StreamError as `run`; UsageError for an unknown step or slot, or a step that reads what another one writes.
+        Those are unknown steps, such that read what another one writes, and all of a plan with state.
+        """
+        job = next((job for job in self._jobs if job.name == step), None)
+        return 0 if job is None or job.after or self.state_specs else len(job.parts)
+
+    def run_slot(self, step: str, slot: int) -> None:
+        """Run one slice of a repeated step now (slot 0 of another is all of it), in this thread, from the plan's inputs as
+        they are; its outputs are in that slice of `buffers`. What `when` says does not matter.
+
+        Raises: StreamError as `run`; UsageError for an unknown step, or a slot that is none of its `slots`.
         """
         if not self._jobs:
             raise StreamError("session: closed. Make another with engine.session()")
         job = self._jobs[self._number(step)]
-        if not 0 <= slot < len(job.parts) or len(job.parts) == 1 or job.after:
+        if not 0 <= slot < self.slots(step):
             raise UsageError(
-                f"run_slot: step {step!r}, slot {slot}: expected a repeated step that reads inputs of the plan only, "
-                f"and one of its {len(job.parts)} slots"
+                f"run_slot: step {step!r}, slot {slot}: expected a step that reads inputs of the plan only, and one of "
+                f"its {len(job.parts)} slots"
             )
         _run(job.parts[slot], self._turn)
 

@@ -396,6 +396,12 @@ class FusionPipeline:
         if not cameras and "points" not in inputs:
             raise BundleError("bundle: a plan of the task fusion has 'images' of cameras, 'points', or both")
         buffers = self.session.buffers
+        slots = getattr(self.session, "slots", None)
+        if cameras and spec.camera_step and slots is not None and slots(spec.camera_step) != cameras:
+            raise BundleError(
+                f"bundle: camera_step {spec.camera_step!r} of its pipeline: expected a step that reads inputs of the plan "
+                f'only and is repeated {cameras} times, once per camera; "" where there is none'
+            )
         for name in spec.camera_tensors if cameras and spec.camera_step else ():
             if name not in buffers or buffers[name].ndim < 1 or len(buffers[name]) % cameras:
                 raise BundleError(
