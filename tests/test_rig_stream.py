@@ -253,6 +253,20 @@ def test_a_watched_file_is_used_anew_and_a_broken_one_is_told(tmp_path):
     assert item.frame.rig.rig.cameras["CAM_FRONT"].width == 64
 
 
+def test_a_calibration_that_changes_before_the_first_result_is_noticed(tmp_path):
+    """It was read when the stream was made."""
+    path = _written(tmp_path, RIG)
+    sources = sensors(("CAM_FRONT", "lidar"), fps=20)
+    with edgekit.stream(DoubleEngine(), sources, rig=path, watch_rig=True) as stream:
+        Rig("other", RIG.lidar, RIG.cameras).write(path)
+        ends = time.monotonic() + 10
+        for item in stream:
+            name = item.frame.rig.rig.name
+            if name == "other" or time.monotonic() > ends:
+                break
+    assert name == "other"
+
+
 def test_whole_rigs_are_frames_of_one_source():
     engine = DoubleEngine()
     rig = Rig("mine", RIG.lidar, RIG.cameras)

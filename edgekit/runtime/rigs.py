@@ -155,16 +155,23 @@ def wait_for(futures: Iterable[Future[Any]], stop: threading.Event) -> None:
                 break
 
 
+Stamp = tuple[int, int, int]
+
+
 def follow(
-    path: Path, stop: threading.Event, changed: Callable[[], None], failed: Callable[[str], None]
+    path: Path,
+    before: Stamp | None,
+    stop: threading.Event,
+    changed: Callable[[], None],
+    failed: Callable[[str], None],
 ) -> None:
-    """Call `changed` when a file's content may have changed, until `stop`. What `changed` raises is told to `failed`.
+    """Call `changed` when a file's content may have changed since `stamp` gave `before`, until `stop`. What `changed`
+    raises is told to `failed`.
 
     For a thread of its own. A file that is gone is none that changed: editors replace it.
     """
-    before = _stamp(path)
     while not stop.wait(LOOK_S):
-        now = _stamp(path)
+        now = stamp(path)
         if now is None or now == before:
             continue
         before = now
@@ -174,7 +181,8 @@ def follow(
             failed(str(error))
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> Stamp | None:
+    """What tells a file's content from another; None where there is no file. To be asked before it is read."""
     try:
         found = path.stat()
     except OSError:

@@ -30,7 +30,7 @@ from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.names import camera_name, check_kind, engine_name, named, unique
 from edgekit.runtime.outlet import Outlet
 from edgekit.runtime.results import StreamResult
-from edgekit.runtime.rigs import follow, for_sinks, open_worker, read_rig, recalibrate
+from edgekit.runtime.rigs import follow, for_sinks, open_worker, read_rig, recalibrate, stamp
 from edgekit.runtime.sinks import Sink, open_sink
 from edgekit.runtime.sources import Source, open_source
 from edgekit.runtime.swap import Pipelines, Swapped, swap_engine
@@ -134,6 +134,8 @@ class Stream:
         self._wrapped: asyncio.Future[StreamResult | None] | None = None
         opened: list[Sink] = []
         try:
+            self._rig_file = Path(rig) if watch_rig and isinstance(rig, (str, Path)) else None
+            self._rig_stamp = stamp(self._rig_file) if self._rig_file is not None else None
             given, found = isinstance(sources, Mapping), read_rig(rig)
             for name, source in named("source", sources, camera_name).items():
                 if isinstance(source, Source) and limit is not None:
@@ -173,7 +175,6 @@ class Stream:
                     raise UsageError(f"stream: sink {printable(sink.path)}: given twice. Leave one out")
                 opened.append(sink if isinstance(sink, Sink) else open_sink(sink, fps=fps))
             self.sinks = tuple(opened)
-            self._rig_file = Path(rig) if watch_rig and isinstance(rig, (str, Path)) else None
             if watch_rig and self._rig_file is None:
                 raise UsageError("stream: watch_rig needs the rig's file. Give its path as `rig`")
             for name, engine in self.engines.items():
@@ -236,7 +237,7 @@ class Stream:
         if self._rig_file is not None:
             file = self._rig_file
             self._follower = self._thread(
-                "edgekit-rig", follow, file, self._stop, lambda: self.recalibrate(file),
+                "edgekit-rig", follow, file, self._rig_stamp, self._stop, lambda: self.recalibrate(file),
                 lambda text: self.metrics.fault("rig", "calibration", text),
             )  # fmt: skip
         if self._results is not None:
