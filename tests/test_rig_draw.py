@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekit.rig import Rig, RigFrame, Truth, corners
 from edgekit.synth.street_rig import RigWorld, street_rig
 from edgekit.tasks.detect.draw import class_color
-from edgekit.tasks.fusion.draw import bird_view, camera_view, draw
+from edgekit.tasks.fusion.draw import _write, bird_view, camera_view, draw
 
 pytest.importorskip("cv2")
 
@@ -126,3 +126,14 @@ def test_no_box_upsets_it(boxes):
     names = ("CAM_FRONT", "CAM_BACK_LEFT")
     few = Rig("r", frame.rig.lidar, {name: frame.rig.cameras[name] for name in names})
     assert draw(dataclasses.replace(frame, rig=few), width=64).shape == (64, 192, 3)
+
+
+def test_the_outline_of_letters_lies_around_them():
+    import cv2
+
+    canvas = np.full((24, 260, 3), 128, np.uint8)
+    _write(cv2, canvas, "CAM_FRONT_RIGHT", (6, 15))
+    light = (canvas[..., 0] > 180).astype(np.uint8)
+    dark = canvas[..., 0] < 70
+    near = cv2.dilate(light, np.ones((7, 7), np.uint8)) > 0
+    assert light.sum() > 100 and dark.sum() > 100 and not (dark & ~near).any()

@@ -205,5 +205,9 @@ def _line(cv2: Any, canvas: Array, a: Array, b: Array, color: Color) -> None:
 
 
 def _write(cv2: Any, canvas: Array, text: str, at: tuple[int, int]) -> None:
-    for color, weight in (((20, 20, 20), 3), ((240, 240, 240), 1)):
-        cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, weight, cv2.LINE_AA)
+    around = [
+        (x, y) for y in (-1, 0, 1) for x in (-1, 0, 1) if x or y
+    ]  # OpenCV 5 sets bold letters wider apart
+    for (x, y), color in [*((step, (20, 20, 20)) for step in around), ((0, 0), (240, 240, 240))]:
+        place = at[0] + x, at[1] + y
+        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, 1, cv2.LINE_AA)
