@@ -14,6 +14,7 @@ from edgekit import tasks
 from edgekit.errors import UsageError
 from edgekit.kernels.sparse_conv import encoder
 from edgekit.models.bevfusion.segments import Segments
+from edgekit.project import DataSet
 from edgekit.rig import Truth
 from edgekit.synth.street_rig import RigWorld
 from edgekit.tasks.fusion.boxes import Boxes3D
@@ -21,6 +22,7 @@ from edgekit.tasks.fusion.dataset import Moments, content, numbered, read_set
 from edgekit.tasks.fusion.evaluate import bootstrap, evaluate
 from edgekit.tasks.fusion.pipeline import FusionPipeline
 from edgekit.tasks.interval import interval95
+from edgekit.toolchain.plans.moments import moments
 from edgekit.toolchain.tasks import fusion as toolchain_half
 from tests import bevfusion_nets as nets
 from tests import fusion_rigs as rigs
@@ -45,6 +47,17 @@ def test_synthetic_moments_come_from_the_streets_in_turn() -> None:
     )
     digests = {read_set(Path(f"synthetic://street-rig?{q}"), None, labels=LABELS).digest for q in others}
     assert len(digests) == 3 and found.digest not in digests
+
+
+def test_a_set_that_a_build_was_given_is_the_same_one_for_verify() -> None:
+    """`edgekit build --data` takes a source with `count`."""
+    entry = moments(
+        DataSet(source="synthetic://street-rig?size=64x40", seed=5, count=3), LABELS, labelled=True
+    )
+    again = read_set(Path("synthetic://street-rig?size=64x40&seed=5&count=3"), None, labels=LABELS)
+    assert again.digest == entry.digest and len(again) == 3
+    with pytest.raises(UsageError, match="expected a whole number"):
+        read_set(Path("synthetic://street-rig?count=many"), None, labels=LABELS)
 
 
 def test_classes_are_numbered_as_the_model_does() -> None:

@@ -201,6 +201,9 @@ def _synthetic(world: str, query: str, limit: int | None, labels: tuple[str, ...
         raise UsageError(f"{what}: no rig sees it, expected synthetic://street-rig?frames=200")
     values = dict(_DEFAULTS)
     for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True):
+        if key == "count":  # as a build takes it: each moment is of a street of its own
+            values |= {"frames": value} | ({} if "worlds=" in query else {"worlds": value})
+            continue
         if key not in values:
             raise UsageError(f"{what}: unknown key {key[:40]!r}. {did_you_mean(key[:40], tuple(_DEFAULTS))}")
         values[key] = value
