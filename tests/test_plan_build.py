@@ -28,6 +28,7 @@ from edgekit.toolchain.plans import prove, quantize
 from edgekit.toolchain.plans.moments import LOST, calibration_moments, evaluation_moments, moments
 from edgekit.toolchain.plans.running import Workshop
 from edgekit.toolchain.plans.source import read
+from edgekit.toolchain.report import render
 from tests.cli_runs import cli
 from tests.helpers import shared_data
 from tests.plan_folders import export
@@ -151,6 +152,19 @@ def test_its_evidence_tells_of_every_step(built: Path) -> None:
         assert {row["tensor"] for row in e["payloads"]["onnxruntime-float32"]["outputs"]} == set(
             bundle.manifest.outputs
         )
+
+
+def test_what_is_small_is_not_said_to_be_nothing() -> None:
+    from edgekit.cli.plans import _few
+
+    assert [_few(v, 0) for v in (1690.4, 1.2, 0.04, 0.0)] == ["1690", "1", "0.04", "0"]
+    assert [_few(v, 2) for v in (2.89, 0.01, 0.00123)] == ["2.89", "0.01", "0.001"]
+
+
+def test_its_report_counts_moments(built: Path) -> None:
+    with Bundle.open(built) as bundle:
+        page = render([bundle])
+    assert "Median per moment" in page and "Work per moment" in page and "Over 2 moments" in page
 
 
 def test_same_inputs_same_payload(built: Path, folder: Path, tmp_path: Path) -> None:

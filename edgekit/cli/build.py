@@ -140,7 +140,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="LABELS",
         help="labels to measure the accuracy on: COCO json; for a classifier a folder per class, a table "
-        "file,label (.csv, .jsonl) or arrays (.npz); for video a folder of <class>/<clip>, or clips as .npz",
+        "file,label (.csv, .jsonl) or arrays (.npz); for video a folder of <class>/<clip>, or clips as .npz; of a rig "
+        "a KITTI folder, a nuScenes-style .json, or synthetic://street-rig?count=200",
     )
     proof.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of the pictures that the labels name"

@@ -29,13 +29,18 @@ def steps(evidence: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 if kernel
                 else "network" + (f" x {repeat:.0f}" if repeat > 1 else ""),
                 step.text("precision", 20),
-                "" if not size else f"{size / 2**20:.2f} MiB",
-                "" if not macs else f"{macs / 1e6:.0f} M products",
+                "" if not size else _few(size / 2**20, 2) + " MiB",
+                "" if not macs else _few(macs / 1e6, 0) + " M products",
                 "" if error is None else f"error {number(error)}",
                 "" if ms is None else f"{ms:.3f} ms",
             )
         )
     return rows
+
+
+def _few(value: float, digits: int) -> str:
+    """With so many digits after the point; of what would be nothing then, one that tells."""
+    return f"{value:.{digits}f}" if value >= 10**-digits else f"{value:.1g}"
 
 
 def path(evidence: Mapping[str, Any]) -> list[tuple[str, ...]]:

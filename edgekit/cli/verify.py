@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="LABELS",
-        help="labels to measure on: COCO json; or for a classifier a folder per class, .csv, .jsonl or .npz",
+        help="labels to measure on: COCO json; for a classifier a folder per class, .csv, .jsonl or .npz; of a rig "
+        "a KITTI folder, a nuScenes-style .json, or synthetic://street-rig?count=200",
     )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of the pictures that the labels name"

@@ -239,7 +239,7 @@ def tiles(s: Subject) -> Markup:
             f"float {fixed(base, 3)}" if base is not None else "",
         ),
         _tile(
-            "Median per picture",
+            f"Median per {s.input}",
             f"{number(total.number('median_ms'))} ms" if total.number("median_ms") is not None else "",
             f"p99 {number(total.number('p99_ms'))} ms" if total.number("p99_ms") is not None else "",
         ),

@@ -64,6 +64,11 @@ class Subject:
         return sum(v.bytes for _, v in self.bundle.manifest.variants())
 
     @property
+    def input(self) -> str:
+        """What the network answers, singular."""
+        return "moment" if self.bundle.manifest.task == "fusion" else "picture"
+
+    @property
     def unit(self) -> str:
         """What the task's agreement counts, plural."""
         return self.evidence.at("agreement").text("unit", 20) or "boxes"
@@ -92,7 +97,7 @@ def built(s: Subject) -> Markup:
         [
             ("Network", model.text("source") or m.model),
             ("Parameters", scaled(parameters, "") if parameters is not None else ""),
-            ("Work per picture", scaled(macs, "MAC") if macs is not None else ""),
+            (f"Work per {s.input}", scaled(macs, "MAC") if macs is not None else ""),
             ("ONNX opset", model.text("opset")),
             ("Input", join((_tensor(m.tensor(name)) for name in m.inputs), ", ")),
             *_pipeline(Facts(m.pipeline)),
@@ -294,7 +299,11 @@ def outputs(s: Subject) -> Markup:
             parts.append(absent("the build recorded no output errors for this payload"))
         if images:
             parts.append(
-                el("p", f"Over {images:.0f} pictures" + (f": {what}" if what else "") + ".", class_="legend")
+                el(
+                    "p",
+                    f"Over {images:.0f} {s.input}s" + (f": {what}" if what else "") + ".",
+                    class_="legend",
+                )
             )
     legend = "Bar: rms error as a share of the output's range, logarithmic; mark: the largest error."
     return join([*parts, el("p", legend, class_="legend")])
