@@ -166,8 +166,9 @@ def test_a_bundle_may_say_its_budget() -> None:
 
 def test_a_budget_that_cannot_be_is_refused() -> None:
     look = rigs.tiny()
-    with pytest.raises(UsageError, match="lidar_budget_ms 0: expected above 0"):
-        look.lidar_budget_ms = 0
+    for wrong in (0, "12"):
+        with pytest.raises(UsageError, match=f"lidar_budget_ms {wrong!r}: expected above 0"):
+            look.lidar_budget_ms = wrong
     bare = type(look)(dataclasses.replace(spec_of(nets.TINY), voxels=None), look.session)
     with pytest.raises(UsageError, match="does not say what its voxels are"):
         bare.lidar_budget_ms = 5.0

@@ -123,6 +123,7 @@ def edited(path: str, value: Any) -> Callable[[Any], None]:
         (edited("task", "fuse"), "task 'fuse': unknown"),
         (edited("inputs.x", ["float32"]), "input 'x': expected [type, shape]"),
         (edited("inputs.x", ["float23", [1]]), "input 'x': unknown type"),
+        (edited("inputs.x", ["float32", [10**12, 5]]), "input 'x': [1000000000000, 5] is too large"),
         (edited("inputs.x", ["float32", [0, 3]]), "sizes of at least 1"),
         (edited("inputs.x", ["float32", [True]]), "sizes of at least 1"),
         (edited("outputs", []), "expected at least one input, one output and one step"),

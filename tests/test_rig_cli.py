@@ -39,6 +39,14 @@ def test_sensors_by_name(bundle: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_one_misspelt_name_is_told(bundle: Path, tmp_path: Path) -> None:
+    rig = tmp_path / "rig.toml"
+    street_rig(3, 64, 64).write(rig)
+    ran = cli("run", bundle, "--rig", rig, f"--source=CAM_FRNT={sensor('CAM_FRONT', 2, fps=10, live=0)}")
+    assert ran.code == 2
+    assert "source 'CAM_FRNT': no sensor of the rig. Did you mean 'CAM_FRONT'?" in ran.err
+
+
 def test_a_sensor_that_ends_early_is_told(bundle: Path) -> None:
     words = [
         f"--source={name}={sensor(name, n, fps=10, live=0)}" for name, n in (("CAM_FRONT", 2), ("lidar", 4))

@@ -218,7 +218,7 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
     )
     section("On this machine", _here(bundle))
     section("Steps", _clean(plans.steps(bundle.evidence)))
-    section("How the networks came to their precision", _clean(plans.path(bundle.evidence)))
+    section("Precision, and without some sensors", _clean(plans.path(bundle.evidence)))
     if "quantization" in bundle.evidence:
         e = bundle.evidence
         section("Variants", _clean(quantization.variants(e)))

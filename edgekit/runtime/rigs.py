@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
@@ -50,13 +51,18 @@ def one_by_one(pipelines: Pipelines, names: list[str], given: bool, rig: Rig | N
     network: tuple[str, ...] = getattr(getattr(pipelines.opened[0], "spec", None), "cameras", ())
     known = {LIDAR, *network, *(rig.cameras if rig is not None else ())}
     strange = [name for name in names if name not in known]
-    if len(strange) == len(names):
+    if len(strange) == len(names) and not (rig is not None and _misspelt(strange, known)):
         return False
     if strange:
         raise UsageError(
             f"stream: source {strange[0]!r}: no sensor of the rig. {did_you_mean(strange[0], sorted(known))}"
         )
     return True
+
+
+def _misspelt(names: Sequence[str], known: Collection[str]) -> bool:
+    """Whether one of the names is nearly that of a sensor."""
+    return any(difflib.get_close_matches(name, known, 1, 0.8) for name in names)
 
 
 def open_worker(

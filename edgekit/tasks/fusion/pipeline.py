@@ -244,8 +244,8 @@ class FusionPipeline:
 
     @lidar_budget_ms.setter
     def lidar_budget_ms(self, value: float | None) -> None:
-        if value is not None and not value > 0:
-            raise UsageError(f"lidar_budget_ms {value}: expected above 0 milliseconds, or None")
+        if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            raise UsageError(f"lidar_budget_ms {value!r}: expected above 0 milliseconds, or None")
         if value is not None and self._deadline is None:
             raise UsageError(
                 "lidar_budget_ms: this bundle does not say what its voxels are, so no deadline can be held. "

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgekit.errors import UsageError, did_you_mean
-from edgekit.manifest import NAME
+from edgekit.manifest import MAX_TENSOR_BYTES, NAME
 from edgekit.project import PLAN_NAME
 from edgekit.schema import SchemaError, from_json, parse_json, printable
 from edgekit.spec import DType, TensorSpec
@@ -137,7 +137,12 @@ def _inputs(table: dict[str, Any]) -> tuple[TensorSpec, ...]:
             )
         if not sizes or not all(type(n) is int and n >= 1 for n in sizes):
             raise SchemaError(f"{where}: expected sizes of at least 1, got {printable(str(sizes))}")
-        found.append(TensorSpec(name, DType(kind), tuple(sizes)))
+        spec = TensorSpec(name, DType(kind), tuple(sizes))
+        if spec.nbytes > MAX_TENSOR_BYTES:
+            raise SchemaError(
+                f"{where}: {printable(str(sizes))} is too large, expected at most {MAX_TENSOR_BYTES} bytes"
+            )
+        found.append(spec)
     return tuple(found)
 
 
