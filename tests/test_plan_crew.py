@@ -217,3 +217,27 @@ def test_branches() -> None:
     after: Graph = [[], [], [0, 1], [2], [], [4], [3, 5]]
     assert beside(plan_of(after)) == [3, 3, 2, 2, 3, 3, 1]
     assert beside(plan_of(after, light=(1,)), ["light"]) == [2, 3, 2, 2, 2, 2, 1]
+
+
+def test_what_runs_alone_runs_in_the_caller_s_thread() -> None:
+    """Two side by side, then one that reads both, whoever of them ends last; slices of a step come after whole ones."""
+    caller, ran = threading.current_thread(), []
+    crew = Crew([(), (), (0, 1), (2,), (2,), (3, 4)], 1, late=(3,))
+    try:
+        for i in range(200):
+            slow = i % 2
+
+            def work(number: int, slow: int = slow) -> None:
+                if number == slow:
+                    time.sleep(2e-4)
+                ran.append((number, threading.current_thread() is caller))
+
+            crew.run(work)
+            assert all(mine for number, mine in ran if number in (2, 5))
+            ran.clear()
+    finally:
+        crew.close()
+    alone = Crew([(), (), ()], 0, late=(0,))
+    order: list[int] = []
+    alone.run(order.append)
+    assert order == [1, 2, 0]

@@ -92,7 +92,9 @@ class Session:
         """Whether steps may run at the same time; never so where the plan has none that could."""
         if self.overlap:
             self._units, after = units(self._jobs)
-            self._crew = Crew(after, helpers)
+            # slices fill the time that whole steps, which cannot be shared out, leave on the cores
+            slices = [place for place, (_, part) in enumerate(self._units) if part is not None]
+            self._crew = Crew(after, helpers, slices)
             weakref.finalize(self, self._crew.close)  # for sessions that nobody closes
         self._turn = 0
         self.lanes: int = manifest.lanes
