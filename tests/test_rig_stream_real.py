@@ -120,3 +120,11 @@ def test_live_sensors_on_a_real_plan(bundle: Path) -> None:
     for item in items:
         assert sum(item.stage_ns.values()) <= item.age_ns
         assert item.unaccounted_ns < 0.3 * item.age_ns + 5_000_000
+
+
+def test_a_plan_is_told_in_a_line_a_step(engine: Engine) -> None:
+    with edgekit.stream(engine, whole(1)) as stream:
+        next(stream)
+        (facts,) = (found["facts"] for found in stream.metrics.snapshot()["engines"].values())
+    assert list(facts) == ["bundle", *(step.name for step in engine.manifest.plan)]
+    assert facts["pool"].startswith("bev_pool, ") and "thread" in facts["pool"]

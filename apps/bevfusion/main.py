@@ -41,6 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("bevfusion.jpg"), help="picture that --moment writes"
     )
+    parser.add_argument("--score", type=float, default=0.3, help="least score of a box (default 0.3)")
     parser.add_argument("--view", metavar="[HOST]:PORT", help="live page, e.g. :8080")
     parser.add_argument(
         "--sink", action="append", default=[], help="out.jsonl, out.mp4, out.rrd, out.mcap; several times"
@@ -51,9 +52,9 @@ def main(words: Sequence[str] | None = None) -> int:
     sources = _sources(parser, args)
     bundle = args.bundle or edgekit.app_bundle("bevfusion", progress=_progress)
     if args.moment:
-        return _moment(bundle, args.moment, args.out)
+        return _moment(bundle, args.moment, args.out, args.score)
     sinks = args.sink + ([f"view:{args.view}"] if args.view else [])
-    with edgekit.stream(bundle, sources, sinks=sinks, rig=args.rig) as stream:
+    with edgekit.stream(bundle, sources, sinks=sinks, rig=args.rig, score_threshold=args.score) as stream:
         for sink in stream.sinks:
             if url := getattr(sink, "url", ""):
                 print(f"live at {url}", flush=True)
@@ -88,7 +89,7 @@ def _sources(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[
     return {name: (UNPLUGGED if name in args.lose else "") + f"{world}&sensor={name}" for name in sensors}
 
 
-def _moment(bundle: str | Path, file: Path, out: Path) -> int:
+def _moment(bundle: str | Path, file: Path, out: Path, score: float) -> int:
     """What the network finds in one recorded moment, with all sensors and with each kind alone, as a picture."""
     import dataclasses
 
@@ -105,8 +106,8 @@ def _moment(bundle: str | Path, file: Path, out: Path) -> int:
             ("LiDAR alone", dataclasses.replace(frame, shots={})),
             ("cameras alone", dataclasses.replace(frame, points=None, rings=None)),
         ):
-            print(f"{what}: {pipeline(given).caption()}")
-        found = pipeline(frame)
+            print(f"{what}: {pipeline(given, score_threshold=score).caption()}")
+        found = pipeline(frame, score_threshold=score)
     if not cv2.imwrite(str(out), draw(frame, found)):
         raise UsageError(f"picture {out}: cannot be written. Give --out FILE.jpg in a folder that is there")
     print(f"picture: {out}")

@@ -247,9 +247,13 @@ class Stream:
     def _tell_engine(self, name: str, engine: Engine) -> None:
         facts: dict[str, object] = {"bundle": engine.bundle.path.name}
         described = engine.describe()
-        for segment, found in described.items():
-            prefix = f"{segment} " if len(described) > 1 else ""
-            facts |= {f"{prefix}{key}": value for key, value in found.items()}
+        for step, found in described.items():
+            if len(described) == 1:
+                facts |= found
+            else:  # a line a step; `Engine.describe` has the rest
+                threads = found.get("threads")
+                many = f"{threads} threads" if isinstance(threads, int) and threads != 1 else threads
+                facts[step] = f"{found['variant']}, {'1 thread' if many == 1 else many}"
         self.metrics.engine_facts(name, facts)
 
     def _thread(self, name: str, target: Callable[..., None], *arguments: Any) -> threading.Thread:
