@@ -80,6 +80,7 @@ class RigWorker(Worker):
         """When cameras' networks ran."""
         self._processed: Counter[str] = Counter()
         self._blind_since: float | None = None
+        self._some = True  # a sensor runs
         self._said_ns = 0
         self._new: Rig | None = None
         if rig is not None:
@@ -211,6 +212,7 @@ class RigWorker(Worker):
             if state != "running":
                 sync.tell(name, cast("State", state))
             some |= state == "running"
+        self._some = some
         if self._live and not some and not ended and self._blind_since is None:
             self._blind_since = time.monotonic()
             self._metrics.fault(self.name, "blind", "no sensor of the rig is there")
@@ -294,7 +296,8 @@ class RigWorker(Worker):
         ages = {
             name: now - (part.at_ns if self._live else part.arrived_ns) for name, part in moment.parts.items()
         }
-        if self._blind_since is not None:
+        # A moment of parts from before the loss is no return: only with a sensor that runs does a rig see again.
+        if self._blind_since is not None and self._some:
             self._metrics.sees_again(self.name, f"after {time.monotonic() - self._blind_since:.2f} s")
             self._blind_since = None
         return StreamResult(
