@@ -20,6 +20,14 @@ from pathlib import Path
 from edgekit.errors import UsageError
 from edgekit.target import Cpu, Software, Target
 
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 ISA = {
     # our name: what Linux calls it in /proc/cpuinfo, all of them needed
     "sse4_1": ("sse4_1",),

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.host import usable_cores
 from edgekit.models import training
 from edgekit.synth.street import CLASSES, StreetWorld
 
@@ -456,7 +457,7 @@ def train(args: argparse.Namespace, options: Options) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    cores = training.cores()
+    cores = usable_cores()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

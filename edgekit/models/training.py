@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgekit.host import usable_cores
+
 T = TypeVar("T")
 
 
@@ -117,17 +119,12 @@ def logged(path: Path, title: str, start: int, last: int) -> Iterator[Callable[.
         yield say
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
 def add_run_arguments(parser: argparse.ArgumentParser, threads: str, bf16: bool = False) -> None:
     """How, not what, a tool trains. threads: what --threads counts; bf16: the default of --bf16."""
     parser.add_argument("--stop-at", type=int, help="stop after this step (the schedule still spans --steps)")
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=cores(), help=threads)
+    parser.add_argument("--threads", type=int, default=usable_cores(), help=threads)
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, default=bf16, help="autocast to bfloat16"
     )

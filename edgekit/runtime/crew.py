@@ -8,20 +8,12 @@ thread that they know (ONNX Runtime: half the time for a network on two cores).
 from __future__ import annotations
 
 import heapq
-import os
 import threading
 from collections.abc import Callable, Collection, Sequence
 
 from edgekit.errors import StreamError
 
 MAX_HELPERS = 7
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Crew:

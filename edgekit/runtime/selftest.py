@@ -11,8 +11,8 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import SelfTestError
+from edgekit.host import usable_cores
 from edgekit.manifest import GoldenTensor
-from edgekit.runtime.crew import usable_cores
 from edgekit.runtime.session import Session
 from edgekit.runtime.state import convert
 

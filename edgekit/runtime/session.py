@@ -11,8 +11,9 @@ import numpy as np
 
 from edgekit.backends.base import Executable
 from edgekit.errors import StreamError, UsageError, did_you_mean
+from edgekit.host import usable_cores
 from edgekit.manifest import Manifest
-from edgekit.runtime.crew import Crew, usable_cores
+from edgekit.runtime.crew import Crew
 from edgekit.runtime.plan import Copies, Job, Layout, Part, beside, lay_out, units
 from edgekit.runtime.state import held_as, initial_value
 from edgekit.spec import StateSpec

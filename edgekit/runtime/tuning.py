@@ -26,8 +26,8 @@ from edgekit import __version__, host
 from edgekit.archive import write_atomic
 from edgekit.backends.tensorrt.cache import default_dir
 from edgekit.errors import UsageError
+from edgekit.host import usable_cores
 from edgekit.manifest import Manifest
-from edgekit.runtime.crew import usable_cores
 from edgekit.runtime.selftest import conditions
 from edgekit.schema import SchemaError, canonical_json, from_json, parse_json, printable, to_json
 

@@ -18,10 +18,9 @@ import numpy as np
 from edgekit.backends.base import Binding, Executable, LoadOptions, half
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgekitError, OutputError, SelfTestError, UsageError, did_you_mean
-from edgekit.host import backend_problem
+from edgekit.host import backend_problem, usable_cores
 from edgekit.manifest import KernelStep, Manifest, Segment, Variant
 from edgekit.runtime import tuning
-from edgekit.runtime.crew import usable_cores
 from edgekit.runtime.plan import beside
 from edgekit.runtime.selftest import golden_values, self_test, set_golden
 from edgekit.runtime.session import Session

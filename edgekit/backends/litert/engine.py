@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from edgekit.backends.base import LoadOptions
 from edgekit.errors import BundleError, MissingExtraError, StreamError
+from edgekit.host import usable_cores
 from edgekit.manifest import Variant
 from edgekit.optional import native_messages
 from edgekit.spec import DType, QuantParams, TensorSpec
@@ -71,7 +71,7 @@ class LiteExecutable:
         self._interpreter, package, version = _library(variant)
         self._data = data
         self._variant = variant
-        self._threads = threads or usable_cores()
+        self._threads = threads or usable_cores()  # LiteRT by itself would take one
         self._orders = {side: _orders(variant, side) for side in ("inputs", "outputs")}
         self._first: Any = self._open()
         self.inputs = self._specs("inputs", self._first.get_input_details())
@@ -162,13 +162,6 @@ class LiteBinding:
     def close(self) -> None:
         """Let go of the network; the arrays stay readable. Closing twice is fine."""
         self._interpreter, self._invoke = None, _closed
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: what `threads` 0 means, as LiteRT by itself would take one."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _closed() -> None:
