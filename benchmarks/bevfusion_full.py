@@ -48,7 +48,7 @@ from benchmarks.common import commit  # noqa: E402
 from benchmarks.overhead import machine  # noqa: E402
 from edgekit.kernels.bev_pool import BevGrid, Frustum, Geometry, build  # noqa: E402
 from edgekit.kernels.sparse_conv import encoder  # noqa: E402
-from edgekit.kernels.voxelize import VoxelGrid, local_values, voxelize  # noqa: E402
+from edgekit.kernels.voxelize import VoxelGrid, encoder_values, voxelize  # noqa: E402
 from edgekit.models.bevfusion.segments import Arrays, Run, Segments  # noqa: E402
 from edgekit.rig_files import read_nuscenes  # noqa: E402
 from edgekit.schema import from_json  # noqa: E402
@@ -144,9 +144,7 @@ class Measured(Segments):
                 max_voxels=options["max_voxels"], threads=threads,
             )  # fmt: skip
             self.voxelize_ns, self.voxels = time.perf_counter_ns() - start, len(voxels.counts)
-            values = voxels.features[:, : spec.inputs]
-            if options["values"] == "local":
-                values = local_values(voxels, grid)
+            values = encoder_values(voxels, grid, options["values"], spec.inputs)
             (out,) = step["outputs"]
             encoder.encode(ready, voxels.coordinates, values, out=arrays[out], threads=threads)
 

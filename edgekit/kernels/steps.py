@@ -41,7 +41,7 @@ from edgekit.kernels.bev_pool import BevGrid, BevPool, Frustum, Geometry
 from edgekit.kernels.depth_raster import MAX_SIDE, depth_raster
 from edgekit.kernels.sparse_conv import encoder
 from edgekit.kernels.sparse_conv.encoder import EncoderSpec
-from edgekit.kernels.voxelize import VALUES, VoxelGrid, local_values, voxelize
+from edgekit.kernels.voxelize import VALUES, VoxelGrid, encoder_values, voxelize
 from edgekit.manifest import KernelStep
 from edgekit.schema import SchemaError, from_json
 from edgekit.spec import DType, TensorSpec
@@ -366,10 +366,7 @@ class LidarEncoder(KernelExecutable):
             threads=self.threads,
         )  # fmt: skip
         with np.errstate(over="ignore", invalid="ignore"):  # values of points may be anything
-            if settings.values == "local":
-                values = local_values(voxels, settings.grid)
-            else:
-                values = voxels.features[:, : settings.encoder.inputs]
+            values = encoder_values(voxels, settings.grid, settings.values, settings.encoder.inputs)
             encoder.encode(self._encoder, voxels.coordinates, values, out=out, threads=self.threads)
 
 

@@ -97,6 +97,12 @@ def local_values(voxels: Voxels, grid: VoxelGrid) -> np.ndarray:
     return values
 
 
+def encoder_values(voxels: Voxels, grid: VoxelGrid, values: str, inputs: int) -> np.ndarray:
+    """What an encoder of `inputs` values sees of each voxel, float32 [m, inputs]: `raw` = the means of its points' first
+    fields, `local` = `local_values`."""
+    return local_values(voxels, grid) if values == "local" else voxels.features[:, :inputs]
+
+
 def voxelize(
     points: np.ndarray,
     grid: VoxelGrid,

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from edgekit.kernels import sparse_conv as sparse
 from edgekit.kernels.sparse_conv.encoder import EncoderSpec
-from edgekit.kernels.voxelize import VALUES, Voxels, local_values
+from edgekit.kernels.voxelize import VALUES, Voxels, encoder_values
 from edgekit.models.bevfusion.config import LidarConfig
 from edgekit.models.bevfusion.layers import MOMENTUM
 
@@ -30,9 +30,7 @@ __all__ = ["VALUES", "Cloud", "SparseEncoder", "Window", "cloud", "voxel_values"
 
 def voxel_values(voxels: Voxels, config: LidarConfig) -> np.ndarray:
     """Inputs of the encoder, float32 [m, encoder.inputs], of voxels of points x, y, z, intensity, dt."""
-    if config.values == "raw":
-        return voxels.features[:, : config.encoder.inputs]
-    return local_values(voxels, config.grid)
+    return encoder_values(voxels, config.grid, config.values, config.encoder.inputs)
 
 
 @dataclass(frozen=True, eq=False)

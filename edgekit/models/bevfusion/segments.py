@@ -14,7 +14,7 @@ import numpy as np
 from edgekit.kernels.bev_pool import BevGrid, BevPool, Frustum, Geometry, Table, build
 from edgekit.kernels.depth_raster import depth_raster
 from edgekit.kernels.sparse_conv import encoder
-from edgekit.kernels.voxelize import VoxelGrid, local_values, voxelize
+from edgekit.kernels.voxelize import VoxelGrid, encoder_values, voxelize
 from edgekit.schema import from_json
 
 Arrays = dict[str, np.ndarray]
@@ -117,9 +117,7 @@ class Segments:
                     points[: count[0]], grid, max_points=options["max_points"],
                     max_voxels=options["max_voxels"], threads=threads,
                 )  # fmt: skip
-                values = voxels.features[:, : spec.inputs]
-                if options["values"] == "local":
-                    values = local_values(voxels, grid)
+                values = encoder_values(voxels, grid, options["values"], spec.inputs)
                 (out,) = step["outputs"]
                 encoder.encode(ready, voxels.coordinates, values, out=arrays[out], threads=threads)
 

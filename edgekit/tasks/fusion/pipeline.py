@@ -25,8 +25,7 @@ from edgekit.kernels.letterbox import plan
 from edgekit.manifest import Manifest
 from edgekit.pixels import Pixels, as_pixels
 from edgekit.rig import Rig, RigFrame
-from edgekit.schema import SchemaError, from_json
-from edgekit.tasks import Runnable
+from edgekit.tasks import Runnable, spec_in
 from edgekit.tasks.fusion.boxes import Boxes3D, no_boxes
 from edgekit.tasks.fusion.calibration import Calibration, within
 from edgekit.tasks.fusion.deadline import Deadline
@@ -54,10 +53,7 @@ class PlanSession(Protocol):
 
 def read_spec(manifest: Manifest) -> FusionSpec:
     """The spec in a manifest. Raises: BundleError when it is not one."""
-    try:
-        return from_json(FusionSpec, manifest.pipeline, "manifest pipeline")
-    except SchemaError as error:
-        raise BundleError(f"bundle: {error}") from None
+    return spec_in(manifest, FusionSpec)
 
 
 class Seen:

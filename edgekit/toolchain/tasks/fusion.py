@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.kernels.sparse_conv import encoder
-from edgekit.kernels.voxelize import VoxelGrid, local_values, voxelize
+from edgekit.kernels.voxelize import VoxelGrid, encoder_values, voxelize
 from edgekit.passes import Prepared
 from edgekit.project import ModelEntry
 from edgekit.rig import RigFrame
@@ -70,11 +70,7 @@ def int8_encoder(
                     within(moment.points, reach), grid, max_points=options["max_points"],
                     max_voxels=options["max_voxels"],
                 )  # fmt: skip
-                local = options["values"] == "local"
-                yield (
-                    found.coordinates,
-                    local_values(found, grid) if local else found.features[:, : spec.inputs],
-                )
+                yield found.coordinates, encoder_values(found, grid, options["values"], spec.inputs)
 
     scales = encoder.calibrate(ready, clouds())
     last = ready.layers[-1].name  # its result is float32
