@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.tasks.agreement import found_again
 from edgekit.tasks.fusion.boxes import Boxes3D
 
 MATCH_M = 0.5
 """The strictest distance at which the metric takes a box for found."""
-AGREEMENT_PAIRS = 400
 
 
 def agreement(pairs: Sequence[tuple[Boxes3D, Boxes3D]]) -> dict[str, Any]:
@@ -20,36 +20,16 @@ def agreement(pairs: Sequence[tuple[Boxes3D, Boxes3D]]) -> dict[str, Any]:
 
     Keys: those of `tasks.Task.agreement` with the unit `boxes`, and centre_shift_mean, centre_shift_max (metres).
     """
-    scores: list[list[float]] = []
-    apart: list[float] = []
-    wanted = found = 0
-    lost = 0.0
-    for reference, candidate in pairs:
-        wanted += len(reference)
-        free = np.ones(len(candidate), bool)
-        way = reference.boxes[:, None, :2].astype(np.float64) - candidate.boxes[None, :, :2]
-        distance = np.sqrt((way * way).sum(axis=2))
-        for i in range(len(reference)):
-            ok = free & (candidate.classes == reference.classes[i]) & (distance[i] <= MATCH_M)
-            if ok.any():
-                j = int(np.argmin(np.where(ok, distance[i], np.inf)))
-                free[j] = False
-                found += 1
-                scores.append([float(reference.scores[i]), float(candidate.scores[j])])
-                apart.append(float(distance[i, j]))
-            else:
-                lost = max(lost, float(reference.scores[i]))
-    shift = np.array([got - ref for ref, got in scores])
-    return {
-        "images": len(pairs),
-        "unit": "boxes",
-        "boxes_reference": wanted,
-        "boxes_matched": found,
-        "boxes_payload": sum(len(candidate) for _, candidate in pairs),
-        "score_shift_mean": float(shift.mean()) if found else None,
-        "score_shift_max": float(np.abs(shift).max()) if found else None,
-        "centre_shift_mean": float(np.mean(apart)) if found else None,
-        "centre_shift_max": max(apart) if found else None,
-        "lost_score_max": lost if found < wanted else None,
-        "pairs": [[round(a, 4), round(b, 4)] for a, b in scores[:AGREEMENT_PAIRS]],
+    keys, close = found_again(pairs, _nearness, -MATCH_M)
+    apart = [-value for value in close]
+    return keys | {
+        "centre_shift_mean": float(np.mean(apart)) if apart else None,
+        "centre_shift_max": max(apart) if apart else None,
     }
+
+
+def _nearness(a: Boxes3D, b: Boxes3D) -> np.ndarray:
+    """Minus the metres between centres, seen from above, [len(a), len(b)]."""
+    way = a.boxes[:, None, :2].astype(np.float64) - b.boxes[None, :, :2]
+    distance: np.ndarray = np.sqrt((way * way).sum(axis=2))
+    return -distance

@@ -12,6 +12,7 @@ from edgekit.kernels.decode.reference import exp
 from edgekit.kernels.peaks import Peaks, peaks
 from edgekit.tasks.detect.spec import Channels
 from edgekit.tasks.fusion.boxes import FIELDS, Boxes3D
+from edgekit.tasks.fusion.outputs import check_channels
 from edgekit.tasks.fusion.queries import QueryDecoder
 from edgekit.tasks.fusion.spec import CenterGroup, CenterHead, FusionSpec, QueryHead
 
@@ -37,28 +38,13 @@ class CenterDecoder:
         for group in self.head.groups:
             cells = None
             for name, place, count in _channels(group):
-                tensor = outputs.get(place.tensor)
                 what = f"pipeline: {name} of group {group.labels[0]!r}"
-                if tensor is None:
+                size = check_channels(outputs, place, count, what, ("rows", "columns"))
+                if size != (cells or size):
                     raise BundleError(
-                        f"{what}: no output {place.tensor!r}, expected one of {sorted(outputs)}"
+                        f"{what}: output {place.tensor!r}: expected cells {list(cells or ())}, got {list(size)}"
                     )
-                shape = tensor.shape
-                if tensor.dtype != np.float32 or len(shape) != 4 or shape[0] != 1:
-                    raise BundleError(
-                        f"{what}: output {place.tensor!r}: expected float32 [1, channels, rows, columns], "
-                        f"got {tensor.dtype} {list(shape)}"
-                    )
-                if place.start < 0 or place.start + count > shape[1]:
-                    raise BundleError(
-                        f"{what}: output {place.tensor!r}: expected channels {place.start}..{place.start + count - 1}, "
-                        f"got {shape[1]} channels"
-                    )
-                if shape[2:] != (cells or shape[2:]):
-                    raise BundleError(
-                        f"{what}: output {place.tensor!r}: expected cells {list(cells or ())}, got {list(shape[2:])}"
-                    )
-                cells = shape[2:]
+                cells = size
 
     def __call__(
         self,

@@ -11,6 +11,7 @@ from edgekit.kernels.boxes3d import nms_circle, nms_rotated
 from edgekit.kernels.decode.reference import exp, sigmoid
 from edgekit.tasks.detect.spec import Channels
 from edgekit.tasks.fusion.boxes import FIELDS, Boxes3D
+from edgekit.tasks.fusion.outputs import check_channels
 from edgekit.tasks.fusion.spec import FusionSpec, QueryHead
 
 
@@ -26,26 +27,11 @@ class QueryDecoder:
         self.spec, self.head = spec, spec.head
         queries = None
         for name, (place, count) in self._places().items():
-            tensor = outputs.get(place.tensor)
             what = f"pipeline: {name} of queries"
-            if tensor is None:
-                raise BundleError(f"{what}: no output {place.tensor!r}, expected one of {sorted(outputs)}")
-            shape = tensor.shape
-            if tensor.dtype != np.float32 or len(shape) != 3 or shape[0] != 1:
-                raise BundleError(
-                    f"{what}: output {place.tensor!r}: expected float32 [1, channels, queries], "
-                    f"got {tensor.dtype} {list(shape)}"
-                )
-            if place.start < 0 or place.start + count > shape[1]:
-                raise BundleError(
-                    f"{what}: output {place.tensor!r}: expected channels {place.start}..{place.start + count - 1}, "
-                    f"got {shape[1]} channels"
-                )
-            if shape[2] != (queries or shape[2]):
-                raise BundleError(
-                    f"{what}: output {place.tensor!r}: expected {queries} queries, got {shape[2]}"
-                )
-            queries = shape[2]
+            (size,) = check_channels(outputs, place, count, what, ("queries",))
+            if size != (queries or size):
+                raise BundleError(f"{what}: output {place.tensor!r}: expected {queries} queries, got {size}")
+            queries = size
 
     def _places(self) -> dict[str, tuple[Channels, int]]:
         head = self.head
