@@ -1,0 +1,7 @@
+"""One compression method a file. Each has
+
+    Options                                  # a frozen dataclass: its keys in a recipe's [[step]], all with defaults
+    def run(work: Work, options: Options) -> None     # changes work.model, or what later trainings do
+
+and docs: what it does, when it pays, the paper. The file's name is the method's name in recipes (`-` for `_`).
+"""
