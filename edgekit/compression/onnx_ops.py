@@ -30,12 +30,12 @@ def call(op: str, attributes: Attributes, inputs: Inputs, wanted: Wanted) -> Seq
     if inputs and any(isinstance(v, Tensor) for v in inputs):
         if op in _POINTWISE or op in ("Concat", "Where"):
             like = next(v for v in inputs if isinstance(v, Tensor))
-            inputs = [torch.from_numpy(v).to(like.device) if isinstance(v, np.ndarray) else v for v in inputs]
+            inputs = [torch.tensor(v, device=like.device) if isinstance(v, np.ndarray) else v for v in inputs]
         found = OPS[op](attributes, inputs, wanted)
     elif op in _HOST:
         found = _HOST[op](attributes, inputs)
     else:
-        tensors = [torch.from_numpy(np.asarray(v)) if v is not None else None for v in inputs]
+        tensors = [torch.tensor(np.asarray(v)) if v is not None else None for v in inputs]
         found = OPS[op](attributes, tensors, wanted)
         found = tuple(
             v.numpy() if isinstance(v, Tensor) and not v.is_floating_point() else v for v in _tuple(found)
@@ -418,7 +418,7 @@ def _gather(attributes: Attributes, inputs: Inputs, _wanted: Wanted) -> Any:
     if isinstance(index, np.ndarray):
         if index.ndim == 0:
             return x.select(axis, int(index))
-        index = torch.from_numpy(index).to(x.device)
+        index = torch.tensor(index, device=x.device)
     index = torch.where(index < 0, index + x.shape[axis], index).long()
     found = x.index_select(axis, index.reshape(-1))
     return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
