@@ -188,6 +188,15 @@ def test_unknown_names_are_refused(name: str) -> None:
         scheme(name)
 
 
+def test_of_equal_weights_the_lower_index_is_kept() -> None:
+    assert quantized(np.ones((1, 32), np.float32), "4:16+float32").tolist() == [([1.0] * 4 + [0.0] * 12) * 2]
+
+
+def test_a_trained_value_below_the_threshold_is_kept() -> None:
+    weight = np.array([[1, 0, -0.01, 0], [0, -3, 0.02, -3]], np.float32)
+    assert np.array_equal(quantized(weight, "ternary-2"), weight)
+
+
 def test_channels_that_nm_does_not_divide_are_refused() -> None:
     with pytest.raises(UsageError, match="no multiple of 4"):
         encode(np.ones((8, 3, 3, 3), np.float32), "2:4+int8")
