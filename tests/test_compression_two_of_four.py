@@ -17,11 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit import passes
 from edgekit.backends.tensorrt.compile import _configure
 from edgekit.backends.tensorrt.lower import lower
 from edgekit.backends.tensorrt.plan import BuildPlan
 from edgekit.bundle import Bundle, write_bundle
 from edgekit.cli import inspect
+from edgekit.compression.methods import nm
+from edgekit.compression.shapes_problem import ShapesNet, shapes_problem
+from edgekit.compression.work import begin
+from edgekit.frontends import onnx as frontend
 from edgekit.manifest import Segment
 from edgekit.passes.graph import constant
 from edgekit.quant import search, sparsity
@@ -176,6 +181,28 @@ def test_dense_networks_and_gpus_without_sparse_cores_get_no_flag() -> None:
     old = replace(ORIN, gpu=replace(ORIN.gpu, sparse_2_4=False))
     (payload,) = lower(network(), old, "float16")
     assert not BuildPlan.from_options(dict(payload.options)).sparse_weights
+
+
+def test_from_torch_to_the_payload(tmp_path: Path) -> None:
+    """Method, export with BatchNorms folded, every pass, repairs, codes."""
+    net = ShapesNet(width=0.5)
+    given = shapes_problem(net, train=64, test=10)
+    work = begin(given)
+    nm.run(work, nm.Options(pattern="2:4", steps=2))
+    given.write(work.model, tmp_path / "net.onnx")
+    model, _ = passes.run_passes(frontend.load(tmp_path / "net.onnx"), passes.names())
+    feeds = [{"images": given.batch(i)[0][:1].numpy()} for i in range(6)]
+    placed = place(model, calibrate(model, feeds), TRT, Choices())
+    placed = adaround.run(placed, model, feeds[:2], compensate=True)
+    (payload,) = lower(placed, ORIN, "int8")
+    assert [sparsity.holds(w) for w in stored(payload)[1:]] == [True, True, True]
+    sparse = BuildPlan.from_options(dict(payload.options)).sparse
+    assert sparse is not None
+    assert len(sparse.layers) == 3
+    assert set(sparse.dense.values()) == {
+        "3 input channels do not divide by 4",
+        "dense",
+    }  # the first, and the head
 
 
 @pytest.mark.parametrize("told", [False, True])
