@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from edgekit.compression import distillation
 from edgekit.compression.problem import Problem
-from edgekit.compression.work import Hook, Work, frozen
+from edgekit.compression.work import Hook, Work
 from edgekit.errors import UsageError, did_you_mean
 
 Loss = Literal["auto", "kd", "dkd", "imitate", "smooth", "none"]
