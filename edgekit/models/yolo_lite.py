@@ -10,6 +10,7 @@ Widths, depths and kinds of blocks are data (`Layout`); the default is the netwo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,3 +167,89 @@ def export_onnx(model: YoloLite, path: Path, height: int, width: int, opset: int
     """
     wrapped = Export(model, height, width)
     write_onnx(wrapped, path, (torch.zeros(1, 3, height, width),), ["images"], ["output"], opset=opset)
+
+
+def load_onnx(path: Path) -> YoloLite:
+    """The network of a file that `export_onnx` wrote, of any widths (compressed ones too), to be trained again.
+
+    Convolutions are matched in the order in which they run. The batch norms, which the file holds folded, are
+    identities but for the bias: `remeasure` gives them statistics. Raises: ValueError for another network.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(path).graph
+    values = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    found = [
+        [values[name] for name in node.input[1:]]
+        for node in graph.node
+        if node.op_type == "Conv" and all(name in values for name in node.input[1:])
+    ]
+    classes = next(d.dim_value for d in list(graph.output[0].type.tensor_type.shape.dim)[-1:]) - 5
+    model = YoloLite(max(classes, 1)).eval()
+    order: list[nn.Conv2d] = []
+    convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    hooks = [part.register_forward_pre_hook(lambda part, _: order.append(part)) for part in convs]
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    for hook in hooks:
+        hook.remove()
+    norms = dict(_norms(model))
+    shapes = [(tuple(p.kernel_size), tuple(p.stride)) for p in order]
+    if len(found) != len(order) or any(
+        w[0].shape[2:] != k or len(w) != 2 for w, (k, _) in zip(found, shapes, strict=True)
+    ):
+        raise ValueError(f"model {path}: expected a YOLO-lite with {len(order)} convolutions")
+    for part, (weight, bias) in zip(order, found, strict=True):
+        part.out_channels, part.in_channels = weight.shape[:2]
+        part.weight = nn.Parameter(weight)
+        norm = norms.get(part)
+        if norm is None:
+            part.bias = nn.Parameter(bias)
+            continue
+        norm.num_features = len(weight)
+        norm.weight = nn.Parameter(torch.full_like(bias, math.sqrt(1 + norm.eps)))
+        norm.bias = nn.Parameter(bias)
+        norm.running_mean, norm.running_var = torch.zeros_like(bias), torch.ones_like(bias)
+    return model
+
+
+def _norms(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions with the batch norms behind them."""
+    blocks = [part for part in model.modules() if isinstance(part, nn.Sequential) and len(part) > 1]
+    return [(b[0], b[1]) for b in blocks if isinstance(b[0], nn.Conv2d) and isinstance(b[1], nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def remeasure(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give the batch norms the statistics of `batches` without changing what the network computes in evaluation mode:
+    factor and bias make up for them. A folded network can then be trained as if it had never been folded."""
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    sums = {part: (torch.zeros(part.num_features, dtype=torch.float64),) * 2 for part in norms}
+    counts = dict.fromkeys(norms, 0)
+
+    def see(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(part, nn.BatchNorm2d)
+        x = inputs[0].double()
+        total, squares = sums[part]
+        sums[part] = total + x.sum((0, 2, 3)), squares + (x * x).sum((0, 2, 3))
+        counts[part] += x.numel() // x.shape[1]
+
+    hooks = [part.register_forward_pre_hook(see) for part in norms]
+    training = model.training
+    model.eval()
+    for batch in batches:
+        model(batch)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    for part in norms:
+        mean = sums[part][0] / counts[part]
+        variance = (sums[part][1] / counts[part] - mean * mean).clamp(min=0)
+        assert part.running_mean is not None and part.running_var is not None
+        factor = part.weight.double() / (part.running_var.double() + part.eps).sqrt()
+        bias = part.bias.double() + factor * (mean - part.running_mean.double())
+        part.weight.copy_(factor * (variance + part.eps).sqrt())
+        part.bias.copy_(bias)
+        part.running_mean.copy_(mean)
+        part.running_var.copy_(variance)
