@@ -237,7 +237,7 @@ def batches(data: Labelled, options: Batching, start: int, workers: int) -> Iter
     """Batches from step `start` on, made by `workers` processes (0: in this one)."""
     import torch.utils.data as tud
 
-    class Steps(tud.Dataset):  # type: ignore[type-arg]
+    class Steps(tud.Dataset):
         def __len__(self) -> int:
             return options.steps
 
