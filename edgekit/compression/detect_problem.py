@@ -1,7 +1,7 @@
 """A YOLO-lite and its labelled pictures as a Problem: the losses of YOLOX, the project's own average precision.
 
-    entry = open_project(Path("apps/detect")).models[0]
-    problem = detect_problem(entry, rendered(Path("runs/street"), 1000, 14, 384, 2), Batching(steps=6000))
+entry = open_project(Path("apps/detect")).models[0]
+problem = detect_problem(entry, rendered(Path("runs/street"), 1000, 14, 384, 2), Batching(steps=6000))
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def detect_problem(
     network = model or load_onnx(entry.source)
     if model is None:
         # whole pictures with the augmentation of training, from the end of the schedule
-        remeasure(network, (_inputs(make_batch(data, options, options.steps + i)[0]) for i in range(MEASURED)))
+        remeasure(
+            network, (_inputs(make_batch(data, options, options.steps + i)[0]) for i in range(MEASURED))
+        )
 
     def batch(step: int) -> Batch:
         images, truth, kinds = make_batch(data, options, step)
@@ -105,7 +107,11 @@ def measured(entry: ModelEntry, pictures: int, known: list[CocoSet] | None = Non
     known = [] if known is None else known
     if not known:
         assert entry.evaluation is not None, "a detector is judged on labelled pictures"
-        chosen = dataclasses.replace(entry.evaluation, count=pictures) if entry.evaluation.source else entry.evaluation
+        chosen = (
+            dataclasses.replace(entry.evaluation, count=pictures)
+            if entry.evaluation.source
+            else entry.evaluation
+        )
         known.append(data.labelled_set(chosen, source.spec, pictures, lambda *_: None))  # type: ignore[arg-type]
     (payload,) = half("onnxruntime", "lower").lower(source.prepared.model, Target.load("host"), "float32")
     running = run_here(payload)

@@ -1,6 +1,6 @@
 """Pascal VOC folders (Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages) as COCO instances, which everything else reads.
 
-    python -m edgekit.models.voc FOLDER train OUT.json       # the pictures stay in FOLDER/JPEGImages
+python -m edgekit.models.voc FOLDER train OUT.json       # the pictures stay in FOLDER/JPEGImages
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def instances(folder: Path, split: str, names: Sequence[str] = ()) -> dict[str, 
     classes = list(names) or sorted(
         {o.findtext("name", "") for path in (folder / "Annotations").glob("*.xml") for o in _objects(path)[1]}
     )
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, stem in enumerate(stems, 1):
         root, objects = _objects(folder / "Annotations" / f"{stem}.xml")
         name = root.findtext("filename") or f"{stem}.jpg"
@@ -42,7 +43,9 @@ def instances(folder: Path, split: str, names: Sequence[str] = ()) -> dict[str, 
         size = {key: int(root.findtext(f"size/{key}", "0")) for key in ("width", "height")}
         images.append({"id": number, "file_name": name, **size})
         for each in objects:
-            x0, y0, x1, y1 = (float(each.findtext(f"bndbox/{k}", "0")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            x0, y0, x1, y1 = (
+                float(each.findtext(f"bndbox/{k}", "0")) for k in ("xmin", "ymin", "xmax", "ymax")
+            )
             kind = each.findtext("name", "")
             if kind not in classes:
                 raise UsageError(
