@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 
-from edgekit.compression.fake_quant import FakeQuantized, fake
-from edgekit.passes.graph import constant
+from edgekit.compression.fake_quant import FakeQuantized
 from edgekit.quant.annotate import quant
 from edgekit.quant.simulate import fake_quantized, run
-from edgekit.spec import QuantParams
 from tests.quant_graphs import BETWEEN, annotated, between, pictures
 from tests.test_quant_placement import ORT, TRT
 
