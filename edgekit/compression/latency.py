@@ -157,14 +157,19 @@ def choose(
 
 
 def per_saved(cost: Cost, scores: Sequence[Tensor]) -> Rank:
-    """Importance that is lost per cost that is saved."""
-    lost = [np.concatenate([[0.0], np.cumsum(np.sort(s.numpy()))]) for s in scores]
+    """Importance that is lost per cost that is saved.
+
+    What a step loses is the group's importance times the logarithm of the share that stays: as much as its units' scores
+    while most are there, ever more towards the last, which scores of single units do not see.
+    """
+    held = [np.concatenate([[0.0], np.cumsum(np.sort(s.numpy())[::-1])]) for s in scores]
 
     def rank(kept: Sequence[int], group: int, following: int) -> float:
         saved = cost(kept) - cost([following if g == group else k for g, k in enumerate(kept)])
-        units = len(lost[group]) - 1
-        loss = lost[group][units - following] - lost[group][units - kept[group]]
-        return float(loss / saved) if saved > 0 else math.inf
+        most = held[group]
+        if saved <= 0:
+            return math.inf
+        return float(most[-1] * np.log(most[kept[group]] / max(most[following], 1e-30)) / saved)
 
     return rank
 
