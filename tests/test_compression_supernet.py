@@ -14,27 +14,9 @@ from edgekit.compression.problem import Problem, macs, parameters
 from edgekit.compression.shapes_problem import ShapesNet
 from edgekit.compression.supernet import Sandwich, Space, SuperNet, imitate_logits
 from edgekit.compression.work import begin
-from edgekit.models.blocks import block, conv, residual
 from edgekit.models.yolo_lite import Layout, YoloLite
+from tests.small_nets import EXAMPLE, Net, Placed, problem_of
 
-
-class Net(nn.Module):
-    """Two stages with residuals and a classifier."""
-
-    def __init__(self, kind: str = "plain", channels: int = 16) -> None:
-        super().__init__()
-        self.stem = conv(3, 8)
-        self.stage = nn.Sequential(
-            block(kind, 8, channels, 2), residual(kind, channels), residual(kind, channels)
-        )
-        self.head = nn.Linear(channels, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(self.stage(self.stem(x)).mean((2, 3)))
-        return found
-
-
-EXAMPLE = torch.zeros(1, 3, 8, 8)
 KINDS = ("plain", "separable", "inverted2", "group2", "plain+se", "ghost")
 
 
@@ -150,37 +132,6 @@ def test_sub_nets_of_the_detector_and_of_the_benchmark() -> None:
             assert torch.equal(got, want)
 
 
-def problem_of(net: nn.Module) -> Problem:
-    """Which quarter of a picture is bright."""
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        random = torch.Generator().manual_seed(step)
-        images, labels = torch.rand(64, 3, 8, 8, generator=random), torch.randint(4, (64,), generator=random)
-        for image, label in zip(images, labels.tolist(), strict=True):
-            image[:, label // 2 * 4 :, label % 2 * 4 :][:, :4, :4] += 0.3
-        return images, labels
-
-    def evaluate(network: nn.Module) -> dict[str, float]:
-        images, labels = batch(10**6)
-        with torch.no_grad():
-            return {"top1": float((network.eval()(images).argmax(1) == labels).float().mean())}
-
-    def write(network: nn.Module, path: object) -> None:
-        raise NotImplementedError
-
-    return Problem(
-        "quarters",
-        net,
-        EXAMPLE,
-        batch,
-        nn.functional.cross_entropy,
-        evaluate,
-        write,
-        frozenset({"head"}),
-        lr=5e-3,
-    )
-
-
 @pytest.fixture(scope="module")
 def trained() -> tuple[Problem, SuperNet]:
     """A super-net of flattened places trained by the sandwich for a few steps."""
@@ -190,18 +141,6 @@ def trained() -> tuple[Problem, SuperNet]:
     net = SuperNet(work.model, EXAMPLE, problem.head, multiple=4, shares=(0.25, 0.5, 0.75))
     work.train(80, lr=problem.lr, hooks=[Sandwich(net, problem, count=1)])
     return problem, net
-
-
-class Placed(Net):
-    """Keeps four places, so that quarters can be told apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(64, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(nn.functional.adaptive_avg_pool2d(self.stage(self.stem(x)), 2).flatten(1))
-        return found
 
 
 def test_every_sub_net_learns_and_is_nothing_without_its_own_statistics(
@@ -248,8 +187,9 @@ def test_nothing_to_choose() -> None:
 
 
 def test_uniform_scaling_of_a_space() -> None:
-    space = Space({"a": (1, 2, 3), "b": (0, 1)})
-    assert [space.uniform(s) for s in (0, 0.5, 1)] == [(1, 0), (2, 0), (3, 1)]
+    space = Space({"width a": (0.25, 0.5, 1.0), "width b": (0.5, 1.0), "depth a": (0, 1)})
+    found = [space.uniform(share) for share in (0.25, 0.5, 0.75, 1)]
+    assert found == [(0.25, 0.5, 1), (0.5, 0.5, 1), (0.5, 0.5, 1), (1.0, 1.0, 1)]
 
 
 def _flat(outputs: object) -> list[Tensor]:

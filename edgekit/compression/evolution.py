@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.compression.supernet import Choice, Space
+from edgekit.compression.supernet import WIDTH, Choice, Space
 from edgekit.errors import UsageError, did_you_mean
 
 METHODS = ("evolution", "random")
@@ -178,17 +178,17 @@ class _Run:
 
 
 def scaled(space: Space, cost: Callable[[Choice], float], budget: float) -> Choice:
-    """The largest choice within the budget that scales every axis alike: what one does without a search.
+    """The widest choice within the budget with the same share of every part: what one does without a search.
 
-    Raises: UsageError where even the smallest is over the budget.
+    Raises: UsageError where even the narrowest is over the budget.
     """
-    steps = max(len(values) for values in space.axes.values()) * 4
-    for at in range(steps, -1, -1):
-        choice = space.uniform(at / steps)
+    shares = {v for name, values in space.axes.items() if name.startswith(WIDTH) for v in values}
+    for share in sorted(shares, reverse=True):
+        choice = space.uniform(share)
         if cost(choice) <= budget:
             return choice
     raise UsageError(
-        f"search: the smallest net costs more than the budget of {budget:g}. Allow more, or smaller parts"
+        f"search: scaled down as far as it goes, the net costs more than the budget of {budget:g}. Allow more, or search"
     )
 
 

@@ -34,6 +34,8 @@ from edgekit.models import blocks
 
 SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 """Of the channels of a part that a sub-net may keep."""
+WIDTH, DEPTH = "width ", "depth "
+"""How names of axes begin."""
 KEPT = 512
 """Sub-nets whose layout is remembered."""
 
@@ -63,8 +65,13 @@ class Space:
         return tuple(values[int(rng.integers(len(values)))] for values in self.axes.values())
 
     def uniform(self, share: float) -> Choice:
-        """Every axis at the same share of its values' span, rounded down: uniform scaling."""
-        return tuple(values[int(share * (len(values) - 1) + 1e-9)] for values in self.axes.values())
+        """Every part at the largest width up to `share` (at least its smallest), everything else as large as it is."""
+        return tuple(
+            max((v for v in values if v <= share), default=values[0])
+            if name.startswith(WIDTH)
+            else values[-1]
+            for name, values in self.axes.items()
+        )
 
     def named(self, choice: Choice) -> dict[str, Any]:
         """For people and JSON."""
@@ -114,9 +121,9 @@ class SuperNet:
             values: dict[tuple[int, ...], float] = {}
             for share in sorted({*shares, 1.0}):  # of shares that keep the same channels, the last
                 values[tuple(self._kept(g, share) for g in own)] = float(share)
-            axes[f"width {name}"] = tuple(values.values())
+            axes[WIDTH + name] = tuple(values.values())
         for name, names in self.chains.items():
-            axes[f"depth {name}"] = tuple(range(len(names) + 1))
+            axes[DEPTH + name] = tuple(range(len(names) + 1))
         self.space = Space({name: values for name, values in axes.items() if len(values) > 1})
         if not self.space.axes:
             raise ValueError("super-net: nothing can be chosen, expected channels or blocks that may leave")
@@ -137,7 +144,7 @@ class SuperNet:
     ) -> nn.Module:
         named = self.space.named(choice)
         for name, chain in self.chains.items():
-            for gone in chain[named.get(f"depth {name}", len(chain)) :]:
+            for gone in chain[named.get(DEPTH + name, len(chain)) :]:
                 model.set_submodule(gone, nn.Identity())
         left = dict(model.named_modules())
         if masks is not None:
@@ -146,7 +153,7 @@ class SuperNet:
                 del masks[name]
         leaving = []
         for group, order, part in zip(self.groups, self.orders, self.parts, strict=True):
-            units = order[self._kept(group, named.get(f"width {part}", 1.0)) :]
+            units = order[self._kept(group, named.get(WIDTH + part, 1.0)) :]
             slots = tuple(s for s in group.slots if _has(left, s.module))
             if units and slots:
                 leaving.append((Group(group.name, slots), units))
