@@ -95,6 +95,12 @@ class Recipe:
         except ValueError as error:  # what an Options says of itself
             raise UsageError(f"recipe {self.name} with {scale:g} times its steps: {error}") from None
 
+    def seeded(self, seed: int) -> Recipe:
+        """With another seed. Raises: UsageError."""
+        if not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"seed {seed}: expected a whole number from 0 to {MAX_SEED}")
+        return dataclasses.replace(self, seed=seed)
+
 
 @dataclass(frozen=True)
 class _File:
