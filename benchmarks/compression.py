@@ -65,6 +65,49 @@ class Scale:
     test: int
 
 
+TUNE = 400
+"""Batches that every row trains after its network was changed; `dense` too."""
+
+
+def _rows() -> tuple[Row, ...]:
+    rows = [Row("dense", "dense", ({"method": "finetune", "steps": TUNE},), short=True)]
+    for share in (50, 75, 90):
+        for control in ("none", "random"):
+            tail = "-random" if control == "random" else ""
+            options = {"sparsity": share / 100, "steps": TUNE, "control": control}
+            group = f"{share} % zeros"
+            is_control = control == "random"
+            rows += [
+                Row(
+                    f"unstructured-{share}{tail}",
+                    group,
+                    ({"method": "sparsify", **options},),
+                    is_control,
+                    share == 75,
+                ),
+                Row(
+                    f"block-punched-{share}{tail}",
+                    group,
+                    ({"method": "block-punch", **options},),
+                    is_control,
+                    share == 75,
+                ),
+            ]
+    for pattern in ("2:4", "1:8"):
+        name = pattern.replace(":", "to")
+        for scheme, control in (
+            ("one-shot", "none"),
+            ("sr-ste", "none"),
+            ("maxq", "none"),
+            ("one-shot", "random"),
+        ):
+            step = {"method": "nm", "pattern": pattern, "scheme": scheme, "steps": TUNE, "control": control}
+            tail = "random" if control == "random" else scheme
+            rows.append(Row(f"nm-{name}-{tail}", pattern, (step,), control == "random", pattern == "1:8"))
+    return tuple(rows)
+
+
+ROWS = _rows()
 FULL = Scale(base=1500, tune=400, train=8000, test=2000)
 SHORT = Scale(base=500, tune=100, train=4000, test=1000)
 
@@ -78,8 +121,7 @@ def run_row(job: tuple[Row, int, Scale, Path]) -> dict[str, Any]:
     import torch
 
     from edgekit.compression.problem import macs, parameters, zeros
-    from edgekit.compression.recipe import Recipe
-    from edgekit.compression.run import run_steps
+    from edgekit.compression.recipe import read_recipe
     from edgekit.compression.shapes_problem import shapes_problem
     from edgekit.compression.work import begin
 
@@ -90,8 +132,11 @@ def run_row(job: tuple[Row, int, Scale, Path]) -> dict[str, Any]:
     )
     began = time.monotonic()
     work = begin(problem, seed=seed)
-    recipe = Recipe.from_json({"name": row.name, "seed": seed, "step": [dict(s) for s in row.steps]}, row.name)
-    run_steps(work, recipe)
+    recipe = read_recipe({"name": row.name, "seed": seed, "step": [dict(step) for step in row.steps]})
+    recipe = recipe.scaled(scale.tune / TUNE)
+    for stage, step in zip(recipe.stages(), recipe.steps, strict=True):
+        work.enter(stage)
+        step.run(work, step.options)
     name = f"{row.name}-{seed}.onnx"
     problem.write(work.model, folder / name)
     dense = parameters(work.model)
@@ -147,7 +192,10 @@ def with_times(lines: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: rows in the order of ROWS, mean over seeds, with the standard deviation of top-1 where there are several."""
     dense = {line["seed"]: line["top1"] for line in lines if line["row"] == "dense"}
-    found = ["| group | row | nonzero | MACs | top-1 | loss, points | time |", "|---|---|---|---|---|---|---|"]
+    found = [
+        "| group | row | nonzero | MACs | top-1 | loss, points | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in ROWS:
         mine = [line for line in lines if line["row"] == row.name]
         if not mine:
@@ -182,9 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = [int(s) for s in (args.seeds or ("0" if args.short else "0,1,2")).split(",")]
     wanted = args.rows.split(",")
     rows = [
-        r
-        for r in ROWS
-        if any(fnmatch.fnmatchcase(r.name, w) for w in wanted) and (r.short or not args.short)
+        r for r in ROWS if any(fnmatch.fnmatchcase(r.name, w) for w in wanted) and (r.short or not args.short)
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "results.jsonl"
