@@ -108,7 +108,7 @@ def plan_job(
         input=tuple(input),
     )
     (entry,) = project.models
-    opened = open_problem(entry, module=module, seed=read.seed)
+    opened = open_problem(entry, module=module, seed=read.seed, steps=read.batches)
     scratch = max(1, round(opened.scratch * steps_scale)) if opened.scratch else 0
     return Job(opened, read, board, precision, scratch)
 

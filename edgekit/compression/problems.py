@@ -1,10 +1,11 @@
 """What `edgekit compress MODEL` works on: a Problem made of a project's entry, by its task.
 
-A task that can be trained has a file `<task>_problem.py` here with
+A task that can be trained has a file `<task>_entry.py` here with
 
-    def problem(entry: ModelEntry, module: nn.Module | None, seed: int) -> Opened
+    def opened(entry: ModelEntry, module: nn.Module | None, seed: int, steps: int) -> Opened
 
-module: the torch module of an entry that names one; None: the ONNX network of `entry.source`.
+module: the torch module of an entry that names one; None: the ONNX network of `entry.source`. steps: batches that
+will be drawn, where a recipe says so.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ class Opened:
 
 def trainable() -> tuple[str, ...]:
     """Tasks whose networks can be compressed."""
-    return tuple(task for task in TASKS if (Path(__file__).parent / f"{task}_problem.py").is_file())
+    return tuple(task for task in TASKS if (Path(__file__).parent / f"{task}_entry.py").is_file())
 
 
-def open_problem(entry: ModelEntry, *, module: nn.Module | None = None, seed: int = 0) -> Opened:
+def open_problem(
+    entry: ModelEntry, *, module: nn.Module | None = None, seed: int = 0, steps: int = 0
+) -> Opened:
     """The problem that `entry` states. module: in place of what the entry's function makes. seed: of the batches.
+    steps: how many will be drawn.
 
     The function of an entry may also give a Problem: then nothing but it counts.
     Raises: UsageError, ModelError, CalibrationError, MissingExtraError.
@@ -62,8 +66,8 @@ def open_problem(entry: ModelEntry, *, module: nn.Module | None = None, seed: in
             f"model {entry.name}: networks of the task {entry.task} are not trained by edgekit, expected one of "
             f"{', '.join(trainable())}. Name a function that makes a Problem: edgekit compress package.module:function"
         )
-    found = importlib.import_module(f"edgekit.compression.{entry.task}_problem")
-    return cast(Opened, found.problem(entry, module, seed))
+    found = importlib.import_module(f"edgekit.compression.{entry.task}_entry")
+    return cast(Opened, found.opened(entry, module, seed, steps))
 
 
 def training_pictures(entry: ModelEntry) -> TrainHint:

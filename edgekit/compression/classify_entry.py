@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit import frontends
+from edgekit.compression.onnx_module import from_onnx, heads, to_onnx, unfold_batchnorm
 from edgekit.compression.problem import Batch, Problem
 from edgekit.compression.problems import Opened, labelled, training_pictures
 from edgekit.frontends.torch_module import export
@@ -39,7 +40,7 @@ UNFOLD = 8
 LR = 1e-3
 
 
-def problem(entry: ModelEntry, module: nn.Module | None, seed: int) -> Opened:
+def opened(entry: ModelEntry, module: nn.Module | None, seed: int, steps: int) -> Opened:
     """`module`, or the ONNX network of `entry`, to be trained on [model.train] and judged on [model.evaluation].
 
     Raises: UsageError, ModelError, CalibrationError (pictures in both sets).
@@ -64,8 +65,6 @@ def problem(entry: ModelEntry, module: nn.Module | None, seed: int) -> Opened:
         # the build cuts off what the graph normalises; the module still has it
         rule = dataclasses.replace(rule, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     batches = Batches(data, train, rule, seed)
-    from edgekit.compression.onnx_module import to_onnx
-
     network, head = (module, _last(module)) if module is not None else _network(prepared, batches)
     sizes = shape(prepared.model.graph.inputs[0]) or ()
     example = torch.zeros((1, *sizes[1:]), dtype=batches(0)[0].dtype)
@@ -94,8 +93,6 @@ def problem(entry: ModelEntry, module: nn.Module | None, seed: int) -> Opened:
 
 def _network(prepared: Prepared, batches: Batches) -> tuple[nn.Module, frozenset[str]]:
     """The graph as a torch module, with batch norms again where a build had folded them."""
-    from edgekit.compression.onnx_module import from_onnx, heads, unfold_batchnorm
-
     network = from_onnx(prepared.model)
     unfold_batchnorm(network, (batches(step)[0] for step in range(UNFOLD)))
     return network, heads(network)
