@@ -93,7 +93,7 @@ class Estimated:
 
         estimate.machine(target, target.backend)  # refuse before exporting
         self._full = np.array([group.units for group in groups])
-        whole = _estimator(model, write, target)
+        whole = estimator(model, write, target)
         self._estimator, self._precision = whole, precision
         base = [_numbers(layer) for layer in whole.layers]
         self._base = [np.array(numbers, dtype=float) for numbers in base]
@@ -102,7 +102,7 @@ class Estimated:
             small = copy.deepcopy(model)
             gone = max(group.units // 2, 1)
             remove(small, [(group, range(gone))])
-            layers = _estimator(small, write, target).layers
+            layers = estimator(small, write, target).layers
             if [_kinds(a) for a in layers] != [_kinds(b) for b in whole.layers]:
                 raise UsageError(
                     f"group {group.name}: the exported network has other layers with fewer channels. Prune by macs"
@@ -197,7 +197,7 @@ def granularity(target: Target | None, precision: str) -> int:
     return target.channel_granularity.get(precision, DEFAULT_GRANULARITY)
 
 
-def _estimator(model: nn.Module, write: Callable[[nn.Module, Path], None], target: Target) -> Estimator:
+def estimator(model: nn.Module, write: Callable[[nn.Module, Path], None], target: Target) -> Estimator:
     """As `edgekit estimate` reads the file: decoding is cut off where there is any."""
     from edgekit import frontends
     from edgekit.errors import ModelError
