@@ -7,8 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from edgekit.compression import distillation as d
+from edgekit.compression.methods import distil, finetune
+from edgekit.compression.problem import Problem
+from edgekit.compression.work import Work, begin, frozen
+from edgekit.errors import UsageError
 from edgekit.models.yolo_lite import STRIDES, cells, decode
 
 ZT, ZS = torch.tensor([[2.0, 1.0, 0.5, -1.0]]), torch.tensor([[1.0, 1.5, 0.0, -0.5]])
@@ -162,3 +167,199 @@ def test_activated_outputs_are_imitated_as_maps_and_as_rows():
     rows = [x.detach().flatten(2).transpose(1, 2) for x in (student, teacher)]
     assert as_rows(*rows).item() == pytest.approx(as_maps(student, teacher).item(), rel=1e-5)
     assert as_rows.foreground(rows[1]) == []
+
+
+# --- in trainings -----------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1), nn.ReLU(inplace=True))
+        self.b = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(inplace=True))
+        self.head = nn.Linear(2 * width, 3)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x)).mean((2, 3)))
+
+
+def problem(width: int = 4, seed: int = 0, **options) -> Problem:
+    torch.manual_seed(seed)
+
+    def batch(step):
+        rng = np.random.default_rng([9, step])
+        return torch.from_numpy(rng.random((8, 3, 8, 8), np.float32)), torch.from_numpy(rng.integers(0, 3, 8))
+
+    return Problem(
+        "tiny", Net(width), torch.zeros(1, 3, 8, 8), batch, nn.functional.cross_entropy, lambda _: {"top1": 0.5},
+        lambda *_: None, frozenset({"head"}), lr=1e-2, **options,
+    )  # fmt: skip
+
+
+def work(teacher: nn.Module | None = None, made: Problem | None = None, **options) -> Work:
+    found = begin(made or problem(), **options)
+    if teacher is not None:
+        found.teacher = frozen(teacher)
+    return found
+
+
+def apart(found: Work) -> float:
+    """How far the student's logits are from the teacher's on pictures of no training."""
+    x = found.problem.batch(10_000)[0]
+    with torch.no_grad():
+        return d.kd(found.model(x), found.teacher(x)).item()
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_a_student_comes_nearer_to_its_teacher_than_without_one(loss):
+    torch.manual_seed(5)
+    big = Net(8)
+    for p in big.parameters():
+        p.data *= 1.5
+    with_teacher, without = (work(big) for _ in range(2))
+    distil.run(with_teacher, distil.Options(loss=loss, steps=25, lr=1e-2))
+    distil.run(without, distil.Options(loss="none", steps=25, lr=1e-2))
+    assert apart(with_teacher) < 0.6 * apart(without)
+
+
+def test_a_hook_takes_part_in_later_trainings():
+    found = [work(Net(8)) for _ in range(2)]
+    distil.run(found[0], distil.Options(loss="kd", alpha=1.0))
+    assert len(found[0].hooks) == 1
+    for each in found:
+        finetune.run(each, finetune.Options(steps=20, lr=1e-2))
+    assert apart(found[0]) < apart(found[1])
+
+
+def test_controls_need_no_teacher():
+    class Refuses(nn.Module):
+        def forward(self, x):
+            raise AssertionError("the teacher was asked")
+
+    plain, none, smooth = work(), work(), work()
+    for each in (none, smooth):
+        each.teacher = Refuses()
+    finetune.run(plain, finetune.Options(steps=3))
+    distil.run(none, distil.Options(loss="none", steps=3))
+    distil.run(smooth, distil.Options(loss="smooth", steps=3))
+    weights = [each.model.head.weight for each in (plain, none, smooth)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_hints_are_matched_by_size_and_adapters_are_dropped():
+    found = work(Net(8))
+    names = set(found.model.state_dict())
+    distil.run(found, distil.Options(loss="none", hint=5.0, steps=1))
+    assert found.facts["step"]["pairs"] == [["a", "a"], ["b", "b"]]
+    hook = distil.Teacher(found, found.teacher, distil.Options(loss="none", hint=5.0))
+
+    def far() -> float:
+        x = found.problem.batch(10_000)[0]
+        with torch.no_grad():
+            return d.hint(
+                hook.adapters["1"](found.model.b(found.model.a(x))), found.teacher.b(found.teacher.a(x))
+            ).item()
+
+    hook.parameters()
+    before = far()
+    found.train(40, lr=2e-2, hooks=[hook])
+    assert far() < 0.7 * before
+    assert [tuple(p.shape) for p in hook.parameters()][:1] == [(8, 4, 1, 1)]
+    assert set(found.model.state_dict()) == names
+    assert not any(part._forward_hooks for net in (found.model, found.teacher) for part in net.modules())
+
+
+def test_adapters_follow_a_student_whose_channels_change():
+    found = work(Net(8))
+    hook = distil.Teacher(found, found.teacher, distil.Options(loss="none", hint=1.0, layers=("a", "b=b.0")))
+    first = list(hook.parameters())
+    assert [id(p) for p in hook.parameters()] == [id(p) for p in first]  # nothing changed: the same go on
+    found.model = Net(3)
+    assert [tuple(p.shape) for p in hook.parameters() if p.ndim == 4] == [(8, 3, 1, 1), (16, 6, 1, 1)]
+    found.train(1, hooks=[hook])
+    found.model = Net(8)
+    assert hook.parameters() == []  # of the teacher's size: compared as they are
+
+
+def test_relations_bring_pictures_into_the_teachers_order():
+    torch.manual_seed(3)
+    found, without = work(Net(8)), work(Net(8))
+    distil.run(found, distil.Options(loss="none", relations=1.0, steps=30, lr=1e-2))
+    distil.run(without, distil.Options(loss="none", steps=30, lr=1e-2))
+    x = found.problem.batch(10_000)[0]
+
+    def far(each):
+        with torch.no_grad():
+            mine, its = (net.b(net.a(x)).mean((2, 3)) for net in (each.model, found.teacher))
+            return (d.rkd_distance(mine, its) + 2 * d.rkd_angle(mine, its)).item()
+
+    assert far(found) < 0.7 * far(without)
+
+
+def test_a_detector_is_imitated_by_what_its_problem_says():
+    asked = []
+
+    class Says:
+        def __call__(self, student, teacher, targets):
+            asked.append((student.shape, teacher.requires_grad, targets.shape))
+            return ((student - teacher) ** 2).mean()
+
+        def foreground(self, teacher):
+            mask = torch.zeros(len(teacher), 1, 8, 8)
+            mask[:, :, 2, 2] = 1
+            return [mask]
+
+    found = work(Net(4), problem(imitate=Says()))
+    distil.run(found, distil.Options(hint=1.0, steps=2))
+    assert found.facts["step"]["loss"] == "imitate" and asked == [((8, 3), False, (8,))] * 2
+    mask = distil._mask(Says().foreground(torch.zeros(1, 3)), torch.zeros(1, 5, 4, 4))
+    assert mask is not None and mask.shape == (1, 1, 4, 4)
+    assert mask[0, 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_an_interrupted_distillation_ends_with_the_same_bits(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def go(folder, stop: bool):
+        made = work(Net(8), folder=folder)
+
+        def progress(name, done, of):
+            if stop and done == 3:
+                raise Stop
+
+        made.progress = progress
+        torch.manual_seed(1)
+        hook = distil.Teacher(made, made.teacher, distil.Options(loss="kd", hint=1.0))
+        made.train(6, lr=1e-2, hooks=[hook], save_every=3)
+        return made.model.state_dict()
+
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    teacher_seed = torch.get_rng_state()
+    whole = go(tmp_path / "whole", False)
+    torch.set_rng_state(teacher_seed)
+    with pytest.raises(Stop):
+        go(tmp_path / "cut", True)
+    torch.set_rng_state(teacher_seed)
+    again = go(tmp_path / "cut", False)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_what_cannot_be_done_is_one_line():
+    with pytest.raises(UsageError, match=r"layer 'stage9': not in the network"):
+        distil.run(work(Net(8)), distil.Options(hint=1.0, layers=("stage9",)))
+    with pytest.raises(UsageError, match=r"layers 'a=b': sizes .* differ in more than channels"):
+        distil.run(work(Net(8)), distil.Options(hint=1.0, layers=("a=b",)))
+    with pytest.raises(UsageError, match=r"loss 'imitate': problem tiny does not say"):
+        distil.run(work(), distil.Options(loss="imitate"))
+    with pytest.raises(UsageError, match=r"teacher: gives \(8, 16\), expected \(8, 3\)"):
+        distil.run(
+            work(nn.Sequential(Net(8).a, Net(8).b, nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+            distil.Options(steps=1),
+        )
+    with pytest.raises(UsageError, match="teacher 'nowhere'"):
+        distil.run(work(), distil.Options(teacher="nowhere"))
+    for wrong in ({"loss": "fit"}, {"alpha": 2.0}, {"temperature": 0.0}, {"hint": -1.0}, {"lr": 0.0}):
+        with pytest.raises(ValueError, match="must be"):
+            distil.Options(**wrong)

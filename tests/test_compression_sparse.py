@@ -301,7 +301,7 @@ def test_zeros_of_earlier_steps_stay() -> None:
         (sparsify.Options, {"sparsity": 1.0}, "between 0 and 1"),
         (sparsify.Options, {"scope": "all"}, "layer, global or lamp"),
         (sparsify.Options, {"scheme": "none"}, "gradual, admm or one-shot"),
-        (sparsify.Options, {"steps": 1}, "at least 2"),
+        (sparsify.Options, {"steps": 0}, "at least 1"),
         (sparsify.Options, {"rise": 1.0}, "rise must be"),
         (sparsify.Options, {"lr": 0.0}, "lr must be"),
         (block_punch.Options, {"pattern": "tile"}, "block or kernel"),

@@ -44,6 +44,8 @@ class Problem:
     identity: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 1e-3
     weight_decay: float = 0.02
+    bf16: bool = False
+    """Trainings compute convolutions and products in bfloat16 (torch.autocast)."""
 
 
 def modules(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:

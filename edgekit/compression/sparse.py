@@ -132,6 +132,11 @@ class Rising(Hook):
         self.masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
         self.reached = 0.0
 
+    def gradients(self, model: nn.Module, step: int, steps: int) -> None:
+        for name, weight in self.weights.items():
+            assert weight.grad is not None
+            weight.grad *= self.masks[name]
+
     def after(self, model: nn.Module, step: int, steps: int) -> None:
         done = (step + 1) / max(self.rise * steps, 1)
         last = done >= 1 or step + 1 == steps
@@ -230,7 +235,7 @@ class Training(Where):
             raise ValueError(f"scheme must be gradual, admm or one-shot, got {self.scheme!r}")
         if self.control not in ("none", "random"):
             raise ValueError(f"control must be none or random, got {self.control!r}")
-        least = 0 if self.scheme == "one-shot" else 2
+        least = 0 if self.scheme == "one-shot" else 1
         if self.steps < least:
             raise ValueError(f"steps must be at least {least}, got {self.steps}")
         if not 0 < self.rise < 1:

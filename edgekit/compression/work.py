@@ -136,13 +136,14 @@ class Work:
             training.set_rate(stepper, peak * training.cosine(at, steps, warm, floor))
             for hook in hooks:
                 hook.before(model, at, steps)
-            outputs = model(inputs)
-            loss = problem.loss(outputs, targets)
-            for hook in hooks:
-                loss = loss * hook.task_weight()
-            for hook in hooks:
-                term = hook.loss(inputs, outputs, targets)
-                loss = loss if term is None else loss + term
+            with torch.autocast("cpu", torch.bfloat16, enabled=problem.bf16):
+                outputs = model(inputs)
+                loss = problem.loss(outputs, targets)
+                for hook in hooks:
+                    loss = loss * hook.task_weight()
+                for hook in hooks:
+                    term = hook.loss(inputs, outputs, targets)
+                    loss = loss if term is None else loss + term
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"training {name}: the loss is {loss.item()} at step {at}, expected a number. Lower lr"

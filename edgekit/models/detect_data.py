@@ -116,6 +116,8 @@ class Batching:
     tail: float = 0.12
     """Share of the steps, the last ones, on whole pictures; crops before."""
     seed: int = 0
+    upright: bool = True
+    """Pictures have an up and a down: they are mirrored left to right only."""
 
     def whole(self, step: int) -> bool:
         """Whether `step` sees whole pictures."""
@@ -129,11 +131,12 @@ def augment(
     out: tuple[int, int],
     rng: np.random.Generator,
     crop: bool,
+    upright: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One training picture on a canvas out = (height, width), padded with 114.
 
     Whole pictures lie top left, as the network will see them. `crop`: a window around a random
-    object, sometimes zoomed. Both: flip, brightness, contrast, colour.
+    object, sometimes zoomed. Both: flip (two ways if not `upright`), brightness, contrast, colour.
     """
     import cv2
 
@@ -143,6 +146,10 @@ def augment(
         image = image[:, ::-1]
         boxes = boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
         boxes = boxes + np.array([w, 0, w, 0], np.float32)
+    if not upright and rng.random() < 0.5:
+        image = image[::-1]
+        boxes = boxes[:, [0, 3, 2, 1]] * np.array([1, -1, 1, -1], np.float32)
+        boxes = boxes + np.array([0, h, 0, h], np.float32)
     if crop:
         zoom = math.exp(rng.uniform(math.log(0.55), math.log(1.3))) if rng.random() < 0.5 else 1.0
         if len(boxes) and rng.random() < 0.85:
@@ -211,7 +218,9 @@ def make_batch(data: Labelled, options: Batching, step: int) -> tuple[Any, Any, 
     for slot, pick in enumerate(picks):
         rng = np.random.default_rng([options.seed, step, slot])
         n = int((classes[pick] >= 0).sum())
-        out[slot], box, kind = augment(images[pick], boxes[pick, :n], classes[pick, :n], size, rng, crop)
+        out[slot], box, kind = augment(
+            images[pick], boxes[pick, :n], classes[pick, :n], size, rng, crop, options.upright
+        )
         all_boxes[slot, : len(box)], all_classes[slot, : len(box)] = box, kind
         most = max(most, len(box))
     return (
@@ -221,13 +230,13 @@ def make_batch(data: Labelled, options: Batching, step: int) -> tuple[Any, Any, 
     )
 
 
-_orders: dict[tuple[int, int], np.ndarray] = {}
+_orders: dict[tuple[int, int, int], np.ndarray] = {}
 
 
 def _order(seed: int, epoch: int, total: int) -> np.ndarray:
-    key = (seed, epoch)
+    key = (seed, epoch, total)
     if key not in _orders:
-        for old in [k for k in _orders if k[1] < epoch - 1]:
+        for old in [k for k in _orders if k[1] < epoch - 1 or k[2] != total]:
             del _orders[old]
         _orders[key] = np.random.default_rng([seed, 1, epoch]).permutation(total)
     return _orders[key]

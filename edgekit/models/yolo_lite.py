@@ -180,13 +180,16 @@ def load_onnx(path: Path) -> YoloLite:
 
     graph = onnx.load(path).graph
     values = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    for node in graph.node:  # the exporter stores equal values once
+        if node.op_type == "Identity" and node.input[0] in values:
+            values[node.output[0]] = values[node.input[0]]
     found = [
         [values[name] for name in node.input[1:]]
         for node in graph.node
         if node.op_type == "Conv" and all(name in values for name in node.input[1:])
     ]
-    classes = next(d.dim_value for d in list(graph.output[0].type.tensor_type.shape.dim)[-1:]) - 5
-    model = YoloLite(max(classes, 1)).eval()
+    columns = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim][-1:]
+    model = YoloLite(max([1, *(n - 5 for n in columns)])).eval()
     order: list[nn.Conv2d] = []
     convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
     hooks = [part.register_forward_pre_hook(lambda part, _: order.append(part)) for part in convs]
@@ -211,6 +214,17 @@ def load_onnx(path: Path) -> YoloLite:
         norm.weight = nn.Parameter(torch.full_like(bias, math.sqrt(1 + norm.eps)))
         norm.bias = nn.Parameter(bias)
         norm.running_mean, norm.running_var = torch.zeros_like(bias), torch.ones_like(bias)
+    return model
+
+
+def with_classes(model: YoloLite, num_classes: int) -> YoloLite:
+    """`model` in place, with new outputs for `num_classes` classes: to be trained on other things."""
+    model.num_classes = num_classes
+    for head in model.heads:
+        assert isinstance(head, Head)
+        head.classes = nn.Conv2d(head.classes.in_channels, num_classes, 1)
+        nn.init.normal_(head.classes.weight, std=0.01)
+        nn.init.constant_(head.classes.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
     return model
 
 

@@ -21,6 +21,8 @@ from edgekit.errors import UsageError
 
 WAYS = ("latency", "macs", "global", "uniform")
 
+LENGTHS = ("steps", "finish", "sparsify")
+
 
 @dataclass(frozen=True)
 class Options:
