@@ -18,6 +18,7 @@ table.md and table.png to --out. Rows run side by side in as many processes as -
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import json
 import multiprocessing
@@ -46,13 +47,16 @@ ROUNDS, RUNS, WARMUP = 40, 5, 5
 @dataclass(frozen=True)
 class Row:
     """name; group: rows that are compared; steps: of a recipe, as its TOML has them; control: the trivial one of its group.
-    short: also in the short form."""
+    short: also in the short form. width: of a fresh network that takes the trained one's place (0 = none does), the trained
+    one is its teacher. labels: pictures to train on (0 = all)."""
 
     name: str
     group: str
     steps: tuple[Mapping[str, Any], ...]
     control: bool = False
     short: bool = False
+    width: float = 0.0
+    labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,39 +75,67 @@ TUNE = 400
 
 def _rows() -> tuple[Row, ...]:
     rows = [Row("dense", "dense", ({"method": "finetune", "steps": TUNE},), short=True)]
+
+    def add(
+        name: str, group: str, method: str, short: bool = False, control: bool = False, **options: Any
+    ) -> None:
+        width, labels = options.pop("width", 0.0), options.pop("labels", 0)
+        if "draw" in options:
+            options["control"] = options.pop("draw")
+        step = {"method": method, "steps": TUNE, **options}
+        rows.append(Row(name, group, (step,), control, short, width, labels))
+
     for share in (50, 75, 90):
-        for control in ("none", "random"):
-            tail = "-random" if control == "random" else ""
-            options = {"sparsity": share / 100, "steps": TUNE, "control": control}
-            group = f"{share} % zeros"
-            is_control = control == "random"
-            rows += [
-                Row(
-                    f"unstructured-{share}{tail}",
-                    group,
-                    ({"method": "sparsify", **options},),
-                    is_control,
-                    share == 75,
-                ),
-                Row(
-                    f"block-punched-{share}{tail}",
-                    group,
-                    ({"method": "block-punch", **options},),
-                    is_control,
-                    share == 75,
-                ),
-            ]
-    for pattern in ("2:4", "1:8"):
-        name = pattern.replace(":", "to")
-        for scheme, control in (
-            ("one-shot", "none"),
-            ("sr-ste", "none"),
-            ("maxq", "none"),
-            ("one-shot", "random"),
-        ):
-            step = {"method": "nm", "pattern": pattern, "scheme": scheme, "steps": TUNE, "control": control}
-            tail = "random" if control == "random" else scheme
-            rows.append(Row(f"nm-{name}-{tail}", pattern, (step,), control == "random", pattern == "1:8"))
+        group, most = f"{share} % zeros", share == 75
+        for draw in ("none", "random"):
+            random, tail = draw == "random", "-random" if draw == "random" else ""
+            for name, method in (("unstructured", "sparsify"), ("block-punched", "block-punch")):
+                add(f"{name}-{share}{tail}", group, method, most, random, sparsity=share / 100, draw=draw)
+            # filters: the share of channels that takes as many weights
+            ratio = round(1 - (1 - share / 100) ** 0.5, 4)
+            kind = "random" if random else "l2"
+            add(
+                f"filters-{share}{tail}",
+                group,
+                "prune",
+                most,
+                random,
+                ratio=ratio,
+                by="uniform",
+                importance=kind,
+            )
+    for pattern in ("2:4", "1:8", "1:16"):
+        name, most = pattern.replace(":", "to"), pattern == "1:8"
+        for scheme in ("one-shot", "sr-ste", "maxq"):
+            add(f"{name}-{scheme}", pattern, "nm", most, pattern=pattern, scheme=scheme)
+        add(f"{name}-random", pattern, "nm", most, True, pattern=pattern, scheme="one-shot", draw="random")
+    for kind in ("l1", "fpgm", "taylor", "fisher", "slimming", "random"):
+        add(f"half-macs-{kind}", "pruned to half the MACs", "prune", kind in ("taylor", "random"), kind == "random",
+            speedup=2.0, by="macs", importance=kind)  # fmt: skip
+    for kind in ("svd", "data", "spatial", "tucker", "cp", "auto"):
+        rate = {"lr": 5e-5} if kind == "cp" else {}
+        add(f"rank-{kind}", "low rank, half the MACs", "lowrank", kind in ("tucker", "auto"), kind=kind, speedup=2.0,
+            cost="macs", **rate)  # fmt: skip
+    add(
+        "rank-random",
+        "low rank, half the MACs",
+        "lowrank",
+        False,
+        True,
+        ranks="random",
+        speedup=2.0,
+        cost="macs",
+    )
+    add("rank-random-factors", "low rank, half the MACs", "lowrank", True, True, random_factors=True, speedup=2.0,
+        cost="macs")  # fmt: skip
+    student: dict[str, Any] = {"width": 0.25, "labels": 800, "lr": 2e-3}
+    group = "quarter-width student, 800 labels"
+    add("labels-only", group, "distil", True, True, loss="none", **student)
+    add("label-smoothing", group, "distil", False, True, loss="smooth", **student)
+    add("kd", group, "distil", True, loss="kd", **student)
+    add("dkd", group, "distil", loss="dkd", **student)
+    add("hint", group, "distil", loss="none", hint=1.0, **student)
+    add("relations", group, "distil", loss="none", relations=1.0, **student)
     return tuple(rows)
 
 
@@ -113,7 +145,7 @@ SHORT = Scale(base=500, tune=100, train=4000, test=1000)
 
 
 def key(row: Row, seed: int, scale: Scale) -> str:
-    return json.dumps([row.name, row.steps, seed, vars(scale)], sort_keys=True)
+    return json.dumps([row.name, row.steps, row.width, row.labels, seed, vars(scale)], sort_keys=True)
 
 
 def run_row(job: tuple[Row, int, Scale, Path]) -> dict[str, Any]:
@@ -122,7 +154,7 @@ def run_row(job: tuple[Row, int, Scale, Path]) -> dict[str, Any]:
 
     from edgekit.compression.problem import macs, parameters, zeros
     from edgekit.compression.recipe import read_recipe
-    from edgekit.compression.shapes_problem import shapes_problem
+    from edgekit.compression.shapes_problem import ShapesNet, shapes_problem
     from edgekit.compression.work import begin
 
     row, seed, scale, folder = job
@@ -131,7 +163,12 @@ def run_row(job: tuple[Row, int, Scale, Path]) -> dict[str, Any]:
         seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base"
     )
     began = time.monotonic()
+    if row.labels:
+        few = shapes_problem(problem.model, seed=seed, train=row.labels, test=scale.test)
+        problem = dataclasses.replace(problem, batch=few.batch)
     work = begin(problem, seed=seed)
+    if row.width:
+        work.model = ShapesNet(row.width)
     recipe = read_recipe({"name": row.name, "seed": seed, "step": [dict(step) for step in row.steps]})
     recipe = recipe.scaled(scale.tune / TUNE)
     for stage, step in zip(recipe.stages(), recipe.steps, strict=True):

@@ -137,7 +137,7 @@ def test_rounds_of_tucker_and_cp_only_get_better():
     assert lost(*lowrank.tucker2(weight, (4, 3), rounds=20)) < lost(
         *lowrank.tucker2(weight, (4, 3), rounds=1)
     )
-    norms = [lowrank._cp_error(weight, lowrank.cp(weight, 12, rounds)) for rounds in (0, 1, 5, 50)]
+    norms = [lowrank.cp_error(weight, lowrank.cp(weight, 12, rounds)) for rounds in (0, 1, 5, 50)]
     assert norms == sorted(norms, reverse=True) and norms[-1] < 0.97 * norms[0]
 
 
@@ -235,6 +235,22 @@ def test_variational_bayes_is_the_minimum_of_its_free_energy():
         assert shrunk * (
             shrunk - (1 - 13 * variance / value**2) * value
         ) + 36 * variance**2 / value**2 == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(12, 3, 1), (3, 12, 1), (4, 9, 3)])
+def test_spectra_are_singular_values_of_the_matrices_that_are_cut(sizes):
+    layer = nn.Conv2d(sizes[1], sizes[0], sizes[2])
+    x = torch.randn(2, sizes[1], 6, 6)
+    seen = lowrank_plan.Seen(layer, x, moments(layer, x))
+    for kind in ("svd", "spatial", "tucker"):
+        if lowrank.fits(layer, kind):
+            for values, shape in zip(
+                lowrank_plan.spectra(seen, kind), lowrank_plan.shapes(layer, kind), strict=True
+            ):
+                assert values.shape == (min(shape),)
+                assert float((values**2).sum()) == pytest.approx(float((layer.weight**2).sum()), rel=1e-5)
+                lowrank_ranks.evbmf(values, shape)
+    assert len(lowrank_plan.spectra(seen, "data")[0]) == full_ranks(layer, "data")[0]
 
 
 # --- choices ----------------------------------------------------------------------------------------

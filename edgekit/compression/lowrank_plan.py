@@ -133,7 +133,8 @@ def spectra(seen: Seen, kind: str) -> list[np.ndarray]:
         matrices = [weight.permute(1, 2, 0, 3).reshape(s * kh, t * kw)]
     else:
         matrices = [unfold(weight, 0)]
-    return [torch.linalg.svdvals(m).numpy() for m in matrices]
+    low = [m if m.shape[0] <= m.shape[1] else m.T for m in matrices]
+    return [torch.linalg.eigvalsh(m @ m.T).flip(0).clamp(min=0).sqrt().numpy() for m in low]
 
 
 def shapes(part: Layer, kind: str) -> list[tuple[int, int]]:
@@ -182,7 +183,7 @@ def candidates(name: str, seen: Seen, kind: str, step: int, cost: Cost, most: in
     if kind == "cp":
         t, s, kh, kw = tensor(seen.part).shape
         least = t * s * kh * kw / (t + s + kh + kw)
-        ranks = {rounded([round(least * i / (most + 1))], full, step) for i in range(1, most + 1)}
+        ranks = {rounded([round(least * i / 8)], full, step) for i in range(1, 8)}
     else:
         found = spectra(seen, kind)
         ranks = {rounded([lowrank_ranks.energy(v, e) for v in found], full, step) for e in ENERGIES}
