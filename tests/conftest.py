@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: threads of their own would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import threading
 import time
 from collections.abc import Iterator
@@ -23,8 +28,6 @@ else:  # how long a test takes says nothing on a busy machine
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests never read or fill the user's cache."""
-    import os
-
     os.environ["EDGEKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     if "EDGEKIT_ARM_COUNT" not in os.environ:  # builds would count instructions where an emulator is set up
         os.environ["EDGEKIT_ARM_DIR"] = str(tmp_path_factory.mktemp("arm"))

@@ -113,7 +113,7 @@ def test_a_changed_file_is_another_set(tmp_path) -> None:
         ("synthetic://street?frames=3", "no rig sees it"),
         ("synthetic://street-rig?frame=3", "unknown key 'frame'"),
         ("synthetic://street-rig?frames=0", "frames '0': expected a whole number"),
-        ("synthetic://street-rig?size=3", "size '3': expected 256x144"),
+        ("synthetic://street-rig?size=3x", "size '3x': expected 256x144"),
         ("synthetic://street-rig?size=3x9000", "out of range"),
         ("nowhere", "no such file or folder"),
         (".", "expected velodyne/ and label_2/ in it, or one info file"),

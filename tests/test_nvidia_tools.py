@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from edgekit.backends.tensorrt.plan import BuildPlan, Hardware
+from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, SparseLayers
 from tests.helpers import load_script
 from tests.tensorrt_graphs import qdq
 
@@ -45,3 +47,12 @@ def test_an_int8_payload_is_held_to_its_plan(
 def test_floats_are_those_that_the_evidence_names() -> None:
     rows = [{"op": "Conv"}, {"op": "Sigmoid"}, {"op": "Gemm"}]
     assert check.left_in_float({"quantization": {"integer": {"tensorrt": {"float": rows}}}}) == 2
+
+
+def test_sparse_layers_are_those_of_the_plan() -> None:
+    plan = item(None).plan  # type: ignore[attr-defined]
+    told = replace(plan, sparse_weights=True, sparse=SparseLayers("2:4", ("a", "b"), {}))
+    assert not check.sparse_problem(check.Candidate("x", b"", plan), 1)  # a board that cannot skip zeros
+    assert not check.sparse_problem(check.Candidate("x", b"", told), 2)
+    said = check.sparse_problem(check.Candidate("x", b"", told), 1)
+    assert said == "1 layers are 2:4 sparse, its plan says 2"

@@ -25,11 +25,13 @@ from edgekit.backends.tensorrt.lower import lower
 from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
 from edgekit.errors import LoweringError
 from edgekit.passes.states import set_states
+from edgekit.quant import sparsity
 from edgekit.quant.annotate import REAL_STATES
 from edgekit.quant.rules import rules_for
 from edgekit.target import Target
 from tests.helpers import ROOT
 from tests.quant_graphs import BETWEEN, between, unmeasured
+from tests.sparse_graphs import folded, network, stored
 from tests.state_bundles import STATES, shifted
 from tests.tensorrt_graphs import BAD, build, qdq, random_network
 
@@ -76,6 +78,22 @@ def test_int8_payloads_are_accepted(name: str, capability: str) -> None:
     """Each operator between two quantized convolutions."""
     (made,) = lower(unmeasured(between(name), rules_for("tensorrt", ORIN)), ORIN, "int8")
     plan = BuildPlan.from_options(dict(made.options))
+    assert compile_engine(trt, made.data, plan, compute_capability=capability).nbytes > 0
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_sparse_payloads_are_accepted(precision: str, capability: str) -> None:
+    """Weights of 2:4, by a plan with the flag for sparse weights. That it takes them says nothing of what it gains."""
+    model = folded(network())
+    (made,) = lower(
+        unmeasured(model, rules_for("tensorrt", ORIN)) if precision == "int8" else model,
+        ORIN,
+        precision,
+    )
+    plan = BuildPlan.from_options(dict(made.options))
+    assert plan.sparse_weights
+    assert all(sparsity.holds(w) for w in stored(made))
     assert compile_engine(trt, made.data, plan, compute_capability=capability).nbytes > 0
 
 

@@ -14,6 +14,7 @@ from edgekit.cli import plans, quantization
 from edgekit.manifest import KernelStep, Segment
 from edgekit.schema import printable, to_json
 from edgekit.spec import DType, StateSpec, TensorSpec
+from edgekit.toolchain.page import Facts, as_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +123,27 @@ def _here(bundle: Bundle) -> list[tuple[str, ...]]:
     ]
 
 
+def _sparse(bundle: Bundle) -> list[tuple[str, ...]]:
+    """Which layers of each payload are 2:4, and why others are not."""
+    rows: list[tuple[str, ...]] = []
+    for _, variant in bundle.manifest.variants():
+        known = Facts(to_json(variant.options)).at("plan", "sparse")
+        layers, dense = known.texts("layers", 2000), known.at("dense").value
+        if not layers:
+            continue
+        by_reason: dict[str, list[str]] = {}
+        for name in list(dense)[:2000]:
+            by_reason.setdefault(as_text(dense[name], 80), []).append(name)
+        rows.append((variant.path, f"{len(layers)} of {len(layers) + len(dense)} layers", _named(layers)))
+        rows += [("", f"{len(names)} not: {why}", _named(names)) for why, names in by_reason.items()]
+    return rows
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(printable(name, 40) for name in names[:8]) + more
+
+
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:
     known = to_json(tensor)
     assert isinstance(known, dict)
@@ -216,6 +238,7 @@ def print_human(bundle: Bundle, file: TextIO | None = None) -> None:
             for _, variant in manifest.variants()
         ],
     )
+    section("2:4 sparse weights", _clean(_sparse(bundle)))
     section("On this machine", _here(bundle))
     section("Steps", _clean(plans.steps(bundle.evidence)))
     section("Precision, and without some sensors", _clean(plans.path(bundle.evidence)))

@@ -44,6 +44,8 @@ class Problem:
     identity: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 1e-3
     weight_decay: float = 0.02
+    bf16: bool = False
+    """Trainings compute convolutions and products in bfloat16 (torch.autocast)."""
 
 
 def modules(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
@@ -58,19 +60,24 @@ def parameters(model: nn.Module) -> int:
 
 def macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of Conv, ConvTranspose and Linear for `example`."""
-    total = 0
+    return sum(macs_of(model, example).values())
+
+
+def macs_of(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Multiply-accumulates by layer; a layer that runs several times counts as often."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    found = dict.fromkeys(modules(model, *kinds), 0)
+    names = {part: name for name, part in model.named_modules()}
 
     def count(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
         weight = part.weight
         assert isinstance(weight, Tensor)
         if isinstance(part, nn.ConvTranspose2d):
-            total += inputs[0][0].numel() * weight[0].numel()
+            found[names[part]] += inputs[0][0].numel() * weight[0].numel()
         else:
             places = output[0].numel() // weight.shape[0]
-            total += places * weight.numel()
+            found[names[part]] += places * weight.numel()
 
-    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     hooks = [part.register_forward_hook(count) for part in modules(model, *kinds).values()]
     training = {part: part.training for part in model.modules()}
     try:
@@ -81,7 +88,7 @@ def macs(model: nn.Module, example: Tensor) -> int:
             hook.remove()
         for part, before in training.items():
             part.training = before
-    return total
+    return found
 
 
 def zeros(model: nn.Module) -> float:

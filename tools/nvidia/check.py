@@ -4,8 +4,9 @@
 Parses and builds every TensorRT payload with NVIDIA's own builder (tensorrt_rtx, no GPU needed), by the
 code that runs on a Jetson, and lints it first. Default capabilities: 8.6 (nearest to Orin's 8.7, which the
 builder refuses without that GPU) and 12.0 (nearest to Thor's 11.0). In INT8 every convolution and matrix
-product must have both operands quantized, but those that the bundle's evidence says stay float. Uses the
-documented API only; the engines are dropped unread. Exit code: 0 all accepted, 1 something refused, 2 usage.
+product must have both operands quantized, but those that the bundle's evidence says stay float. Layers that
+the plan calls 2:4 sparse must be. Uses the documented API only; the engines are dropped unread. Exit code:
+0 all accepted, 1 something refused, 2 usage.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
 from edgekit.backends.tensorrt.plan import BuildPlan, Hardware, Io
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, MissingExtraError, UsageError
+from edgekit.quant.sparsity import layers
 
 DEFAULT = ("8.6", "12.0")
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -119,6 +121,14 @@ def problem(item: Candidate, int8: int, half: int, products: int) -> str:
     return ""
 
 
+def sparse_problem(item: Candidate, found: int) -> str:
+    """What is wrong with the plan of a payload in which `found` layers are 2:4 sparse, "" for nothing."""
+    said = 0 if item.plan.sparse is None else len(item.plan.sparse.layers)
+    if said != found and (said or item.plan.sparse_weights):
+        return f"{found} layers are 2:4 sparse, its plan says {said}"
+    return ""
+
+
 def check(trt: Any, candidate: Candidate, capability: str) -> dict[str, Any]:
     """{"accepted", "seconds", "engine_bytes"} or {"accepted": False, "reason"}."""
     try:
@@ -154,18 +164,21 @@ def main() -> int:
         for item in found:
             model = load(item.data, item.name)
             findings, (int8, half, products) = lint(model), quantized(model)
-            wrong = problem(item, int8, half, products)
+            sparse = sum(row.sparse for row in layers(model))
+            wrong = problem(item, int8, half, products) or sparse_problem(item, sparse)
             targets = {cc: check(trt, item, cc) for cc in args.cc}
             results[item.name] = {
                 "lint": [str(f) for f in findings],
                 "int8": int8,
                 "problem": wrong,
                 "products": products,
+                "sparse": sparse,
                 "targets": targets,
             }
             if not args.json:
                 left = f", {item.floats} float as planned" if item.floats else ""
                 text = f"{int8} of {products} products in INT8{left}" if int8 else ""
+                text += f", {sparse} are 2:4 sparse" if item.plan.sparse_weights else ""
                 show(item, "; ".join(filter(None, [summary(findings), wrong])), text, targets)
     good = all(
         not r["lint"] and not r["problem"] and all(t["accepted"] for t in r["targets"].values())

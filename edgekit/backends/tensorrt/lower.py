@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from edgekit.backends.base import Payload, Ports
 from edgekit.backends.tensorrt.float16 import to_float16
 from edgekit.backends.tensorrt.lint import dtype_name, lint, summary
-from edgekit.backends.tensorrt.plan import MIN_TENSORRT, BuildPlan, Hardware, Io, parse_version
+from edgekit.backends.tensorrt.plan import MIN_TENSORRT, BuildPlan, Hardware, Io, SparseLayers, parse_version
 from edgekit.errors import LoweringError
 from edgekit.passes.graph import constant, new_weight
-from edgekit.quant import qdq
+from edgekit.quant import qdq, sparsity
 from edgekit.quant.annotate import quant, state_codes
 from edgekit.quant.rules import WEIGHTED, rules_for, weight
 from edgekit.spec import DType, QuantParams, TensorSpec
@@ -73,6 +73,7 @@ def lower(
         raise LoweringError(
             f"{what}: types of {', '.join(unknown[:5])} cannot be inferred. Check the model file"
         )
+    sparse = sparse_layers(model, target)  # with the user's names; float16 makes no zero into another number
     kept = None
     if precision != "float32":
         kept = to_float16(model, ranges)
@@ -85,6 +86,8 @@ def lower(
         # nodes that a float16 body keeps in float32 are there for their range, which TF32 has too
         tf32=precision != "float32",
         kept_float32=kept,
+        sparse_weights=sparse is not None,
+        sparse=sparse,
     )
     compact.run(model)
     return (
@@ -127,6 +130,17 @@ def _read_exact(model: ir.Model) -> None:
             quantize = codes.producer() if codes is not None else None
             if quantize is not None and quantize.op_type == "QuantizeLinear":
                 node.replace_input_with(0, quantize.inputs[0])
+
+
+def sparse_layers(model: ir.Model, target: Target) -> SparseLayers | None:
+    """The 2:4 sparse layers of `model`, None where there are none or the GPU cannot skip their zeros."""
+    if target.gpu is None or not target.gpu.sparse_2_4:
+        return None
+    rows = sparsity.layers(model)
+    if not any(row.sparse for row in rows):
+        return None
+    dense = {row.id: row.reason for row in rows if not row.sparse}
+    return SparseLayers("2:4", tuple(row.id for row in rows if row.sparse), dense)
 
 
 def magnitudes(model: ir.Model) -> dict[str, float]:

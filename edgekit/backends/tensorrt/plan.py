@@ -4,11 +4,11 @@ read by `engine`. Standard library only, shared by both halves."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgekit.errors import BundleError
-from edgekit.schema import SchemaError, from_json, to_json
+from edgekit.schema import LATER, SchemaError, from_json, to_json
 
 MIN_TENSORRT = "10.0"
 """Strong typing with Casts and Q/DQ as `lower` writes them came with TensorRT 10."""
@@ -37,10 +37,20 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class SparseLayers:
+    """Weighted nodes by name: `layers` whose weights are sparse in the pattern, `dense` others with the reason."""
+
+    pattern: Literal["2:4"]
+    layers: tuple[str, ...]
+    dense: dict[str, str]
+
+
+@dataclass(frozen=True)
 class BuildPlan:
     """`workspace_bytes` bounds the builder's and the engine's scratch memory. `tf32` lets float32 layers
     round their factors to 10 bits of mantissa (range unchanged). `kept_float32`: reason -> number of nodes
-    that stay float32 in a float16 payload."""
+    that stay float32 in a float16 payload. `sparse_weights` lets the builder take kernels that skip the zeros of
+    `sparse`, the layers that have the pattern (None: no layer)."""
 
     inputs: tuple[Io, ...]
     outputs: tuple[Io, ...]
@@ -54,6 +64,7 @@ class BuildPlan:
     dla: bool = False
     timing_cache: Literal["per-gpu", "off"] = "per-gpu"
     kept_float32: dict[str, int] | None = None
+    sparse: SparseLayers | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not 0 <= self.optimization_level <= 5:

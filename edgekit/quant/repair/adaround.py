@@ -70,7 +70,8 @@ def run(
 
     Weights become codes * scale, so rounding them to nearest gives the same codes; the params stay. Their
     originals are those of `float_model` where it has an initialiser of the same name. A mean error that
-    rounding leaves goes into the bias of a node that has one, and does not count in H. compensate: the
+    rounding leaves goes into the bias of a node that has one, and does not count in H. Weights of exactly 0 (pruned
+    ones) stay 0. compensate: the
     target is the float network's output, E[(y - v x)^2] (the paper's asymmetric reconstruction), so weights
     also move against the error of their inputs. ConvTranspose keeps its rounding.
 
@@ -132,11 +133,12 @@ def _kind(node: ir.Node) -> tuple[str, int, bool]:
 
 
 def code_limit(node: ir.Node, numbers: np.ndarray, params: QuantParams) -> int:
-    """64 for weights that are 7-bit codes times scale already (a target without wide sums), else 127."""
+    """7 or 64 for weights that are codes up to that times scale already (4 bits; a target without wide sums), else 127."""
     scale = _scales(node, params, numbers)
     codes = np.rint(to_rows(node, numbers) / scale)
     on_grid = np.array_equal((codes * scale).astype(np.float32), to_rows(node, numbers))
-    return 64 if on_grid and np.abs(codes).max(initial=0) <= 64 else 127
+    reach = np.abs(codes).max(initial=0) if on_grid else np.inf
+    return next((limit for limit in (7, 64) if reach <= limit), 127)
 
 
 def _scales(node: ir.Node, params: QuantParams, numbers: np.ndarray) -> np.ndarray:
@@ -206,7 +208,7 @@ def _round(graph: ir.Graph, layer: _Layer, moments: Moments, walk: Walk) -> None
 def _target(
     w: np.ndarray, h: np.ndarray, mean: np.ndarray, level: np.ndarray, moments: Moments, n: int, centred: bool
 ) -> np.ndarray:
-    """The real weights that compute y from the quantized inputs best, near to `w` by the ridge."""
+    """The real weights that compute y from the quantized inputs best, near to `w` by the ridge; zeros stay zero."""
     assert moments.cross is not None and moments.target is not None
     cross = moments.cross / n
     if centred:
@@ -214,21 +216,22 @@ def _target(
     found = np.array(w)
     for i in range(len(h)):
         ridge = RIDGE * float(level[i, 0]) or 1.0
-        found[i] += _conjugate_gradients(h[i], ridge, cross[i] - w[i] @ h[i]).astype(np.float32)
+        found[i] += _conjugate_gradients(h[i], ridge, cross[i] - w[i] @ h[i], w[i] != 0).astype(np.float32)
     return found
 
 
-def _conjugate_gradients(h: np.ndarray, ridge: float, right: np.ndarray) -> np.ndarray:
-    """x [n, K] with x (h + ridge I) = right, every row by itself, without another matrix of the size of h."""
+def _conjugate_gradients(h: np.ndarray, ridge: float, right: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """x [n, K] with x (h + ridge I) = right where `free`, and 0 elsewhere, every row by itself, without another matrix of
+    the size of h."""
     x = np.zeros_like(right)
-    rest = right.copy()
+    rest = right * free
     way = rest.copy()
     square = (rest**2).sum(axis=1, keepdims=True)
     enough = 1e-8 * square
     for _ in range(STEPS):
         if (square <= enough).all():
             break
-        through = way @ h + ridge * way
+        through = (way @ h + ridge * way) * free
         curve = (way * through).sum(axis=1, keepdims=True)
         step = np.divide(square, curve, out=np.zeros_like(square), where=curve > 0)
         x += step * way

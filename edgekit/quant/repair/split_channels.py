@@ -25,6 +25,7 @@ from edgekit.quant.ranges import covered, params
 from edgekit.quant.repair import Feed, Progress, checked, chosen
 from edgekit.quant.repair.layers import drop_unused
 from edgekit.quant.rules import bias, weight
+from edgekit.quant.sparsity import two_of_four
 from edgekit.quant.weights import exact_in_float16
 from edgekit.spec import QuantParams
 
@@ -139,7 +140,8 @@ def _tree(node: ir.Node) -> tuple[list[ir.Value], list[ir.Node]] | None:
             if user.op_type in HOMOGENEOUS and index == 0 and not any(o.uses() for o in user.outputs[1:]):
                 values.append(user.outputs[0])
             elif user.op_type == "Conv" and index == 0 and weight(user) is not None:
-                if integer(user, "group", 1) != 1:
+                # more channels would move those of a 2:4 sparse reader out of their fours
+                if integer(user, "group", 1) != 1 or two_of_four(user):
                     return None
                 readers.append(user)
             else:

@@ -63,8 +63,9 @@ def bootstrap(
     rounds: int = 100,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    at50: bool = False,
 ) -> list[float | None]:
-    """AP of `rounds` samples of the pictures with repetition; None for a sample without objects.
+    """AP of `rounds` samples of the pictures with repetition; None for a sample without objects. at50: AP50.
 
     Round i draws the same pictures for every `results` with the same data and seed, so two networks
     can be compared round by round (paired bootstrap). Empty where AP is not defined.
@@ -89,7 +90,7 @@ def bootstrap(
         sample._paramsEval = sample.params
         with contextlib.redirect_stdout(io.StringIO()):
             sample.accumulate(sample.params)
-        precision = sample.eval["precision"]
+        precision = sample.eval["precision"][:1] if at50 else sample.eval["precision"]
         there = precision > -1
         values.append(float(precision[there].mean()) if there.any() else None)
     return values

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,9 +23,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from edgekit.errors import UsageError, did_you_mean, printable
+from edgekit.errors import UsageError, printable
 from edgekit.rig import RigFrame, Truth
 from edgekit.rig_files import KITTI_CLASSES, read_kitti, read_kitti_info, read_nuscenes
+from edgekit.tasks.world_query import picture_size, read_query, whole
 
 MAX_MOMENTS = 1_000_000
 _MAX_INFO_BYTES = 1 << 28
@@ -199,23 +199,16 @@ def _synthetic(world: str, query: str, limit: int | None, labels: tuple[str, ...
     what = f"moments synthetic://{printable(world)}"
     if world != "street-rig":
         raise UsageError(f"{what}: no rig sees it, expected synthetic://street-rig?frames=200")
-    values = dict(_DEFAULTS)
-    for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True):
-        if key == "count":  # as a build takes it: each moment is of a street of its own
-            values |= {"frames": value} | ({} if "worlds=" in query else {"worlds": value})
-            continue
-        if key not in values:
-            raise UsageError(f"{what}: unknown key {key[:40]!r}. {did_you_mean(key[:40], tuple(_DEFAULTS))}")
-        values[key] = value
-    size = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", values["size"])
-    if size is None:
-        raise UsageError(f"{what}: size {values['size'][:40]!r}: expected 256x144")
-    width, height = int(size[1]), int(size[2])
-    frames = _whole(what, values, "frames", 1, MAX_MOMENTS)
+    values = read_query(query, {**_DEFAULTS, "count": ""}, what)
+    if "count=" in query:  # as a build takes it: each moment is of a street of its own
+        values["frames"] = values["count"]
+        values["worlds"] = values["worlds"] if "worlds=" in query else values["count"]
+    width, height = picture_size(what, values, "256x144")
+    frames = whole(what, values, "frames", 1, MAX_MOMENTS)
     count = frames if limit is None else min(frames, limit)
-    seed = _whole(what, values, "seed", 0, 2**62)
-    worlds = _whole(what, values, "worlds", 1, MAX_MOMENTS)
-    gap = _whole(what, values, "gap", 1, 10_000)
+    seed = whole(what, values, "seed", 0, 2**62)
+    worlds = whole(what, values, "worlds", 1, MAX_MOMENTS)
+    gap = whole(what, values, "gap", 1, 10_000)
     RigWorld(seed, width=width, height=height)  # refuses a size that it cannot draw
 
     def take(index: int) -> RigFrame:
@@ -224,10 +217,3 @@ def _synthetic(world: str, query: str, limit: int | None, labels: tuple[str, ...
 
     name = f"street-rig?frames={count}&seed={seed}&worlds={worlds}&gap={gap}&size={width}x{height}"
     return Moments(name, _known(CLASSES, labels, what), count, take, identity=name)
-
-
-def _whole(what: str, values: dict[str, str], key: str, least: int, most: int) -> int:
-    text = values[key]
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and least <= int(text) <= most):
-        raise UsageError(f"{what}: {key} {text[:40]!r}: expected a whole number, {least} to {most}")
-    return int(text)

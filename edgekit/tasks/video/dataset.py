@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 import re
-import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgekit.errors import UsageError, did_you_mean, printable
+from edgekit.errors import UsageError, printable
 from edgekit.optional import load_cv2, quiet
 from edgekit.picture import SUFFIXES, VIDEO_SUFFIXES, read_picture
 from edgekit.tasks.classify.dataset import class_array, class_folders, class_numbers, open_npz, read_array
+from edgekit.tasks.world_query import picture_size, read_query, whole
 
 if TYPE_CHECKING:
     from edgekit.synth.gestures import GestureWorld
@@ -291,19 +291,12 @@ def _synthetic(world: str, query: str, limit: int | None, labels: tuple[str, ...
     what = f"clips synthetic://{printable(world)}"
     if world != "gestures":
         raise UsageError(f"{what}: has no labelled clips, expected synthetic://gestures?clips=600")
-    values = dict(_DEFAULTS)
-    for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True):
-        if key not in values:
-            raise UsageError(f"{what}: unknown key {key[:40]!r}. {did_you_mean(key[:40], tuple(_DEFAULTS))}")
-        values[key] = value
-    size = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", values["size"])
-    if size is None:
-        raise UsageError(f"{what}: size {values['size'][:40]!r}: expected 64x64 (or 64)")
-    width, height = int(size[1]), int(size[2] or size[1])
-    count = _whole(what, values, "clips", 1, MAX_CLIPS)
+    values = read_query(query, _DEFAULTS, what)
+    width, height = picture_size(what, values, "64x64 (or 64)")
+    count = whole(what, values, "clips", 1, MAX_CLIPS)
     count = count if limit is None else min(count, limit)
-    frames = _whole(what, values, "frames", 1, 1000)
-    seed = _whole(what, values, "seed", 0, 2**63 - 1)
+    frames = whole(what, values, "frames", 1, 1000)
+    seed = whole(what, values, "seed", 0, 2**63 - 1)
     drawn = GestureWorld(seed, width, height)
     numbers = class_numbers([GESTURES[i % len(GESTURES)] for i in range(count)], GESTURES, labels, what)
     items = tuple(Clip(cls, None, index) for index, cls in enumerate(numbers))
@@ -312,10 +305,3 @@ def _synthetic(world: str, query: str, limit: int | None, labels: tuple[str, ...
         digest.update(drawn.clip(index, frames)[0].tobytes())
     name = f"gestures?clips={count}&seed={seed}&size={width}x{height}&frames={frames}"
     return VideoSet(name, labels or GESTURES, items, digest.hexdigest(), world=drawn, length=frames)
-
-
-def _whole(what: str, values: dict[str, str], key: str, least: int, most: int) -> int:
-    text = values[key]
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and least <= int(text) <= most):
-        raise UsageError(f"{what}: {key} {text[:40]!r}: expected a whole number, {least} to {most}")
-    return int(text)
