@@ -21,7 +21,7 @@ from edgekit.errors import UsageError
 
 WAYS = ("latency", "macs", "global", "uniform")
 
-LENGTHS = ("steps", "finish", "sparsify")
+LENGTHS = ("steps", "finish_steps", "sparsify_steps")
 
 
 @dataclass(frozen=True)
