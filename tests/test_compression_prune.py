@@ -18,7 +18,7 @@ from edgekit.compression.batchnorm import recalibrate
 from edgekit.compression.groups import Group, groups, remove, silenced, tensors
 from edgekit.compression.methods import prune
 from edgekit.compression.onnx_module import from_onnx
-from edgekit.compression.problem import Problem, macs
+from edgekit.compression.problem import Problem, macs, macs_of
 from edgekit.compression.shapes_problem import ShapesNet
 from edgekit.compression.work import Work, begin
 from edgekit.models import blocks
@@ -410,6 +410,50 @@ def test_estimated_seconds_are_those_of_the_pruned_network(name: str, board: str
     again = latency.Estimated(model, groups(model, example, head), write, target, "int8")
     assert small < full
     assert small == pytest.approx(again(kept), rel=1e-6)
+
+
+def test_measured_seconds_tell_what_a_layer_costs() -> None:
+    """Of a machine on which one layer takes ten times as long per product."""
+    model, example, head = made("shapes")
+    found = groups(model, example, head)
+
+    def truth(network: nn.Module) -> float:
+        each = macs_of(network, example)
+        return 1e-3 + 1e-8 * sum(n * (10 if name == "stage1.0" else 1) for name, n in each.items())
+
+    cost = latency.Measured(model, found, example, lambda networks: [truth(make()) for make in networks])
+    full = [g.units for g in found]
+    assert cost(full) == pytest.approx(truth(model))
+    saved = [
+        cost(full) - cost([n // 2 if i == g else n for i, n in enumerate(full)]) for g in range(len(found))
+    ]
+    kept = [n - n // 4 for n in full]
+    remove(model, [(g, range(g.units // 4)) for g in found])
+    assert cost(kept) == pytest.approx(truth(model), rel=0.1)
+    assert saved == pytest.approx([cost.measured[0] - t for t in cost.measured[1:]], rel=0.3)
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "float32"), ("litert", "int8")])
+def test_pruning_by_measured_seconds(backend: str, precision: str, tmp_path: Path) -> None:
+    options = prune.Options(
+        importance="l2",
+        speedup=1.02,
+        measured=True,
+        backend=backend,
+        steps=0,
+        batches=1,
+        granularity=2,
+        minimum=2,
+    )
+    host = Target.load("host")
+    work = pruned(options, target=host, precision=precision, folder=tmp_path)
+    seconds = json.loads((tmp_path / "0.prune.seconds.0.json").read_text())
+    assert len(seconds) == 1 + 3 and min(seconds) > 0
+    facts = work.facts["0.prune"]
+    assert facts["cost_unit"] == "s" and facts["cost"][0] == pytest.approx(seconds[0])
+    assert facts["cost"][1] <= facts["cost"][0] / 1.02
+    again = pruned(options, target=host, precision=precision, folder=tmp_path)
+    assert again.facts == work.facts
 
 
 def test_boards_and_precisions_say_the_granularity() -> None:
