@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "app_bundle": "edgekit.toolchain.api",
     "build": "edgekit.toolchain.api",
+    "compress": "edgekit.toolchain.api",
     "load": "edgekit.runtime.engine",
     "open_source": "edgekit.runtime.sources",
     "stream": "edgekit.runtime.stream",
@@ -49,6 +50,7 @@ __all__ = [
     "Target",
     "app_bundle",
     "build",
+    "compress",
     "load",
     "open_source",
     "stream",
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
     from edgekit.tasks.classify.classification import Classification
     from edgekit.tasks.detect.detections import Detections
-    from edgekit.toolchain.api import app_bundle, build
+    from edgekit.toolchain.api import app_bundle, build, compress
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from edgekit.schema import printable
 MAX_PICTURES = 1_000_000
 DIGEST_PICTURES = 8
 
-Purpose = Literal["calibration", "evaluation"]
+Purpose = Literal["calibration", "evaluation", "training"]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
     data = None if table.data is None else root / table.data
     if data is not None and not (os.path.isfile(data) or (alone and os.path.isdir(data))):
         raise UsageError(f"{where}.data: no such file {str(data)!r}")
-    if data is None and purpose == "evaluation":
+    if data is None and purpose != "calibration":
         raise UsageError(
             f'{where}: pictures without labels, expected data = "instances.json" (COCO) beside images, '
             'or for a classifier data = a folder per class, "labels.csv" or "data.npz"'
@@ -188,14 +188,12 @@ def stands_alone(data: Path | str) -> bool:
     return is_uri(data) or os.path.isdir(data) or Path(data).suffix.lower() in (".csv", ".jsonl", ".npz")
 
 
-def check_pair(data: Path | None, images: Path | None) -> None:
-    """Options --data and --images. Raises: UsageError for one without the other that it needs."""
+def check_pair(data: Path | None, images: Path | None, options: str = "--data and --images") -> None:
+    """Labels and their pictures, of `options`. Raises: UsageError for one without the other that it needs."""
     if (data is None and images is not None) or (
         data is not None and images is None and not stands_alone(data)
     ):
-        raise UsageError(
-            "options --data and --images: expected both or neither. Give the labels and their folder"
-        )
+        raise UsageError(f"options {options}: expected both or neither. Give the labels and their folder")
 
 
 def from_option(text: str) -> DataSet:
@@ -250,10 +248,12 @@ def is_uri(data: Path | str) -> bool:
     return str(data).startswith("synthetic:")
 
 
-def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
-    """Calibrating on what is judged flatters the result; refuse it as far as it can be seen here.
+def check_disjoint(
+    a: DataSet | None, b: DataSet | None, where: str, purpose: Purpose = "calibration"
+) -> None:
+    """Calibrating or training on what is judged flatters the result; refuse it as far as it can be seen here.
 
-    Raises: UsageError when calibration `a` and evaluation `b` share seeds, labels or their folder.
+    Raises: UsageError when `a`, which is for `purpose`, and evaluation `b` share seeds, labels or their folder.
     """
     if a is None or b is None:
         return
@@ -261,7 +261,7 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
         low, high = max(a.seed, b.seed), min(a.seeds.stop, b.seeds.stop) - 1
         if a.source and low <= high:
             raise UsageError(
-                f"{where}: calibration and evaluation share the seeds {low} to {high}, "
+                f"{where}: {purpose} and evaluation share the seeds {low} to {high}, "
                 "expected none in common. Change one of the seeds"
             )
     same_data = a.data is not None and b.data is not None and _same_place(a.data, b.data)
@@ -269,9 +269,7 @@ def check_disjoint(a: DataSet | None, b: DataSet | None, where: str) -> None:
     # a folder per class is labels and pictures in one
     crossed = a.images is not None and a.data is None and b.data is not None and _same_place(a.images, b.data)
     if (same_data and not _has_parts(b.data)) or (same_images and a.data is None) or crossed:
-        raise UsageError(
-            f"{where}: calibration and evaluation are the same pictures. Give calibration its own"
-        )
+        raise UsageError(f"{where}: {purpose} and evaluation are the same pictures. Give {purpose} its own")
 
 
 def picture_files(data: DataSet) -> list[Path]:
@@ -303,8 +301,11 @@ def picture_files(data: DataSet) -> list[Path]:
         ) from None
 
 
-def check_files(calibration: Sequence[Path], evaluation: Sequence[Path], where: str) -> None:
-    """Refuse calibration on pictures that are judged, whatever they are called. Only files of equal size are read.
+def check_files(
+    calibration: Sequence[Path], evaluation: Sequence[Path], where: str, purpose: Purpose = "calibration"
+) -> None:
+    """Refuse calibration (or what else `purpose` says) on pictures that are judged, whatever they are called. Only files
+    of equal size are read.
 
     Raises: CalibrationError with the number of files whose bytes are in both.
     """
@@ -331,8 +332,8 @@ def check_files(calibration: Sequence[Path], evaluation: Sequence[Path], where: 
                 shared.append(path)
     if shared:
         raise CalibrationError(
-            f"{where}: {len(shared)} of {len(calibration)} calibration pictures are evaluation pictures too, "
-            f"expected none, the first is {printable(shared[0].name)[:80]}. Give calibration its own"
+            f"{where}: {len(shared)} of {len(calibration)} {purpose} pictures are evaluation pictures too, "
+            f"expected none, the first is {printable(shared[0].name)[:80]}. Give {purpose} its own"
         )
 
 

@@ -228,10 +228,43 @@ class TargetOverride:
 
 
 @dataclass(frozen=True)
+class ModuleSource:
+    """A torch module that a function makes: `module`, `weights` and `input` of a [[model]].
+
+    factory: "package.module:function", looked for in `root` first. input: sizes of its one input, [1, ...]; () where
+    nothing says it. weights: a file of torch.save with its state_dict.
+    """
+
+    factory: str
+    input: tuple[int, ...] = ()
+    weights: Path | None = None
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainHint:
+    """`[model.train]`: what `edgekit compress` trains the network on, and how (docs/compression.md).
+
+    steps: batches that train it before anything else, for a network that comes without weights. lr: at its peak, from
+    scratch; None = the task's own. mirror: pictures are mirrored at random. zoom: they are cut at random to no less than
+    this share of each side. color: by how much brightness and contrast vary.
+    """
+
+    data: DataSet
+    steps: int = 0
+    batch: int = 32
+    lr: float | None = None
+    mirror: bool = True
+    zoom: float = 0.8
+    color: float = 0.2
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One network, or plan of several, to build. All paths are ready to open; `classes` is empty when none were given.
 
-    source: the ONNX file, or the plan.json of a plan folder.
+    source: the ONNX file, or the plan.json of a plan folder. module: in place of a file; `source` is then its name only,
+    until `frontends.torch_module.exported` has written it.
     """
 
     name: str
@@ -248,6 +281,8 @@ class ModelEntry:
     video: VideoHint = VideoHint()
     batch: int = 1
     """Streams that one run takes (passes.lanes)."""
+    module: ModuleSource | None = None
+    train: TrainHint | None = None
 
     @property
     def is_plan(self) -> bool:
@@ -311,6 +346,8 @@ def open_project(argument: Path | None) -> Project:
     if os.path.isdir(argument) or argument.suffix.lower() == ".toml":
         return load_project(argument)
     what = f"model {printable(str(argument), 200)}"
+    if is_factory(str(argument)) and not os.path.exists(argument):
+        return bare_module(str(argument))
     if not os.path.exists(argument):
         raise UsageError(
             f"{what}: no such file. Give an .onnx file, an {FILE_NAME} or a folder that holds one"
@@ -395,6 +432,17 @@ def bare_project(
     )
 
 
+def bare_module(factory: str) -> Project:
+    """A project of one torch module, "package.module:function", and no file."""
+    name = safe_name(factory.rpartition(":")[2])
+    return Project(name, (ModelEntry(name, Path(factory), module=ModuleSource(factory, root=Path.cwd())),))
+
+
+def is_factory(text: str) -> bool:
+    """Whether `text` names a function, as "package.module:function"."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
+
+
 def bare_plan(source: Path) -> Project:
     """A project of one plan folder (or its plan.json) and no file. Raises: UsageError."""
     path = source / PLAN_NAME if os.path.isdir(source) else source
@@ -425,15 +473,21 @@ def with_options(
     preprocess: Mapping[str, Any] | None = None,
     video: Mapping[str, Any] | None = None,
     batch: int | None = None,
+    train: Path | None = None,
+    train_images: Path | None = None,
+    input: Sequence[int] = (),
 ) -> Project:
     """`project` with the options of the command line, which win over the file.
 
     head, columns, classes: only for a project of one model. calibration: a folder of pictures or
     the name of a set in calibration/. data, images: labelled pictures; COCO json needs their folder.
     task: what the network is for. preprocess, video: fields of PreprocessHint and VideoHint, over those of
-    the file. batch: streams a run. Raises: UsageError.
+    the file. batch: streams a run. train, train_images: labelled pictures to train on, as data and images. input:
+    sizes of the input of a torch module. Raises: UsageError.
     """
-    if (head or columns or classes or task or preprocess or video) and len(project.models) != 1:
+    if (head or columns or classes or task or preprocess or video or train or input) and len(
+        project.models
+    ) != 1:
         raise UsageError(
             f"project {project.name}: --task, --head, --columns, --classes, the input rule and what is for video fit one model, "
             f"got {len(project.models)} models. Write them into {FILE_NAME}"
@@ -482,9 +536,21 @@ def with_options(
     elif data is not None:
         given = DataTable(data=str(data), images=None if images is None else str(images))
         changes["evaluation"] = resolve(given, Path(), "evaluation", "options --data and --images")
+    check_pair(train, train_images, "--train and --train-images")
+    if train is not None:
+        given = DataTable(data=str(train), images=None if train_images is None else str(train_images))
+        found = resolve(given, Path(), "training", "options --train and --train-images")
+        known = project.models[0].train
+        changes["train"] = TrainHint(found) if known is None else dataclasses.replace(known, data=found)
+    if input:
+        module = project.models[0].module
+        if module is None:
+            raise UsageError("option --input: for a torch module, an ONNX file knows its sizes. Leave it out")
+        changes["module"] = dataclasses.replace(module, input=_check_input(input, "option --input"))
     models = tuple(dataclasses.replace(m, **changes) for m in project.models)
     for m in models:
         check_disjoint(m.calibration, m.evaluation, f"model {m.name}")
+        check_disjoint(None if m.train is None else m.train.data, m.evaluation, f"model {m.name}", "training")
     return dataclasses.replace(project, models=models)
 
 
@@ -505,11 +571,45 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class _TrainTable:
+    """`[model.train]` as written: a DataTable, and the fields of TrainHint."""
+
+    data: str | None = None
+    images: str | None = None
+    source: str | None = None
+    count: int | None = None
+    seed: int | None = None
+    steps: int = 0
+    batch: int = 32
+    lr: float | None = None
+    mirror: bool = True
+    zoom: float = 0.8
+    color: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("steps", 0, 10**8), ("batch", 1, 4096)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
+        if self.lr is not None and not 0 < self.lr <= 10:
+            raise ValueError(f"lr must be above 0 and at most 10, got {self.lr}")
+        if not 0.1 <= self.zoom <= 1:
+            raise ValueError(f"zoom must be between 0.1 and 1, got {self.zoom}")
+        if not 0 <= self.color <= 0.9:
+            raise ValueError(f"color must be between 0 and 0.9, got {self.color}")
+
+    def resolve(self, root: Path, where: str) -> TrainHint:
+        names = [f.name for f in dataclasses.fields(DataTable) if f.name != "set"]
+        table = DataTable(**{name: getattr(self, name) for name in names})
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in names}
+        return TrainHint(resolve(table, root, "training", where), **rest)
+
+
+@dataclass(frozen=True)
 class _ModelTable:
     """One `[[model]]` as written."""
 
     name: str
-    source: str
+    source: str | None = None
     task: TaskName = "detect"
     head: HeadHint = HeadHint()
     classes: str | tuple[str, ...] = ()
@@ -521,9 +621,28 @@ class _ModelTable:
     target: dict[str, TargetOverride] = field(default_factory=dict)
     video: VideoHint | None = None
     batch: int = 1
+    module: str | None = None
+    weights: str | None = None
+    input: tuple[int, ...] = ()
+    train: _TrainTable | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        if (self.source is None) == (self.module is None):
+            raise ValueError(
+                "expected one of source (a file) and module (a function that makes a torch module)"
+            )
+        if self.module is None and (self.weights is not None or self.input):
+            raise ValueError("weights and input go with module, a file has its own")
+        if self.module is not None and not is_factory(self.module):
+            raise ValueError(f"module {self.module[:80]!r} must look like 'package.module:function'")
+        if self.module is not None and self.task in PLANNED:
+            raise ValueError(f"module: for one network, but the task {self.task} takes a plan folder")
+        if self.weights is not None and self.train is not None and self.train.steps:
+            raise ValueError(
+                "train.steps: trains a network from nothing, but it has weights. Leave one of them out; "
+                "a recipe's finetune step trains on"
+            )
         if not 1 <= self.batch <= MAX_LANES:
             raise ValueError(f"batch must be between 1 and {MAX_LANES}, got {self.batch}")
         if self.video is not None and self.task != "video":
@@ -571,21 +690,10 @@ def _check_classes(names: Sequence[str], what: str, unit: str) -> tuple[str, ...
 
 
 def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
-    source = root / table.source
-    if os.path.isdir(source) and os.path.isfile(source / PLAN_NAME):
-        source = source / PLAN_NAME
-    if not os.path.isfile(source):
-        what = (
-            f"folder {str(source)!r} holds no {PLAN_NAME}"
-            if os.path.isdir(source)
-            else f"no such file {str(source)!r}"
-        )
-        raise UsageError(f"{where}.source: {what}. Put the network there or change the path")
-    if (source.name == PLAN_NAME) != (table.task in PLANNED):
-        raise UsageError(
-            f"{where}.source: {table.source!r} is {'a plan' if source.name == PLAN_NAME else 'no plan folder'}, which does not "
-            f"fit task = {table.task!r}. Change one of them"
-        )
+    module = None if table.module is None else _module(table, root, where)
+    source = (
+        Path(str(table.module)) if table.source is None else _source(table.source, table.task, root, where)
+    )
     if isinstance(table.classes, str):
         classes = read_classes(root / table.classes)
     else:
@@ -612,6 +720,46 @@ def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
         target=table.target,
         video=table.video or VideoHint(),
         batch=table.batch,
+        module=module,
+        train=None if table.train is None else table.train.resolve(root, f"{where}.train"),
     )
     check_disjoint(entry.calibration, entry.evaluation, where)
+    check_disjoint(None if entry.train is None else entry.train.data, entry.evaluation, where, "training")
     return entry
+
+
+def _source(given: str, task: TaskName, root: Path, where: str) -> Path:
+    """The network's file."""
+    source = root / given
+    if os.path.isdir(source) and os.path.isfile(source / PLAN_NAME):
+        source = source / PLAN_NAME
+    if not os.path.isfile(source):
+        what = (
+            f"folder {str(source)!r} holds no {PLAN_NAME}"
+            if os.path.isdir(source)
+            else f"no such file {str(source)!r}"
+        )
+        raise UsageError(f"{where}.source: {what}. Put the network there or change the path")
+    if (source.name == PLAN_NAME) != (task in PLANNED):
+        raise UsageError(
+            f"{where}.source: {given!r} is {'a plan' if source.name == PLAN_NAME else 'no plan folder'}, which does not "
+            f"fit task = {task!r}. Change one of them"
+        )
+    return source
+
+
+def _module(table: _ModelTable, root: Path, where: str) -> ModuleSource:
+    """The function that makes the network."""
+    assert table.module is not None
+    weights = None if table.weights is None else root / table.weights
+    if weights is not None and not os.path.isfile(weights):
+        raise UsageError(f"{where}.weights: no such file {str(weights)!r}. Put it there or change the path")
+    sizes = _check_input(table.input, f"{where}.input") if table.input else ()
+    return ModuleSource(table.module, sizes, weights, root)
+
+
+def _check_input(sizes: Sequence[int], where: str) -> tuple[int, ...]:
+    found = tuple(sizes)
+    if not 2 <= len(found) <= 8 or not all(1 <= n <= 65536 for n in found):
+        raise UsageError(f"{where}: expected the sizes of the input, as 1, 3, 224, 224, got {list(found)}")
+    return found

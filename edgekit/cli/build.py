@@ -77,29 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="C,C",
         help="for --head rows: columns of the output, as cx,cy,w,h,obj,cls*",
     )
-    model.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
-    model.add_argument(
-        "--resize",
-        type=filled("--resize"),
-        metavar="HOW",
-        help="how a picture fills the input: stretch, letterbox, letterbox-center, crop or crop:256 (shorter "
-        "side to 256 pixels, then the middle). A classifier needs this and the next three",
-    )
-    model.add_argument(
-        "--color", type=one_of("--color", ("rgb", "bgr")), metavar="ORDER", help="channels: rgb or bgr"
-    )
-    model.add_argument(
-        "--mean",
-        type=triple("--mean"),
-        metavar="M[,M,M]",
-        help="x = (pixel - mean) / std, in 8-bit levels: ImageNet's is 123.675,116.28,103.53",
-    )
-    model.add_argument(
-        "--std",
-        type=triple("--std"),
-        metavar="S[,S,S]",
-        help="255 for '/255'; ImageNet's is 58.395,57.12,57.375",
-    )
+    add_picture_options(model)
     model.add_argument(
         "--shape",
         action="append",
@@ -165,6 +143,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     proof.add_argument(
         "--allow-drop", action="store_true", help="write the bundle even when it misses its accuracy limits"
+    )
+
+
+def add_picture_options(group: Any) -> None:
+    """--classes, and those that `input_rule` reads."""
+    group.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line")
+    group.add_argument(
+        "--resize",
+        type=filled("--resize"),
+        metavar="HOW",
+        help="how a picture fills the input: stretch, letterbox, letterbox-center, crop or crop:256 (shorter "
+        "side to 256 pixels, then the middle). A classifier needs this and the next three",
+    )
+    group.add_argument(
+        "--color", type=one_of("--color", ("rgb", "bgr")), metavar="ORDER", help="channels: rgb or bgr"
+    )
+    group.add_argument(
+        "--mean",
+        type=triple("--mean"),
+        metavar="M[,M,M]",
+        help="x = (pixel - mean) / std, in 8-bit levels: ImageNet's is 123.675,116.28,103.53",
+    )
+    group.add_argument(
+        "--std",
+        type=triple("--std"),
+        metavar="S[,S,S]",
+        help="255 for '/255'; ImageNet's is 58.395,57.12,57.375",
     )
 
 

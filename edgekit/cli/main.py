@@ -23,6 +23,7 @@ from edgekit.errors import EdgekitError, UsageError, did_you_mean, printable
 
 VERBS = {
     "build": "turn a model into proven bundles",
+    "compress": "make a network smaller or faster by training it",
     "run": "run bundles on cameras, videos, pictures or a synthetic street",
     "app": "run an app that ships with edgekit",
     "bench": "time a bundle on this machine, stage by stage",

@@ -32,7 +32,7 @@ from edgekit.quant.rules import COPIES, Rules, data_inputs
 from edgekit.quant.weights import TINY, exact_in_float16
 from edgekit.spec import DType, QuantParams
 
-PACE = 0.1
+PACE = 0.5
 """An exponent moves a step by this share per unit, while weights are learned in codes: one learning rate, of about a
 hundredth, serves both."""
 INPUT_CODES = 30.0
@@ -182,13 +182,15 @@ class FakeQuantized(nn.Module):
         if plan is None:
             return base
         unit = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), base.dim())
-        return base + unit * self.weight_delta[plan.step]
+        found: Tensor = base + unit * self.weight_delta[plan.step]
+        return found
 
     def bias(self, child: str) -> Tensor | None:
         base: Tensor | None = getattr(self.network, child).bias
         if base is None or child not in self.bias_delta:
             return base
-        return base + self.get_buffer(f"bias_unit_{child}") * self.bias_delta[child]
+        found: Tensor = base + self.get_buffer(f"bias_unit_{child}") * self.bias_delta[child]
+        return found
 
     @staticmethod
     def _along(plan: _Weight, step: Tensor, rank: int) -> Tensor:

@@ -119,20 +119,23 @@ def tucker2(weight: Tensor, ranks: tuple[int, int], rounds: int = 20) -> tuple[T
     HOSVD, then HOOI (De Lathauwer et al. 2000) until the core's norm stays within 1e-9.
     """
     out, into = ranks
-    right = torch.linalg.svd(unfold(weight, 1), full_matrices=False)[0][:, :into]
+    right = leading(unfold(weight, 1), into)
     before = 0.0
     for _ in range(rounds):
-        left = torch.linalg.svd(unfold(torch.einsum("tsij,sb->tbij", weight, right), 0), full_matrices=False)[
-            0
-        ]
-        left = left[:, :out]
+        left = leading(unfold(torch.einsum("tsij,sb->tbij", weight, right), 0), out)
         half = torch.einsum("tsij,ta->asij", weight, left)
-        right = torch.linalg.svd(unfold(half, 1), full_matrices=False)[0][:, :into]
+        right = leading(unfold(half, 1), into)
         norm = torch.einsum("asij,sb->abij", half, right).norm().item()
         if norm - before <= 1e-9 * norm:
             break
         before = norm
     return left, torch.einsum("tsij,ta,sb->abij", weight, left, right), right
+
+
+def leading(matrix: Tensor, rank: int) -> Tensor:
+    """The left singular vectors of the largest singular values, [m, rank], orthonormal."""
+    found: Tensor = torch.linalg.eigh(matrix @ matrix.T)[1]
+    return found.flip(1)[:, :rank]
 
 
 def cp(weight: Tensor, rank: int, rounds: int = 100, tolerance: float = 1e-6) -> list[Tensor]:
@@ -143,28 +146,48 @@ def cp(weight: Tensor, rank: int, rounds: int = 100, tolerance: float = 1e-6) ->
     where a round improves the relative error by less than `tolerance`.
     """
     factors = _orthogonal_parts(weight, rank)
-    norm = weight.norm().item()
-    before = _cp_error(weight, factors) / max(norm, 1e-300)
+    before = cp_error(weight, factors)
+    square = weight.square().sum().item()
+    taps = weight.shape[2] * weight.shape[3]
+    outputs, inputs = unfold(weight, 0), unfold(weight, 1)
     for _ in range(rounds if before > 1e-12 else 0):
-        found = list(factors)
-        for mode in range(4):
-            others = [f for i, f in enumerate(found) if i != mode]
-            gram = (others[0].T @ others[0]) * (others[1].T @ others[1]) * (others[2].T @ others[2])
-            ridge = 1e-8 * gram.diagonal().mean() + 1e-30
-            product = torch.einsum("ar,br,cr->abcr", *others).reshape(-1, rank)
-            goal = unfold(weight, mode) @ product
-            found[mode] = torch.linalg.solve(gram + ridge * torch.eye(rank, dtype=gram.dtype), goal.T).T
-            if mode < 3:
-                found[mode] = found[mode] / found[mode].norm(dim=0).clamp(min=1e-30)
-        error = _cp_error(weight, found) / max(norm, 1e-300)
+        a, b, c, d = factors
+        window = torch.einsum("ir,jr->ijr", c, d).reshape(taps, rank)
+        around = window.T @ window
+        a = _solve(outputs @ torch.einsum("sr,kr->skr", b, window).reshape(-1, rank), (b.T @ b) * around)
+        a = a / a.norm(dim=0).clamp(min=1e-30)
+        b = _solve(inputs @ torch.einsum("tr,kr->tkr", a, window).reshape(-1, rank), (a.T @ a) * around)
+        b = b / b.norm(dim=0).clamp(min=1e-30)
+        # both spatial sides need the weights contracted with a and b alone: [R, kh, kw]
+        inner = (
+            (a.T @ outputs)
+            .reshape(rank, -1, taps)
+            .mul_(b.T[..., None])
+            .sum(1)
+            .reshape(rank, *weight.shape[2:])
+        )
+        sides = (a.T @ a) * (b.T @ b)
+        c = _solve(torch.einsum("rij,jr->ir", inner, d), sides * (d.T @ d))
+        c = c / c.norm(dim=0).clamp(min=1e-30)
+        goal = torch.einsum("rij,ir->jr", inner, c)
+        d = _solve(goal, sides * (c.T @ c))
+        left = square - 2 * (goal * d).sum() + (sides * (c.T @ c) * (d.T @ d)).sum()
+        error = math.sqrt(max(left.item(), 0.0) / max(square, 1e-300))
         if error > before:
             break
-        factors, gain, before = found, before - error, error
+        factors, gain, before = [a, b, c, d], before - error, error
         if gain < tolerance:
             break
     lengths = [f.norm(dim=0).clamp(min=1e-30) for f in factors]
     even = torch.stack(lengths).prod(0) ** 0.25
     return [f / length * even for f, length in zip(factors, lengths, strict=True)]
+
+
+def _solve(goal: Tensor, gram: Tensor) -> Tensor:
+    """The factor [n, R] whose product with the others is nearest: goal gram^-1."""
+    ridge = (1e-8 * gram.diagonal().mean() + 1e-30) * torch.eye(len(gram), dtype=gram.dtype)
+    found: Tensor = torch.linalg.solve(gram + ridge, goal.T).T
+    return found
 
 
 def _orthogonal_parts(weight: Tensor, rank: int) -> list[Tensor]:
@@ -180,8 +203,11 @@ def _orthogonal_parts(weight: Tensor, rank: int) -> list[Tensor]:
     return [torch.cat([f, f.new_zeros(f.shape[0], short)], 1) for f in found]
 
 
-def _cp_error(weight: Tensor, factors: Sequence[Tensor]) -> float:
-    return float((weight - torch.einsum("tr,sr,ir,jr->tsij", *factors)).norm())
+def cp_error(weight: Tensor, factors: Sequence[Tensor]) -> float:
+    """Norm of what the factors leave over, as a share of the weight's."""
+    a, b, c, d = factors
+    inner = torch.einsum("sr,ir,jr->sijr", b, c, d).reshape(-1, a.shape[1])
+    return float((unfold(weight, 0) - a @ inner.T).norm() / weight.norm().clamp(min=1e-300))
 
 
 # --- chains -----------------------------------------------------------------------------------------

@@ -106,15 +106,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Seen:
-    """A layer and what passed through it: inputs [n, ...] of a few pictures, moments of outputs for kind "data"."""
+    """A layer and what passed through it: inputs [n, ...] of a few pictures, moments of outputs for kind "data", and the
+    shape [1, ...] of its input where the network is given the size that is shipped (trainings may see another)."""
 
     part: Layer
     inputs: Tensor
     outputs: Outputs | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, *self.inputs.shape[1:])
+    shape: tuple[int, ...]
 
 
 def spectra(seen: Seen, kind: str) -> list[np.ndarray]:
@@ -133,7 +131,8 @@ def spectra(seen: Seen, kind: str) -> list[np.ndarray]:
         matrices = [weight.permute(1, 2, 0, 3).reshape(s * kh, t * kw)]
     else:
         matrices = [unfold(weight, 0)]
-    return [torch.linalg.svdvals(m).numpy() for m in matrices]
+    low = [m if m.shape[0] <= m.shape[1] else m.T for m in matrices]
+    return [torch.linalg.eigvalsh(m @ m.T).flip(0).clamp(min=0).sqrt().numpy() for m in low]
 
 
 def shapes(part: Layer, kind: str) -> list[tuple[int, int]]:
@@ -182,7 +181,7 @@ def candidates(name: str, seen: Seen, kind: str, step: int, cost: Cost, most: in
     if kind == "cp":
         t, s, kh, kw = tensor(seen.part).shape
         least = t * s * kh * kw / (t + s + kh + kw)
-        ranks = {rounded([round(least * i / (most + 1))], full, step) for i in range(1, most + 1)}
+        ranks = {rounded([round(least * i / 8)], full, step) for i in range(1, 8)}
     else:
         found = spectra(seen, kind)
         ranks = {rounded([lowrank_ranks.energy(v, e) for v in found], full, step) for e in ENERGIES}
@@ -210,13 +209,16 @@ def error(seen: Seen, kind: str, ranks: Ranks) -> float:
 
 
 def look(
-    model: nn.Module, names: Sequence[str], inputs: Tensor, outputs: Mapping[str, Outputs]
+    model: nn.Module, names: Sequence[str], example: Tensor, inputs: Tensor, outputs: Mapping[str, Outputs]
 ) -> dict[str, Seen]:
     """The layers with what they are given for `inputs` [n, ...]; layers that nothing reaches are left out."""
+    shapes: dict[str, tuple[int, ...]] = {}
     found: dict[str, Seen] = {}
+    with watched(model, names, lambda name, _, given, __: shapes.update({name: tuple(given.shape)})):
+        model(example)
 
     def see(name: str, part: Layer, given: Tensor, _: Tensor) -> None:
-        found[name] = Seen(part, given.detach().clone(), outputs.get(name))
+        found[name] = Seen(part, given.detach().clone(), outputs.get(name), shapes[name])
 
     with watched(model, names, see):
         model(inputs)

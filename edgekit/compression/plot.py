@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 620, 460
 """Of one panel, pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 84, 30, 64, 66
+SPAN = 0.02
+"""Of a metric, at least: what is less apart looks level."""
 INK, FAINT, GRID, LINE, END = (40, 40, 40), (110, 110, 110), (230, 230, 230), (180, 120, 40), (50, 90, 200)
 """Colours, BGR."""
 
@@ -82,7 +84,8 @@ def _panel(
     cv2: Any, picture: np.ndarray, across: str, metric: str, costs: Sequence[float], values: Sequence[float],
     names: Sequence[str],
 ) -> None:  # fmt: skip
-    x_axis, y_axis = axis(0.0, max(costs)), axis(min(values), max(values))
+    middle, half = (min(values) + max(values)) / 2, max(SPAN, max(values) - min(values)) / 2
+    x_axis, y_axis = axis(0.0, max(costs)), axis(middle - half, middle + half)
 
     def x(value: float) -> int:
         return round(LEFT + x_axis.share(value) * (WIDTH - LEFT - RIGHT))

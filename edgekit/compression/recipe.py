@@ -71,29 +71,37 @@ class Recipe:
         """A name for each step, different from all others and fit for a file's name: 1-prune, 2-finetune, ..."""
         return tuple(f"{i}-{step.method}" for i, step in enumerate(self.steps, 1))
 
+    @property
+    def batches(self) -> int:
+        """Of all trainings, as far as the options say."""
+        total = 0
+        for step in self.steps:
+            for name, value in _lengths(step).items():
+                total += value * (getattr(step.options, "rounds", 1) if name == "steps" else 1)
+        return total
+
     def scaled(self, scale: float) -> Recipe:
-        """With `scale` times as many batches in every training: options called `steps` or `..._steps`, at least 1 where
-        there were any. Raises: UsageError."""
+        """With `scale` times as many batches in every training (`LENGTHS` of the methods), at least 1 where there were
+        any. Raises: UsageError."""
         if not 0 < scale <= MAX_SCALE:
             raise UsageError(
                 f"scale of steps {scale:g}: expected a number above 0, at most {MAX_SCALE:g}, as 0.1"
             )
 
-        def change(options: Any) -> Any:
-            values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-            lengths = {
-                name: max(1, round(value * scale))
-                for name, value in values.items()
-                if (name == "steps" or name.endswith("_steps")) and isinstance(value, int) and value > 0
-            }
-            return dataclasses.replace(options, **lengths)
+        def change(step: Step) -> Step:
+            found = {name: max(1, round(value * scale)) for name, value in _lengths(step).items()}
+            return Step(step.method, dataclasses.replace(step.options, **found))
 
         try:
-            return dataclasses.replace(
-                self, steps=tuple(Step(s.method, change(s.options)) for s in self.steps)
-            )
+            return dataclasses.replace(self, steps=tuple(map(change, self.steps)))
         except ValueError as error:  # what an Options says of itself
             raise UsageError(f"recipe {self.name} with {scale:g} times its steps: {error}") from None
+
+    def seeded(self, seed: int) -> Recipe:
+        """With another seed. Raises: UsageError."""
+        if not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"seed {seed}: expected a whole number from 0 to {MAX_SEED}")
+        return dataclasses.replace(self, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,13 @@ class _File:
             raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
         if not self.step:
             raise ValueError("step: no step, expected at least one [[step]] table")
+
+
+def _lengths(step: Step) -> dict[str, int]:
+    """Options of a step that count batches: what its method's file calls LENGTHS, `steps` where it says nothing."""
+    names = getattr(method(step.method), "LENGTHS", ("steps",))
+    found = {name: getattr(step.options, name, 0) for name in names}
+    return {name: value for name, value in found.items() if value > 0}
 
 
 def methods() -> tuple[str, ...]:

@@ -174,13 +174,14 @@ def _run(
 ) -> Compressed:  # fmt: skip
     label = ""
 
-    def training(_: str, done: int, of: int) -> None:
-        progress(f"{label}: train", done, of)
+    def inside(name: str, done: int, of: int) -> None:
+        what = name.rpartition(".")[2]
+        progress(f"{label}: {'train' if what.isdecimal() else what}", done, of)
 
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours
         work = begin(
             problem, target=target, precision=precision or "float32", seed=recipe.seed, folder=out / STEPS, say=say,
-            progress=training,
+            progress=inside,
         )  # fmt: skip
         say(
             {
@@ -209,7 +210,7 @@ def _run(
         progress("write the network", 0, 1)
         onnx = out / f"{problem.name}.onnx"
         problem.write(work.model, onnx)
-    found = _summary(problem, recipe, work, points, onnx)
+    found = json.loads(json.dumps(_summary(problem, recipe, work, points, onnx)))
     write_atomic(out / SUMMARY, [_json(found)], "summary")
     name = next(iter(points[0].metrics))
     write_plot(
@@ -222,9 +223,11 @@ def _run(
 def _measure(work: Work, stage: str) -> Point:
     """The network as it is after `stage`, which it may have been measured in already."""
     seconds = work.facts.get(stage, {}).pop("seconds", None)
+    if not work.facts.get(stage, True):
+        del work.facts[stage]
     work.enter(stage)
     metrics = work.metric("end")
-    latency = work.remember("latency", lambda: estimated(work)) if work.target is not None else {}
+    latency = work.remember("latency.end", lambda: estimated(work)) if work.target is not None else {}
     model = work.model
     point = Point(
         stage, metrics, parameters(model), macs(model, work.problem.example), round(zeros(model), 6),

@@ -159,6 +159,20 @@ def search(problem: Problem, progress: Progress) -> Quantized:
     return replace(best, trials=tuple(bench.trials))
 
 
+def integers(problem: Problem, progress: Progress) -> Quantized:
+    """What `search` finds before it gives anything back to float: the start of a training (compression/fake_quant.py)."""
+    bench = _Bench(problem)
+    start = _equalized(bench, _ranges(bench, progress), progress)
+    best = _repaired(bench, start, REPAIRS if start.error <= NOISY else NOISY_REPAIRS, progress)
+    return replace(best, trials=tuple(bench.trials))
+
+
+def error_of(problem: Problem, model: ir.Model) -> float:
+    """Of the outputs of an annotated network, on the pictures that trials are measured on."""
+    bench = _Bench(problem)
+    return bench.measured(model, problem.model, problem.stats, Choices(), ()).error
+
+
 def tighten(problem: Problem, found: Quantized, progress: Progress) -> Quantized:
     """`found` by another gate, one that asks for more than that of its own search: costlier repairs, then values back in
     float, until it passes. As `search`."""

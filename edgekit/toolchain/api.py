@@ -1,16 +1,24 @@
-"""`edgekit.build`: the command's work as a function."""
+"""`edgekit.build` and `edgekit.compress`: the commands' work as functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit import content
 from edgekit.bundle import Bundle
 from edgekit.errors import MissingExtraError, UsageError, did_you_mean
 from edgekit.target import Target
 from edgekit.tasks import TASKS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekit.compression.job import Job
+    from edgekit.compression.problem import Problem
+    from edgekit.compression.recipe import Recipe
+    from edgekit.compression.run import Compressed
 
 Progress = Callable[[str, int, int], None]
 
@@ -104,6 +112,46 @@ def build(
     return [Bundle.open(b.path) for b in built]
 
 
+def compress(
+    model: str | Path | nn.Module | Problem,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path,
+    target: str | Target | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Compressed:
+    """Make a network smaller or faster by training it after a recipe (docs/compression.md).
+
+    model: a project (an `edgekit.toml` or its folder), an ONNX file, "package.module:function", a torch module, or an
+        edgekit.compression.problem.Problem.
+    recipe: a .toml file, the name of one that ships, or a mapping with its keys.
+    out: the folder of the run: the network as ONNX with an `edgekit.toml` that `edgekit.build` takes as it is,
+        summary.json, accuracy.png, and all that an interrupted run needs to go on.
+    target: the board to be fast on; precision: in which it will run there (its default).
+    options: as of the command line: precision, only (of several models), steps_scale, seed, task, classes, preprocess,
+        input (sizes, for a torch module), train, train_images, data, images. See compression.job.plan_job.
+    progress: called as progress(what, done, of).
+    Returns: the module, its file, and what each step did to it.
+    Raises: UsageError, ModelError, CalibrationError, OutputError, EdgekitError (a training that fails).
+    """
+    return compression_job(model, recipe, target, **options).run(Path(out), progress or (lambda *_: None))
+
+
+def compression_job(
+    model: str | Path | nn.Module | Problem,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    target: str | Target | None = None,
+    **options: Any,
+) -> Job:
+    """What `compress` would run, with everything read and checked that can be before it."""
+    require_extras()
+    require_torch()
+    from edgekit.compression.job import plan_job
+
+    return plan_job(model, recipe, target, **options)
+
+
 def app_bundle(name: str, target: str = "host", *, progress: Progress | None = None) -> Path:
     """The bundle of an app that ships with edgekit, built for `target` at the first call and kept in the cache.
 
@@ -140,3 +188,11 @@ def require_extras() -> None:
     ):
         if find_spec(module) is None:
             raise MissingExtraError(package, "build", "build models")
+
+
+def require_torch() -> None:
+    """Raises: MissingExtraError when torch is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise MissingExtraError("torch", "torch", "compress networks by training")

@@ -16,6 +16,7 @@ from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half
 from edgekit.bundle import Bundle, make_variant, write_bundle
 from edgekit.errors import ModelError, UsageError, printable
+from edgekit.frontends import torch_module
 from edgekit.host import board
 from edgekit.manifest import SCHEMA_VERSION, Golden, Manifest, Segment
 from edgekit.passes import Prepared, prepare
@@ -118,6 +119,7 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
 
         return build_plan(entry, targets, options, progress)
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
+    entry = torch_module.exported(entry)
     source = read(entry, options, progress)
     lowered: dict[str, Payload] = {}
     for number, (target, (backends, precision)) in enumerate(zip(targets, plans, strict=True)):

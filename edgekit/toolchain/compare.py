@@ -18,6 +18,7 @@ import numpy as np
 from edgekit import frontends, tasks
 from edgekit.backends.base import half
 from edgekit.errors import ModelError, UsageError, printable
+from edgekit.frontends import torch_module
 from edgekit.manifest import MANIFEST
 from edgekit.passes import prepare
 from edgekit.passes.states import states as graph_states
@@ -209,7 +210,7 @@ def _model_side(stack: contextlib.ExitStack, path: Path, bundle: Side, threads: 
     if project.models[0].is_plan:
         return _plan_side(stack, path, project.models[0], bundle, threads)
     same: dict[str, Any] = {"task": bundle.task, "video": _video(project.models[0], bundle)}
-    entry = dataclasses.replace(project.models[0], **same)
+    entry = torch_module.exported(dataclasses.replace(project.models[0], **same))
     open_sizes = {name: array.shape for name, array in bundle.pipeline.session.inputs.items()}
     try:
         model = frontends.load(entry.source)

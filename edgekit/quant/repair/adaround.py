@@ -133,11 +133,12 @@ def _kind(node: ir.Node) -> tuple[str, int, bool]:
 
 
 def code_limit(node: ir.Node, numbers: np.ndarray, params: QuantParams) -> int:
-    """64 for weights that are 7-bit codes times scale already (a target without wide sums), else 127."""
+    """7 or 64 for weights that are codes up to that times scale already (4 bits; a target without wide sums), else 127."""
     scale = _scales(node, params, numbers)
     codes = np.rint(to_rows(node, numbers) / scale)
     on_grid = np.array_equal((codes * scale).astype(np.float32), to_rows(node, numbers))
-    return 64 if on_grid and np.abs(codes).max(initial=0) <= 64 else 127
+    reach = np.abs(codes).max(initial=0) if on_grid else np.inf
+    return next((limit for limit in (7, 64) if reach <= limit), 127)
 
 
 def _scales(node: ir.Node, params: QuantParams, numbers: np.ndarray) -> np.ndarray:

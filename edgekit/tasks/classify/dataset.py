@@ -34,8 +34,12 @@ MAX_TABLE_BYTES = 1 << 28
 MAX_ARRAY_BYTES = 8 << 30
 MAX_PICTURES = 1_000_000
 
-Split = Literal["evaluation", "calibration"]
-_SPLITS: dict[Split, tuple[str, ...]] = {"evaluation": ("test", "val"), "calibration": ("train",)}
+Split = Literal["evaluation", "calibration", "training"]
+_SPLITS: dict[Split, tuple[str, ...]] = {
+    "evaluation": ("test", "val"),
+    "calibration": ("train",),
+    "training": ("train",),
+}
 _FILE_KEYS, _LABEL_KEYS = ("file", "file_name", "filename", "path", "image"), ("label", "class", "category")
 
 
@@ -81,20 +85,26 @@ class _Found:
 
 
 def read_set(
-    data: Path, images: Path | None, *, limit: int | None = None, labels: tuple[str, ...] = ()
+    data: Path,
+    images: Path | None,
+    *,
+    limit: int | None = None,
+    labels: tuple[str, ...] = (),
+    split: Split = "evaluation",
 ) -> ClassSet:
     """Read labelled pictures (see the module's text) and check that they are there.
 
     limit: only the first pictures; of a folder per class, taken from the classes in turn. labels: the
     model's class names, matched by name (case and `_` aside), or by order where one side's names say
-    nothing (class_0, n01440764) and there are as many. Empty = the set's own names in order.
+    nothing (class_0, n01440764) and there are as many. Empty = the set's own names in order. split: which part
+    of an .npz file.
 
     Raises: UsageError in one line for anything that cannot be read or does not fit the model.
     """
     what = f"labels {printable(data)}"
     if limit is not None and limit < 1:
         raise UsageError(f"{what}: limit {limit} gives no pictures, expected at least 1")
-    found = _find(data, images, what, "evaluation")
+    found = _find(data, images, what, split)
     if found.labels is None:
         raise UsageError(f"{what}: holds pictures but no labels, expected the array labels or y_test")
     names = labels or found.classes

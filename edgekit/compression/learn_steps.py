@@ -1,0 +1,144 @@
+"""Quantization-aware training of a placed graph, with nothing but pictures: it learns to imitate the float network.
+
+Any network that was quantized after training can go on from there: the teacher is the float graph it came from, so no
+labels, no loss and no source are needed. Pictures are cut and mirrored where the graph takes other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgekit.compression.fake_quant import FakeQuantized
+from edgekit.compression.onnx_module import OnnxModule, from_onnx
+from edgekit.compression.problem import Batch, Problem
+from edgekit.compression.work import Work
+from edgekit.quant.rules import Rules
+
+Progress = Callable[[str, int, int], None]
+CUT = 32
+"""Sides of cut pictures are multiples of this: of the largest stride."""
+LEAST_VARIANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """steps: batches of `batch` pictures. lr: peak, in codes a step (fake_quant.PACE for steps). crop: side of the squares
+    cut from pictures, 0 takes them whole. weight_bits: see FakeQuantized."""
+
+    steps: int = 300
+    lr: float = 0.02
+    batch: int = 4
+    crop: int = 256
+    weight_bits: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 10**6:
+            raise ValueError(f"steps must be between 1 and 1000000, got {self.steps}")
+        if not 0 < self.lr <= 1:
+            raise ValueError(f"lr must be above 0 and at most 1, got {self.lr:g}")
+        if not 1 <= self.batch <= 4096:
+            raise ValueError(f"batch must be between 1 and 4096, got {self.batch}")
+        if self.crop < 0 or self.crop % CUT:
+            raise ValueError(f"crop must be 0 or a multiple of {CUT}, got {self.crop}")
+        if not 2 <= self.weight_bits <= 8:
+            raise ValueError(f"weight_bits must be between 2 and 8, got {self.weight_bits}")
+
+
+def learn(
+    placed: ir.Model, exact: ir.Model, rules: Rules, feeds: Iterable[Mapping[str, np.ndarray]], lesson: Lesson, *,
+    folder: Path | None = None, progress: Progress = lambda *_: None,
+    say: Callable[[Mapping[str, Any]], None] = lambda _: None, masks: Mapping[str, Tensor] | None = None,
+) -> ir.Model:  # fmt: skip
+    """`placed` (annotated, perhaps repaired) with learned weights and steps, that imitates `exact`, the float graph.
+
+    feeds: inputs by name, of batch 1; of a network with states, these with the float network's. folder: where an
+    interrupted training goes on from. masks: weights of the network that are zero and stay so (OnnxModule's names).
+    The same inputs give the same graph. Raises: FloatingPointError where the error is no number.
+    """
+    student = FakeQuantized(placed, rules, lesson.weight_bits)
+    teacher = from_onnx(exact).requires_grad_(False)
+    batches = Batches(teacher, feeds, lesson)
+    problem = Problem(
+        "qat", student, batches(0)[0][0][:1], batches, imitation, lambda _: {}, lambda *_: None, lr=lesson.lr,
+        weight_decay=0.0,
+    )  # fmt: skip
+    work = Work(
+        problem, student, teacher, seed=lesson.seed, folder=folder, say=say, stage="qat",
+        progress=lambda _, done, of: progress("learn steps and weights", done, of),
+        masks=student.masks(masks or {}),
+    )  # fmt: skip
+    torch.manual_seed(lesson.seed)
+    work.train(lesson.steps, lr=lesson.lr, floor=0.02)
+    return student.learned()
+
+
+def imitation(student: Any, teacher: Any) -> Tensor:
+    """Noise over variance of each output, averaged (quant.sensitivity.output_error): 0 for equal ones."""
+    found, wanted = (v if isinstance(v, tuple) else (v,) for v in (student, teacher))
+    errors = [
+        (s - t).square().mean() / t.var(correction=0).clamp_min(LEAST_VARIANCE)
+        for s, t in zip(found, wanted, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+class Batches:
+    """step -> (inputs, what the teacher makes of them), by the step alone."""
+
+    def __init__(
+        self, teacher: OnnxModule, feeds: Iterable[Mapping[str, np.ndarray]], lesson: Lesson
+    ) -> None:
+        self.teacher, self.lesson = teacher, lesson
+        self._pool: list[np.ndarray] = [
+            np.concatenate(values) for values in zip(*([_small(f[n]) for n in teacher.input_names] for f in feeds), strict=True)
+        ]  # fmt: skip
+        if not self._pool:
+            raise ValueError("qat: no pictures, expected some to learn on")
+        self._crop = self._cut()
+
+    def _cut(self) -> int:
+        """Side of the squares that the graph takes, 0 where it takes its own size only."""
+        sizes = self._pool[0].shape
+        if len(self._pool) > 1 or len(sizes) != 4 or sizes[1] not in (1, 3) or not self.lesson.crop:
+            return 0
+        side = min(self.lesson.crop, *(int(n) // CUT * CUT for n in sizes[2:]))
+        if side < CUT or side >= max(sizes[2:]):
+            return 0
+        try:
+            with torch.no_grad():
+                self.teacher(torch.zeros(1, sizes[1], side, side))
+        except RuntimeError:  # a size that the graph has built in
+            return 0
+        return side
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.lesson.seed, 11, step])
+        count = len(self._pool[0])
+        which = rng.choice(count, self.lesson.batch, replace=count < self.lesson.batch)
+        inputs = [pool[which] for pool in self._pool]
+        if self._crop:
+            cut = []
+            for picture in inputs[0]:
+                top, left = (int(rng.integers(0, n - self._crop + 1)) for n in picture.shape[1:])
+                square = picture[:, top : top + self._crop, left : left + self._crop]
+                cut.append(square[:, :, ::-1] if rng.random() < 0.5 else square)
+            inputs = [np.stack(cut)]
+        tensors = tuple(torch.from_numpy(np.ascontiguousarray(v)).float() for v in inputs)
+        with torch.no_grad():
+            return tensors, self.teacher(*tensors)  # type: ignore[return-value]
+
+
+def _small(array: np.ndarray) -> np.ndarray:
+    """Pixels as bytes, where they are."""
+    if array.size and array.min() >= 0 and array.max() <= 255 and not (array % 1).any() and array.max() > 1:
+        return array.astype(np.uint8)
+    return array
