@@ -38,6 +38,10 @@ def test_the_space_is_widths_and_depths() -> None:
         "depth stage": (0, 1, 2),
     }
     assert space.size == 24
+    wide = SuperNet(
+        Net(channels=32), EXAMPLE, {"head"}
+    ).space  # of 32 channels in eights: what they are shares of
+    assert wide.axes["width stage"] == (0.25, 0.5, 0.75, 1.0)
     assert space.of(space.named(space.largest())) == space.largest() == (1.0, 1.0, 2)
 
 

@@ -119,8 +119,13 @@ class SuperNet:
         for name in dict.fromkeys(self.parts):
             own = [g for g, p in zip(self.groups, self.parts, strict=True) if p == name]
             values: dict[tuple[int, ...], float] = {}
-            for share in sorted({*shares, 1.0}):  # of shares that keep the same channels, the last
-                values[tuple(self._kept(g, share) for g in own)] = float(share)
+            for share in sorted(
+                {*shares, 1.0}
+            ):  # of shares that keep the same channels, the one that is nearest to them
+                kept = tuple(self._kept(g, share) for g in own)
+                really = sum(kept) / sum(g.units for g in own)
+                if kept not in values or abs(share - really) < abs(values[kept] - really):
+                    values[kept] = float(share)
             axes[WIDTH + name] = tuple(values.values())
         for name, names in self.chains.items():
             axes[DEPTH + name] = tuple(range(len(names) + 1))
@@ -145,7 +150,8 @@ class SuperNet:
         named = self.space.named(choice)
         for name, chain in self.chains.items():
             for gone in chain[named.get(DEPTH + name, len(chain)) :]:
-                model.set_submodule(gone, nn.Identity())
+                holder, _, last = gone.rpartition(".")
+                setattr(model.get_submodule(holder), last, nn.Identity())
         left = dict(model.named_modules())
         if masks is not None:
             alive = dict(model.named_parameters())
