@@ -19,8 +19,9 @@ from edgekit.cli.build import progress_bar
 from edgekit.compression.problems import open_problem, trainable
 from edgekit.errors import CalibrationError, UsageError
 from edgekit.frontends.torch_module import exported, load_module
-from edgekit.project import ModelEntry, ModuleSource, load_project, open_project
+from edgekit.project import ModelEntry, load_project, open_project
 from edgekit.project_file import write_entry
+from edgekit.project_train import ModuleSource
 from tests.cli_runs import cli, refusal
 from tests.compression_nets import TinyNet, pictures, tiny_problem
 from tests.helpers import ROOT
@@ -372,7 +373,10 @@ def test_pictures_in_both_sets_are_refused(app: Path, tmp_path: Path) -> None:
         (("--recipe", "finetune", "--steps-scale", "0"), "expected a number above 0"),
         (("--recipe", "finetune", "--target", "rpi55"), "did you mean 'rpi5'"),
         (("--recipe", "finetune", "--precision", "int8"), "Give --target"),
-        (("--recipe", "finetune", "--target", "jetson-orin", "--precision", "dynamic"), "not available there"),
+        (
+            ("--recipe", "finetune", "--target", "jetson-orin", "--precision", "dynamic"),
+            "not available there",
+        ),
         (("--recipe", "finetune", "--model", "tinny"), "did you mean 'tiny'"),
         (("--recipe", "finetune", "--input", "8"), "expected sizes, as 1x3x224x224"),
         (("--recipe", "finetune", "--seed", "-1"), "expected a whole number"),
