@@ -259,9 +259,8 @@ def test_taylor_and_fisher_against_gates_behind_the_batch_norms() -> None:
     measured = importance.Gates(model, found, problem.loss, batches)
     assert all(p.grad is None for p in model.parameters())
     for group in (found[0], found[-1]):
-        per_batch, squares = [], []
+        each = []
         for inputs, targets in batches:
-            each = []
             for x, y in zip(inputs, targets, strict=True):
                 gate = torch.ones(group.units, requires_grad=True)
 
@@ -275,21 +274,17 @@ def test_taylor_and_fisher_against_gates_behind_the_batch_norms() -> None:
                 each.append(gate.grad.double())
                 for hook in hooks:
                     hook.remove()
-            per_batch.append(torch.stack(each).mean(0).abs())
-            squares += [g.square() for g in each]
-        torch.testing.assert_close(
-            measured.taylor(group), torch.stack(per_batch).mean(0), rtol=1e-3, atol=1e-7
-        )
-        torch.testing.assert_close(
-            measured.fisher(group), torch.stack(squares).mean(0) / 2, rtol=1e-3, atol=1e-9
-        )
+        gates = torch.stack(each)
+        torch.testing.assert_close(measured.taylor(group), gates.abs().mean(0), rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(measured.fisher(group), gates.square().mean(0) / 2, rtol=1e-3, atol=1e-9)
 
 
 def test_taylor_is_the_derivative_of_closing_a_unit() -> None:
     problem = tiny()
     model = problem.model.eval()
     group = groups(model, problem.example, problem.head)[1]
-    batch = problem.batch(0)
+    pictures, kinds = problem.batch(0)
+    batch = pictures[:1], kinds[:1]
     got = importance.Gates(model, [group], problem.loss, [batch]).taylor(group)
     reader = model.get_submodule(next(group.having("in")).module)
     weight = reader.get_parameter("weight")
@@ -407,7 +402,7 @@ def test_greedy_takes_what_saves_most_per_importance() -> None:
 
 def pruned(options: prune.Options, **of_work: Any) -> Work:
     work = begin(of_work.pop("problem", None) or tiny(), **of_work)
-    work.stage = "0.prune"
+    work.enter("0.prune")
     prune.run(work, options)
     return work
 
@@ -433,7 +428,7 @@ def test_rounds_approach_the_goal_and_shares_are_kept() -> None:
         by="uniform",
         rounds=2,
         steps=1,
-        finish=1,
+        finish_steps=1,
         granularity=2,
         minimum=2,
         batches=1,
@@ -486,7 +481,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_network(tmp_path: Path) -> No
 
 def test_masks_hold_through_pruning_and_training() -> None:
     work = begin(tiny())
-    work.stage = "0.prune"
+    work.enter("0.prune")
     work.masks = {
         "stage1.0.weight": (torch.rand(work.model.get_parameter("stage1.0.weight").shape) > 0.5).float()
     }

@@ -93,7 +93,7 @@ class Estimated:
 
         estimate.machine(target, target.backend)  # refuse before exporting
         self._full = np.array([group.units for group in groups])
-        whole = _estimator(model, write, target)
+        whole = estimator(model, write, target)
         self._estimator, self._precision = whole, precision
         base = [_numbers(layer) for layer in whole.layers]
         self._base = [np.array(numbers, dtype=float) for numbers in base]
@@ -102,7 +102,7 @@ class Estimated:
             small = copy.deepcopy(model)
             gone = max(group.units // 2, 1)
             remove(small, [(group, range(gone))])
-            layers = _estimator(small, write, target).layers
+            layers = estimator(small, write, target).layers
             if [_kinds(a) for a in layers] != [_kinds(b) for b in whole.layers]:
                 raise UsageError(
                     f"group {group.name}: the exported network has other layers with fewer channels. Prune by macs"
@@ -157,14 +157,19 @@ def choose(
 
 
 def per_saved(cost: Cost, scores: Sequence[Tensor]) -> Rank:
-    """Importance that is lost per cost that is saved."""
-    lost = [np.concatenate([[0.0], np.cumsum(np.sort(s.numpy()))]) for s in scores]
+    """Importance that is lost per cost that is saved.
+
+    What a step loses is the group's importance times the logarithm of the share that stays: as much as its units' scores
+    while most are there, ever more towards the last, which scores of single units do not see.
+    """
+    held = [np.concatenate([[0.0], np.cumsum(np.sort(s.numpy())[::-1])]) for s in scores]
 
     def rank(kept: Sequence[int], group: int, following: int) -> float:
         saved = cost(kept) - cost([following if g == group else k for g, k in enumerate(kept)])
-        units = len(lost[group]) - 1
-        loss = lost[group][units - following] - lost[group][units - kept[group]]
-        return float(loss / saved) if saved > 0 else math.inf
+        most = held[group]
+        if saved <= 0:
+            return math.inf
+        return float(most[-1] * np.log(most[kept[group]] / max(most[following], 1e-30)) / saved)
 
     return rank
 
@@ -192,7 +197,7 @@ def granularity(target: Target | None, precision: str) -> int:
     return target.channel_granularity.get(precision, DEFAULT_GRANULARITY)
 
 
-def _estimator(model: nn.Module, write: Callable[[nn.Module, Path], None], target: Target) -> Estimator:
+def estimator(model: nn.Module, write: Callable[[nn.Module, Path], None], target: Target) -> Estimator:
     """As `edgekit estimate` reads the file: decoding is cut off where there is any."""
     from edgekit import frontends
     from edgekit.errors import ModelError

@@ -31,10 +31,10 @@ class Options:
 
     by: "latency" (least importance per second saved on the target), "macs" (per multiply-accumulate), "global" (one
     threshold), "uniform" (the same share of every layer). rounds: of pruning and training; the goal is approached
-    geometrically. steps, lr: of the training after every round (lr 0: a tenth of the problem's); finish: steps more after
+    geometrically. steps, lr: of the training after every round (None: a tenth of the problem's); finish_steps: steps more after
     the last. granularity: channels that layers keep come in multiples of it (0: as the target says). minimum and keep: channels and
     share of them that every layer keeps. batches: of gradients (taylor, fisher) and of recalibrated batch norms.
-    sparsify: steps of training with L1 on batch norms' factors beforehand (slimming), of strength `strength`.
+    sparsify_steps: of training with L1 on batch norms' factors beforehand (slimming), of strength `strength`.
     """
 
     importance: str = "taylor"
@@ -43,13 +43,13 @@ class Options:
     by: str = "latency"
     rounds: int = 1
     steps: int = 200
-    finish: int = 0
-    lr: float = 0.0
+    finish_steps: int = 0
+    lr: float | None = None
     granularity: int = 0
     minimum: int = 8
-    keep: float = 0.1
+    keep: float = 0.25
     batches: int = 16
-    sparsify: int = 0
+    sparsify_steps: int = 0
     strength: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Options:
         for name in ("rounds", "minimum", "batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "finish", "granularity", "sparsify", "lr", "strength"):
+        for name in ("steps", "finish_steps", "granularity", "sparsify_steps", "strength"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -84,9 +84,9 @@ def run(work: Work, options: Options) -> None:
     found = groups(model, example, work.problem.head, left)
     if not found:
         raise UsageError(f"prune: nothing in {work.problem.name} can be pruned: {left}")
-    if options.sparsify:
+    if options.sparsify_steps:
         work.train(
-            options.sparsify, lr=options.lr or None, hooks=[importance.Slimming(found, options.strength)]
+            options.sparsify_steps, lr=options.lr, hooks=[importance.Slimming(found, options.strength)]
         )
     whole = {group.name: group.units for group in found}
     full, chosen = 0.0, _Choice({}, 0.0, 0.0, "")
@@ -100,8 +100,8 @@ def run(work: Work, options: Options) -> None:
         recalibrate(model, (work.problem.batch(i)[0] for i in range(options.batches)))
         work.say({"stage": work.stage, "round": number, "macs": macs(model, example), "cost": chosen.after})
         last = number + 1 == options.rounds
-        if options.steps or (last and options.finish):
-            work.train(options.steps + options.finish * last, lr=options.lr or None)
+        if options.steps or (last and options.finish_steps):
+            work.train(options.steps + options.finish_steps * last, lr=options.lr)
     work.facts[work.stage] = {
         "macs": [before[0], macs(model, example)],
         "parameters": [before[1], parameters(model)],
