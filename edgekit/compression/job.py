@@ -80,6 +80,7 @@ def plan_job(
     if seed is not None:
         read = read.seeded(seed)
     board = Target.load(target) if isinstance(target, str) else target
+    read.check(board)
     if precision is not None:
         if board is None:
             raise UsageError(f"precision {precision!r}: of a target, but none was named. Give --target")
