@@ -21,6 +21,7 @@ from edgekit.errors import UsageError
 
 WAYS = ("latency", "macs", "global", "uniform")
 
+
 @dataclass(frozen=True)
 class Options:
     """importance: one of importance.IMPORTANCES. speedup: of the estimated seconds (without a target, or by "macs": of
