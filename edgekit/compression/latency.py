@@ -169,6 +169,8 @@ def per_saved(cost: Cost, scores: Sequence[Tensor]) -> Rank:
         most = held[group]
         if saved <= 0:
             return math.inf
+        if most[-1] <= 0:
+            return 0.0  # nothing in the group matters
         return float(most[-1] * np.log(most[kept[group]] / max(most[following], 1e-30)) / saved)
 
     return rank
