@@ -122,24 +122,42 @@ def compress(
     out: str | Path,
     target: str | Target | None = None,
     *,
+    only: str | None = None,
+    precision: str | None = None,
+    steps_scale: float = 1.0,
+    seed: int | None = None,
+    task: str | None = None,
+    classes: str | Path | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    input: Sequence[int] = (),
+    train: str | Path | None = None,
+    train_images: str | Path | None = None,
+    data: str | Path | None = None,
+    images: str | Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Compressed:
     """Make a network smaller or faster by training it after a recipe (docs/compression.md).
 
     model: a project (an `edgekit.toml` or its folder), an ONNX file, "package.module:function", a torch module, or an
-        edgekit.compression.problem.Problem.
+        edgekit.compression.problem.Problem. only: name of the model, of a project that has several.
     recipe: a .toml file, the name of one that ships, or a mapping with its keys.
     out: the folder of the run: the network as ONNX with an `edgekit.toml` that `edgekit.build` takes as it is,
         summary.json, accuracy.png, and all that an interrupted run needs to go on.
     target: the board to be fast on; precision: in which it will run there (its default).
-    options: as of the command line: precision, only (of several models), steps_scale, seed, task, classes, preprocess,
-        input (sizes, for a torch module), train, train_images, data, images. See compression.job.plan_job.
+    steps_scale: times the batches of every training. seed: in place of the recipe's.
+    task, classes, preprocess, data, images: as of `build`, over those of the project.
+    train, train_images: labelled pictures to train on, as data and images, which it is judged by.
+    input: sizes of a torch module's input, [1, ...].
     progress: called as progress(what, done, of).
     Returns: the module, its file, and what each step did to it.
     Raises: UsageError, ModelError, CalibrationError, OutputError, EdgekitError (a training that fails).
     """
-    return compression_job(model, recipe, target, **options).run(Path(out), progress or (lambda *_: None))
+    job = compression_job(
+        model, recipe, target, only=only, precision=precision, steps_scale=steps_scale, seed=seed, task=task,
+        classes=classes, preprocess=preprocess, input=input, train=train, train_images=train_images, data=data,
+        images=images,
+    )  # fmt: skip
+    return job.run(Path(out), progress or (lambda *_: None))
 
 
 def compression_job(

@@ -21,8 +21,6 @@ from edgekit.errors import UsageError
 
 WAYS = ("latency", "macs", "global", "uniform")
 
-LENGTHS = ("steps", "finish_steps", "sparsify_steps")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -74,6 +72,10 @@ class Options:
         for name in ("steps", "finish_steps", "granularity", "sparsify_steps", "strength"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def needs_target(options: Options) -> bool:
+    return options.by == "latency"
 
 
 def run(work: Work, options: Options) -> None:
