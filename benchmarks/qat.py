@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import commit  # noqa: E402
 from edgekit.backends.base import half  # noqa: E402
-from edgekit.compression.learn_steps import Lesson, learn  # noqa: E402
+from edgekit.compression.learn_steps import Lesson, imitate, learn  # noqa: E402
 from edgekit.dataset import DataSet  # noqa: E402
 from edgekit.project import open_project  # noqa: E402
 from edgekit.quant import search  # noqa: E402
@@ -95,7 +95,8 @@ def main() -> int:
         searched = time.perf_counter() - begun
         full, before = judged(ptq.model)
         begun = time.perf_counter()
-        model = learn(ptq.model, ptq.exact, rules, known.feeds, lesson, progress=progress)
+        loss = imitate(source.spec, [str(v.name) for v in known.model.graph.outputs])
+        model = learn(ptq.model, ptq.exact, rules, known.feeds, lesson, loss=loss, progress=progress)
         learned = time.perf_counter() - begun
         _, after = judged(model)
         line = {

@@ -7,7 +7,7 @@ labels, no loss and no source are needed. Pictures are cut and mirrored where th
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekit.compression.fake_quant import FakeQuantized
 from edgekit.compression.onnx_module import OnnxModule, from_onnx
 from edgekit.compression.problem import Batch, Problem
 from edgekit.compression.work import Work
 from edgekit.quant.rules import Rules
+from edgekit.tasks.detect.spec import Channels, DetectHead, HeadLevel
 
 Progress = Callable[[str, int, int], None]
 CUT = 32
@@ -57,13 +58,15 @@ class Lesson:
 
 def learn(
     placed: ir.Model, exact: ir.Model, rules: Rules, feeds: Iterable[Mapping[str, np.ndarray]], lesson: Lesson, *,
-    folder: Path | None = None, progress: Progress = lambda *_: None,
+    loss: Callable[[Any, Any], Tensor] | None = None, folder: Path | None = None, progress: Progress = lambda *_: None,
     say: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> ir.Model:  # fmt: skip
     """`placed` (annotated, perhaps repaired) with learned weights and steps, that imitates `exact`, the float graph.
 
-    feeds: inputs by name, of batch 1; of a network with states, these with the float network's. folder: where an
-    feeds: inputs by name, of batch 1; of a network with states, these with the float network's. folder: where an
+    feeds: inputs by name, of batch 1; of a network with states, these with the float network's. loss: (its outputs, the
+    teacher's) -> scalar, `imitation` where not given. folder: where an
+    feeds: inputs by name, of batch 1; of a network with states, these with the float network's. loss: (its outputs, the
+    teacher's) -> scalar, `imitation` where not given. folder: where an
     interrupted training goes on from. Weights that are zero in `exact` stay so: they were pruned. The same inputs give
     the same graph. Raises: TrainingError where the error is no number.
     """
@@ -71,7 +74,7 @@ def learn(
     teacher = from_onnx(exact).requires_grad_(False)
     batches = Batches(teacher, feeds, lesson)
     problem = Problem(
-        "qat", student, batches(0)[0][0][:1], batches, imitation, lambda _: {}, lambda *_: None, lr=lesson.lr,
+        "qat", student, batches(0)[0][0][:1], batches, loss or imitation, lambda _: {}, lambda *_: None, lr=lesson.lr,
         weight_decay=0.0,
     )  # fmt: skip
     work = Work(
@@ -112,6 +115,72 @@ def _drop_damaged(folder: Path | None) -> None:
             torch.load(path, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError):
             path.unlink(missing_ok=True)
+
+
+FOREGROUND = 0.05
+"""Score of the teacher from which a place counts as one where something is."""
+
+
+@dataclass(frozen=True)
+class ImitateDetections:
+    """`imitation` of a detector's raw outputs, and on top of it what its boxes are made of, where the teacher sees any:
+    objectness everywhere and classes there as KL of Bernoullis, boxes there by squared error over their variance, each per
+    place of the foreground. head: whose scores are sigmoids (not fastestdet, rows); names: of the outputs, in order."""
+
+    head: DetectHead
+    names: tuple[str, ...]
+
+    def __call__(self, student: Any, teacher: Any) -> Tensor:
+        found, wanted = (
+            dict(zip(self.names, v if isinstance(v, tuple) else (v,), strict=True))
+            for v in (student, teacher)
+        )
+        loss = imitation(student, teacher)
+        parts: list[tuple[Tensor, ...]] = []
+        for level in self.head.levels:
+            for anchor in range(max(1, len(level.anchors))):
+                shift = anchor * (5 + self.head.num_classes)
+                parts.append(tuple(p for v in (found, wanted) for p in self._rows(level, v, shift)))
+        box, obj, cls, box_t, obj_t, cls_t = (torch.cat(p) for p in zip(*parts, strict=True))
+        score = obj_t.sigmoid() * cls_t.sigmoid().amax(1)
+        front = score > FOREGROUND
+        count = int(front.sum())
+        if not count:
+            return loss
+        variance = box_t[front].var(0, correction=0)
+        error = (box[front] - box_t[front]).square() / (variance + 1e-2 * variance.mean() + LEAST_VARIANCE)
+        seen = (score[front, None] * error).mean(1).sum()
+        seen = seen + _kl(cls[front], cls_t[front]).sum()
+        if self.head.levels[0].objectness is not None:
+            seen = seen + _kl(obj, obj_t).sum()
+        return loss + seen / count
+
+    def _rows(self, level: HeadLevel, outputs: Mapping[str, Tensor], shift: int) -> tuple[Tensor, ...]:
+        """(box [N, 4 bins], objectness [N], classes [N, C]) of one anchor; without objectness, certain."""
+
+        def run(channels: Channels, count: int) -> Tensor:
+            start = channels.start + shift
+            found = outputs[channels.tensor][:, start : start + count]
+            return found.movedim(1, -1).reshape(-1, count)
+
+        box, cls = run(level.box, 4 * max(1, self.head.bins)), run(level.classes, self.head.num_classes)
+        certain = torch.full((len(box),), 30.0)
+        return box, certain if level.objectness is None else run(level.objectness, 1)[:, 0], cls
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Between Bernoullis given as logits, per element."""
+    wanted = teacher.sigmoid()
+    floor = nn.functional.binary_cross_entropy_with_logits(teacher, wanted, reduction="none")
+    return nn.functional.binary_cross_entropy_with_logits(student, wanted, reduction="none") - floor
+
+
+def imitate(spec: Any, names: Sequence[str]) -> Callable[[Any, Any], Tensor]:
+    """What suits a task (tasks.Spec): detectors whose scores are sigmoids by what they see, all others by `imitation`."""
+    head = getattr(spec, "head", None)
+    if isinstance(head, DetectHead) and head.family in ("yolox", "yolov5", "yolov8", "nanodet"):
+        return ImitateDetections(head, tuple(names))
+    return imitation
 
 
 class Batches:

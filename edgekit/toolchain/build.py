@@ -208,6 +208,7 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
         work.searches,
         report,
         qat_steps=work.options.qat_steps,
+        spec=work.source.spec,
     )
 
 

@@ -29,41 +29,39 @@ class Trainer:
     """Goes on from what a search found: called with it, gives the annotated graph that was learned.
 
     The pictures are those of the calibration, without labels: the float network is what it learns to imitate. A training is
-    kept in the cache by its content, finished or not. record: what was learned on, for the evidence.
+    kept in the cache by its content, finished or not. spec: of the task (tasks.Spec), or None. record: what was learned on,
+    for the evidence.
     """
 
     known: Calibrated
     rules: Rules
     steps: int
+    spec: Any
     progress: Progress
     record: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, found: Quantized) -> ir.Model:
-        from edgekit.compression.learn_steps import Lesson, learn
+        from edgekit.compression.learn_steps import Lesson, imitate, learn
 
         lesson = Lesson(self.steps)
-        folder = _folder(found, self.rules, self.known.feeds.digest, to_json(lesson))
+        folder = _folder(found, self.rules, self.known.feeds.digest, [to_json(lesson), to_json(self.spec)])
         self.record = {
             "imitates": "the float network",
             "data": dict(self.known.feeds.provenance),
             **dataclasses.asdict(lesson),
         }
+        loss = imitate(self.spec, [str(v.name) for v in found.exact.graph.outputs])
         return learn(
-            found.model,
-            found.exact,
-            self.rules,
-            self.known.feeds,
-            lesson,
-            folder=folder,
+            found.model, found.exact, self.rules, self.known.feeds, lesson, loss=loss, folder=folder,
             progress=self.progress,
-        )
+        )  # fmt: skip
 
 
-def trainer(known: Calibrated, rules: Rules, steps: int, progress: Progress) -> Trainer:
+def trainer(known: Calibrated, rules: Rules, steps: int, spec: Any, progress: Progress) -> Trainer:
     """Raises: MissingExtraError without torch, now rather than after the search."""
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "torch", "train a quantized network")
-    return Trainer(known, rules, steps, progress)
+    return Trainer(known, rules, steps, spec, progress)
 
 
 def _folder(found: Quantized, rules: Rules, data: str, lesson: Any) -> Path | None:

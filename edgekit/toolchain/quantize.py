@@ -133,11 +133,13 @@ def quantize(
     *,
     tighten: bool = False,
     qat_steps: int = 300,
+    spec: Spec | None = None,
 ) -> Int8:
     """Search by the rules of the preferred backend, and lower for all of them.
 
     shared: results of this build so far, by the rules' repr; added to. scheme: one of project.QUANTIZATIONS.
-    tighten: go on from the result that is there, by this `gate` (search.tighten). qat_steps: batches of a training.
+    tighten: go on from the result that is there, by this `gate` (search.tighten). qat_steps: batches of a training; spec: of
+    the task, which says what a training shall imitate.
     Raises: LoweringError when no backend can take the network; MissingExtraError for training without torch.
     """
     order = sorted(backends, key=PREFERENCE.index)
@@ -160,7 +162,7 @@ def quantize(
     if scheme in ("qat", "search+qat"):
         from edgekit.toolchain import learn as training
 
-        learn = training.trainer(known, rules, qat_steps, progress)
+        learn = training.trainer(known, rules, qat_steps, spec, progress)
     found = shared.get(repr(rules))
     if found is None or tighten:
         problem = Problem(
