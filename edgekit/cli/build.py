@@ -138,8 +138,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=one_of("--quantization", QUANTIZATIONS),
         default="search",
         metavar="HOW",
-        help="for int8: search (the default: repairs, float islands, within the accuracy budget), or one plain "
-        "range scheme for everything: minmax, percentile, entropy, mse",
+        help="for int8: search (the default: repairs, float islands, within the accuracy budget), search+qat (trains "
+        "weights and scales on the calibration pictures where the budget is missed, which takes minutes), qat (in any "
+        "case), or one plain range scheme for everything: minmax, percentile, entropy, mse",
+    )
+    proof.add_argument(
+        "--qat-steps",
+        type=integer("--qat-steps", 1, MAX_COUNT),
+        default=300,
+        metavar="N",
+        help="batches of that training (default: 300)",
     )
     proof.add_argument(
         "--weights-codec",
@@ -218,6 +226,7 @@ def main(args: argparse.Namespace) -> int:
         shapes,
         args.limit,
         args.quantization,
+        args.qat_steps,
         args.weights_codec or "",
     )
     with progress_bar() as progress:

@@ -91,7 +91,7 @@ class Gates:
         readers = sorted({slot.module for group in groups for slot in group.having("in")})
         seen: dict[str, list[Tensor]] = {name: [] for name in readers}
         self._sums = {group.name: torch.zeros(2, group.units, dtype=torch.float64) for group in groups}
-        examples = count = 0
+        self.examples = 0
 
         def watch(name: str) -> Callable[..., tuple[Tensor, ...]]:
             def hook(part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -118,22 +118,23 @@ class Gates:
                 for group in groups:
                     readers_of = list(group.having("in"))
                     each = torch.stack([_gated(gates[slot.module], slot) for slot in readers_of]).sum(0)
-                    self._sums[group.name][0] += each.sum(0).abs()
-                    self._sums[group.name][1] += (each * size).square().sum(0)
+                    each = each * size  # of an example's own loss
+                    self._sums[group.name][0] += each.abs().sum(0)
+                    self._sums[group.name][1] += each.square().sum(0)
                 for found in seen.values():
                     found.clear()
                 model.zero_grad(set_to_none=True)
-                examples, count = examples + size, count + 1
+                self.examples += size
         finally:
             for hook in hooks:
                 hook.remove()
             for part, before in modes.items():
                 part.training = before
-        self.examples, self.batches = examples, count
 
     def taylor(self, group: Group) -> Tensor:
-        """|sum w dL/dw| of a batch, mean over batches: first order (Molchanov et al. 2019)."""
-        return self._sums[group.name][0] / self.batches
+        """|sum w dL/dw| of an example, mean over examples: first order (Molchanov et al. 2019, over batches of one: over
+        larger ones the signs cancel near a minimum)."""
+        return self._sums[group.name][0] / self.examples
 
     def fisher(self, group: Group) -> Tensor:
         """Half the mean square of an example's derivative: the diagonal of Optimal Brain Damage (LeCun et al. 1990) with

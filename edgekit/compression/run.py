@@ -109,6 +109,7 @@ def compress(
     Raises: UsageError for a folder with another run, OutputError where it cannot be written, EdgekitError for a
     training that fails, and whatever the methods raise.
     """
+    recipe.check(target)
     if target is not None:
         precision = precision or target.precisions[target.backend][0]
     started = {
@@ -210,7 +211,7 @@ def _run(
         progress("write the network", 0, 1)
         onnx = out / f"{problem.name}.onnx"
         problem.write(work.model, onnx)
-    found = _summary(problem, recipe, work, points, onnx)
+    found = json.loads(json.dumps(_summary(problem, recipe, work, points, onnx)))
     write_atomic(out / SUMMARY, [_json(found)], "summary")
     name = next(iter(points[0].metrics))
     write_plot(
