@@ -154,7 +154,8 @@ def _pow2(rows: Tensor, settings: Mapping[str, int]) -> Tensor:
 
 def _int(rows: Tensor, settings: Mapping[str, int]) -> Tensor:
     scale = _positive(rows.abs().amax(1, keepdim=True)) / (2 ** (settings["bits"] - 1) - 1)
-    return (rows / scale).round() * scale
+    found: Tensor = (rows / scale).round() * scale
+    return found
 
 
 def _positive(scale: Tensor) -> Tensor:

@@ -84,6 +84,10 @@ class Options:
                 raise ValueError(f"{name} must be above 0 and at most 10, got {value:g}")
 
 
+def needs_target(options: Options) -> bool:
+    return options.by == "latency"
+
+
 def run(work: Work, options: Options) -> None:
     """Replace `work.model` by the sub-net that was found. Facts: the choice, MACs, parameters, costs, the Pareto front.
 
