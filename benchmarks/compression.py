@@ -6,9 +6,10 @@
     python benchmarks/compression.py --out runs/compression --table    # only the table of what is there
 
 Every row is a recipe (compression/recipe.py) over the same trained network of the same seed: ShapesNet on pictures of
-shapes (synth/shapes.py), 2000 of them for judging. All rows of a group train for the same number of batches; `control` rows have a
+shapes (synth/shapes.py), 2000 of them for judging by top-1; rows `detector-*`: YOLO-lite of apps/detect on 1400 pictures of the
+procedural street, judged by AP50 on 100 of other streets, first seed only. All rows of a group train for the same number of batches; `control` rows have a
 random mask, random ranks, no teacher or random search in its place. Columns: learned values that are not zero, multiply-accumulates
-(zeros counted), top-1, its loss against the dense network (which trained on for as many batches), and `time`: of ONNX
+(zeros counted), metric, its loss against the dense network (which trained on for as many batches), and `time`: of ONNX
 Runtime, one thread, float32, as a share of the dense network's, interleaved, median and quartiles. A zero saves no time there.
 
 Writes results.jsonl (a line per row and seed with commit and machine; lines that are there are not computed again),
@@ -48,7 +49,7 @@ ROUNDS, RUNS, WARMUP = 40, 5, 5
 class Row:
     """name; group: rows that are compared; steps: of a recipe, as its TOML has them; control: the trivial one of its group.
     short: also in the short form. width: of a fresh network that takes the trained one's place (0 = none does), the trained
-    one is its teacher. labels: pictures to train on (0 = all)."""
+    one is its teacher. labels: pictures to train on (0 = all). network: shapes, or detector: YOLO-lite of apps/detect."""
 
     name: str
     group: str
@@ -57,6 +58,7 @@ class Row:
     short: bool = False
     width: float = 0.0
     labels: int = 0
+    network: str = "shapes"
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,23 @@ def _rows() -> tuple[Row, ...]:
     )
     add("rank-random-factors", "low rank, half the MACs", "lowrank", True, True, random_factors=True, speedup=2.0,
         cost="macs")  # fmt: skip
+    for codec in ("int4", "kmeans-16", "pow2-4", "ternary", "binary"):
+        add(
+            f"codec-{codec}",
+            "weights on a codec's set",
+            "codebook",
+            codec in ("kmeans-16", "ternary"),
+            codec=codec,
+        )
+    add(
+        "codec-kmeans-16-random",
+        "weights on a codec's set",
+        "codebook",
+        True,
+        True,
+        codec="kmeans-16",
+        draw="random",
+    )
     student: dict[str, Any] = {"width": 0.25, "labels": 800, "lr": 2e-3}
     group = "quarter-width student, 800 labels"
     add("labels-only", group, "distil", True, True, loss="none", **student)
@@ -139,7 +158,47 @@ def _rows() -> tuple[Row, ...]:
     return tuple(rows)
 
 
-ROWS = _rows()
+def _detector_rows() -> tuple[Row, ...]:
+    """Of the detector that ships (apps/detect), all for a few hundred batches: enough to compare, not to ship."""
+    group, rows = "detector", []
+
+    def add(name: str, *steps: Mapping[str, Any], control: bool = False) -> None:
+        rows.append(Row(f"detector-{name}", group, steps, control, network="detector"))
+
+    tune = {"method": "finetune", "steps": TUNE, "lr": 5e-4, "ema": 0.98}
+    teacher = {"method": "distil"}
+
+    def pruned(importance: str) -> Mapping[str, Any]:
+        return {
+            "method": "prune",
+            "importance": importance,
+            "by": "macs",
+            "speedup": 2.0,
+            "granularity": 16,
+            "steps": 0,
+        }
+
+    add("dense", tune)
+    add("filters-taylor-teacher", teacher, pruned("taylor"), tune)
+    add("filters-random-teacher", teacher, pruned("random"), tune, control=True)
+    add("filters-taylor", pruned("taylor"), tune, control=True)
+    for scheme, draw in (("one-shot", "none"), ("maxq", "none"), ("one-shot", "random")):
+        step = {
+            "method": "nm",
+            "pattern": "2:4",
+            "scheme": scheme,
+            "steps": TUNE,
+            "control": draw,
+            "lr": 5e-4,
+        }
+        add(f"2to4-{'random' if draw == 'random' else scheme}", teacher, step, control=draw == "random")
+    add(
+        "rank-auto", teacher, {"method": "lowrank", "speedup": 1.5, "cost": "macs", "steps": TUNE, "lr": 5e-4}
+    )
+    return tuple(rows)
+
+
+ROWS = _rows() + _detector_rows()
 FULL = Scale(base=1500, tune=400, train=8000, test=2000)
 SHORT = Scale(base=500, tune=100, train=4000, test=1000)
 
@@ -159,9 +218,12 @@ def run_row(job: tuple[Row, int, Scale, Path]) -> dict[str, Any]:
 
     row, seed, scale, folder = job
     torch.set_num_threads(1)
-    problem = shapes_problem(
-        seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base"
-    )
+    if row.network == "detector":
+        problem = detector(folder)
+    else:
+        problem = shapes_problem(
+            seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base"
+        )
     began = time.monotonic()
     if row.labels:
         few = shapes_problem(problem.model, seed=seed, train=row.labels, test=scale.test)
@@ -179,11 +241,26 @@ def run_row(job: tuple[Row, int, Scale, Path]) -> dict[str, Any]:
     dense = parameters(work.model)
     return {
         "key": key(row, seed, scale), "row": row.name, "group": row.group, "control": row.control, "seed": seed,
-        **problem.evaluate(work.model),
+        "network": row.network, "metric": next(iter(problem.evaluate(work.model).values())),
         "parameters": dense, "zeros": round(zeros(work.model), 4), "macs": macs(work.model, problem.example),
         "seconds": round(time.monotonic() - began, 1), "facts": work.facts, "onnx": name,
         "commit": commit(), "machine": machine(1),
     }  # fmt: skip
+
+
+STREETS, FRAMES, PICTURES = 200, 7, 100
+
+
+def detector(folder: Path) -> Any:
+    """The Problem of apps/detect on a few streets, judged on pictures of others."""
+    from edgekit.compression.detect_problem import detect_problem
+    from edgekit.models.detect_data import Batching, rendered
+    from edgekit.project import open_project
+
+    entry = open_project(ROOT / "apps" / "detect").models[0]
+    options = Batching(steps=TUNE, tail=0.0)
+    data = rendered(folder / "streets", STREETS, FRAMES, options.width, 0)
+    return detect_problem(entry, data, options, pictures=PICTURES)
 
 
 def timed(folder: Path, names: Sequence[str], base: str) -> dict[str, list[float]]:
@@ -197,14 +274,15 @@ def timed(folder: Path, names: Sequence[str], base: str) -> dict[str, list[float
         name: onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
         for name in {base, *names}
     }
-    image = order.random((1, 3, 32, 32), np.float32)
+    (given,) = sessions[base].get_inputs()
+    image = order.random(given.shape, np.float32)
     shares: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(ROUNDS + WARMUP):
         taken = {}
         for name in order.permutation(list(sessions)):
             start = time.perf_counter()
             for _ in range(RUNS):
-                sessions[name].run(None, {"images": image})
+                sessions[name].run(None, {given.name: image})
             taken[name] = time.perf_counter() - start
         if turn >= WARMUP:
             for name in names:
@@ -214,9 +292,9 @@ def timed(folder: Path, names: Sequence[str], base: str) -> dict[str, list[float
 
 def with_times(lines: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The lines with `time` (median) and `quartiles` against the dense network of their seed."""
-    for seed in sorted({line["seed"] for line in lines}):
-        mine = [line for line in lines if line["seed"] == seed]
-        base = next((line["onnx"] for line in mine if line["row"] == "dense"), None)
+    for seed, network in sorted({(line["seed"], line["network"]) for line in lines}):
+        mine = [line for line in lines if (line["seed"], line["network"]) == (seed, network)]
+        base = next((line["onnx"] for line in mine if line["row"] in DENSE), None)
         if base is None:
             continue
         shares = timed(folder, [line["onnx"] for line in mine], base)
@@ -226,29 +304,37 @@ def with_times(lines: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]
     return lines
 
 
+DENSE = ("dense", "detector-dense")
+
+
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: rows in the order of ROWS, mean over seeds, with the standard deviation of top-1 where there are several."""
-    dense = {line["seed"]: line["top1"] for line in lines if line["row"] == "dense"}
+    """Markdown: rows in the order of ROWS, mean over seeds, with the standard deviation where there are several."""
+    dense = {(line["seed"], line["network"]): line["metric"] for line in lines if line["row"] in DENSE}
     found = [
-        "| group | row | nonzero | MACs | top-1 | loss, points | time |",
+        "| group | row | nonzero | MACs | metric | loss, points | time |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
         mine = [line for line in lines if line["row"] == row.name]
         if not mine:
             continue
-        top1 = np.array([line["top1"] for line in mine])
-        loss = [100 * (dense[line["seed"]] - line["top1"]) for line in mine if line["seed"] in dense]
-        spread = f" ± {100 * top1.std(ddof=1):.1f}" if len(mine) > 1 else ""
-        nonzero = np.mean([line["parameters"] * (1 - line["zeros"]) for line in mine])
+        metric = 100 * np.array([line["metric"] for line in mine])
+        loss = [
+            100 * (dense[line["seed"], row.network] - line["metric"])
+            for line in mine
+            if (line["seed"], row.network) in dense
+        ]
         times = [line["time"] for line in mine if "time" in line]
-        found.append(
-            f"| {row.group} | {row.name}{' (control)' if row.control else ''} | {nonzero / 1e3:.0f} k | "
-            f"{np.mean([line['macs'] for line in mine]) / 1e6:.1f} M | {100 * top1.mean():.1f}{spread} | "
-            f"{np.mean(loss):.1f} | {f'{np.mean(times):.2f}' if times else '-'} |"
-            if loss
-            else f"| {row.group} | {row.name} | {nonzero / 1e3:.0f} k | - | {100 * top1.mean():.1f}{spread} | - | - |"
+        cells = (
+            row.group,
+            row.name + (" (control)" if row.control else ""),
+            f"{np.mean([line['parameters'] * (1 - line['zeros']) for line in mine]) / 1e3:.0f} k",
+            f"{np.mean([line['macs'] for line in mine]) / 1e6:.1f} M",
+            f"{metric.mean():.1f}" + (f" ± {metric.std(ddof=1):.1f}" if len(mine) > 1 else ""),
+            f"{np.mean(loss):.1f}" if loss else "-",
+            f"{np.mean(times):.2f}" if times else "-",
         )
+        found.append(f"| {' | '.join(cells)} |")
     return "\n".join(found) + "\n"
 
 
@@ -278,7 +364,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         (row, seed, scale, args.out)
         for seed in seeds
         for row in rows
-        if key(row, seed, scale) not in known and not args.table
+        if key(row, seed, scale) not in known
+        and not args.table
+        and (row.network == "shapes" or seed == seeds[0])
     ]
     if jobs:
         bases(jobs, scale, args.out)
@@ -307,7 +395,9 @@ def bases(jobs: Sequence[tuple[Row, int, Scale, Path]], scale: Scale, folder: Pa
     """The dense networks, trained before the rows that start from them."""
     from edgekit.compression.shapes_problem import shapes_problem
 
-    for seed in sorted({job[1] for job in jobs}):
+    if any(row.network == "detector" for row, *_ in jobs):
+        detector(folder)
+    for seed in sorted({seed for row, seed, *_ in jobs if row.network == "shapes"}):
         shapes_problem(seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base")
 
 

@@ -536,8 +536,8 @@ def with_options(
     elif data is not None:
         given = DataTable(data=str(data), images=None if images is None else str(images))
         changes["evaluation"] = resolve(given, Path(), "evaluation", "options --data and --images")
+    check_pair(train, train_images, "--train and --train-images")
     if train is not None:
-        check_pair(train, train_images, "--train and --train-images")
         given = DataTable(data=str(train), images=None if train_images is None else str(train_images))
         found = resolve(given, Path(), "training", "options --train and --train-images")
         known = project.models[0].train

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from edgekit.compression.methods import distil, finetune
 from edgekit.compression.problem import Problem
 from edgekit.compression.work import Work, begin, frozen
 from edgekit.errors import UsageError
+from edgekit.models.exporting import write_onnx
 from edgekit.models.yolo_lite import STRIDES, cells, decode
 
 ZT, ZS = torch.tensor([[2.0, 1.0, 0.5, -1.0]]), torch.tensor([[1.0, 1.5, 0.0, -0.5]])
@@ -344,6 +348,42 @@ def test_an_interrupted_distillation_ends_with_the_same_bits(tmp_path):
     torch.set_rng_state(teacher_seed)
     again = go(tmp_path / "cut", False)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_teachers_from_a_file_and_from_a_function(tmp_path, monkeypatch):
+    torch.manual_seed(2)
+    big = Net(8).eval()
+    write_onnx(big, tmp_path / "teacher.onnx", (torch.zeros(1, 3, 8, 8),), ["images"], ["logits"])
+    torch.save(big.state_dict(), tmp_path / "big.pt")
+    (tmp_path / "teachers_of_a_test.py").write_text(
+        "import sys, torch\nfrom pathlib import Path\n\n"
+        "def big():\n"
+        "    net = sys.modules['test_compression_distil_net'].Net(8)\n"
+        "    net.load_state_dict(torch.load(Path(__file__).parent / 'big.pt'))\n"
+        "    return net\n"
+    )
+    monkeypatch.setitem(sys.modules, "test_compression_distil_net", sys.modules[Net.__module__])
+    monkeypatch.chdir(tmp_path)
+    heads = []
+    for name in ("", "teacher.onnx", "teachers_of_a_test:big"):
+        found = work(big)
+        distil.run(found, distil.Options(teacher=name, loss="kd", steps=4, lr=1e-2))
+        heads.append(found.model.head.weight.detach())
+    torch.testing.assert_close(heads[0], heads[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(heads[0], heads[2], atol=0, rtol=0)
+
+
+def test_losses_are_computed_in_full_precision_beside_bfloat16():
+    found = work(Net(8), problem(bf16=True))
+    asked = []
+
+    def imitate(student, teacher, targets):
+        asked.append((student.dtype, teacher.dtype, (student @ teacher.T).dtype))
+        return ((student - teacher) ** 2).mean()
+
+    found.problem = dataclasses.replace(found.problem, imitate=imitate)
+    distil.run(found, distil.Options(hint=1.0, relations=1.0, steps=2))
+    assert asked == [(torch.float32,) * 3] * 2
 
 
 def test_what_cannot_be_done_is_one_line():

@@ -57,7 +57,13 @@ def detect_problem(
         assert isinstance(found, YoloLite)
         export_onnx(found, path, options.height, options.width)
 
-    facts = {"data": entry.name, **dataclasses.asdict(options), "pictures": len(data[0]), "bf16": bf16, **(identity or {})}
+    facts = {
+        "data": entry.name,
+        **dataclasses.asdict(options),
+        "pictures": len(data[0]),
+        "bf16": bf16,
+        **(identity or {}),
+    }
     return Problem(
         entry.name, network, torch.zeros(1, 3, options.height, options.width), batch, yolox_loss,
         average_precision(entry, write, pictures), write, head(network), imitation, facts, lr, 0.03, bf16,

@@ -146,28 +146,48 @@ def cp(weight: Tensor, rank: int, rounds: int = 100, tolerance: float = 1e-6) ->
     where a round improves the relative error by less than `tolerance`.
     """
     factors = _orthogonal_parts(weight, rank)
-    sides = [unfold(weight, mode) for mode in range(4)]
-    norm = max(weight.norm().item(), 1e-300)
     before = cp_error(weight, factors)
+    square = weight.square().sum().item()
+    taps = weight.shape[2] * weight.shape[3]
+    outputs, inputs = unfold(weight, 0), unfold(weight, 1)
     for _ in range(rounds if before > 1e-12 else 0):
-        found = list(factors)
-        for mode in range(4):
-            a, b, c = (f for i, f in enumerate(found) if i != mode)
-            product = torch.einsum("ar,br,cr->abcr", a, b, c).reshape(-1, rank)
-            gram = (a.T @ a) * (b.T @ b) * (c.T @ c)
-            gram += (1e-8 * gram.diagonal().mean() + 1e-30) * torch.eye(rank, dtype=gram.dtype)
-            found[mode] = torch.linalg.solve(gram, (sides[mode] @ product).T).T
-            if mode < 3:
-                found[mode] = found[mode] / found[mode].norm(dim=0).clamp(min=1e-30)
-        error = (sides[3] - found[3] @ product.T).norm().item() / norm
+        a, b, c, d = factors
+        window = torch.einsum("ir,jr->ijr", c, d).reshape(taps, rank)
+        around = window.T @ window
+        a = _solve(outputs @ torch.einsum("sr,kr->skr", b, window).reshape(-1, rank), (b.T @ b) * around)
+        a = a / a.norm(dim=0).clamp(min=1e-30)
+        b = _solve(inputs @ torch.einsum("tr,kr->tkr", a, window).reshape(-1, rank), (a.T @ a) * around)
+        b = b / b.norm(dim=0).clamp(min=1e-30)
+        # both spatial sides need the weights contracted with a and b alone: [R, kh, kw]
+        inner = (
+            (a.T @ outputs)
+            .reshape(rank, -1, taps)
+            .mul_(b.T[..., None])
+            .sum(1)
+            .reshape(rank, *weight.shape[2:])
+        )
+        sides = (a.T @ a) * (b.T @ b)
+        c = _solve(torch.einsum("rij,jr->ir", inner, d), sides * (d.T @ d))
+        c = c / c.norm(dim=0).clamp(min=1e-30)
+        goal = torch.einsum("rij,ir->jr", inner, c)
+        d = _solve(goal, sides * (c.T @ c))
+        left = square - 2 * (goal * d).sum() + (sides * (c.T @ c) * (d.T @ d)).sum()
+        error = math.sqrt(max(left.item(), 0.0) / max(square, 1e-300))
         if error > before:
             break
-        factors, gain, before = found, before - error, error
+        factors, gain, before = [a, b, c, d], before - error, error
         if gain < tolerance:
             break
     lengths = [f.norm(dim=0).clamp(min=1e-30) for f in factors]
     even = torch.stack(lengths).prod(0) ** 0.25
     return [f / length * even for f, length in zip(factors, lengths, strict=True)]
+
+
+def _solve(goal: Tensor, gram: Tensor) -> Tensor:
+    """The factor [n, R] whose product with the others is nearest: goal gram^-1."""
+    ridge = (1e-8 * gram.diagonal().mean() + 1e-30) * torch.eye(len(gram), dtype=gram.dtype)
+    found: Tensor = torch.linalg.solve(gram + ridge, goal.T).T
+    return found
 
 
 def _orthogonal_parts(weight: Tensor, rank: int) -> list[Tensor]:

@@ -106,15 +106,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Seen:
-    """A layer and what passed through it: inputs [n, ...] of a few pictures, moments of outputs for kind "data"."""
+    """A layer and what passed through it: inputs [n, ...] of a few pictures, moments of outputs for kind "data", and the
+    shape [1, ...] of its input where the network is given the size that is shipped (trainings may see another)."""
 
     part: Layer
     inputs: Tensor
     outputs: Outputs | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, *self.inputs.shape[1:])
+    shape: tuple[int, ...]
 
 
 def spectra(seen: Seen, kind: str) -> list[np.ndarray]:
@@ -211,13 +209,16 @@ def error(seen: Seen, kind: str, ranks: Ranks) -> float:
 
 
 def look(
-    model: nn.Module, names: Sequence[str], inputs: Tensor, outputs: Mapping[str, Outputs]
+    model: nn.Module, names: Sequence[str], example: Tensor, inputs: Tensor, outputs: Mapping[str, Outputs]
 ) -> dict[str, Seen]:
     """The layers with what they are given for `inputs` [n, ...]; layers that nothing reaches are left out."""
+    shapes: dict[str, tuple[int, ...]] = {}
     found: dict[str, Seen] = {}
+    with watched(model, names, lambda name, _, given, __: shapes.update({name: tuple(given.shape)})):
+        model(example)
 
     def see(name: str, part: Layer, given: Tensor, _: Tensor) -> None:
-        found[name] = Seen(part, given.detach().clone(), outputs.get(name))
+        found[name] = Seen(part, given.detach().clone(), outputs.get(name), shapes[name])
 
     with watched(model, names, see):
         model(inputs)

@@ -210,7 +210,7 @@ def _run(
         progress("write the network", 0, 1)
         onnx = out / f"{problem.name}.onnx"
         problem.write(work.model, onnx)
-    found = _summary(problem, recipe, work, points, onnx)
+    found = json.loads(json.dumps(_summary(problem, recipe, work, points, onnx)))
     write_atomic(out / SUMMARY, [_json(found)], "summary")
     name = next(iter(points[0].metrics))
     write_plot(

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgekit import frontends
 from edgekit.compression import distillation
 from edgekit.compression.problem import Problem
-from edgekit.compression.work import Hook, Work
+from edgekit.compression.work import Hook, Work, frozen
 from edgekit.errors import UsageError, did_you_mean
+from edgekit.frontends.torch_module import load_module
+from edgekit.project import ModuleSource, is_factory
 
 Loss = Literal["auto", "kd", "dkd", "imitate", "smooth", "none"]
 
@@ -153,21 +157,31 @@ class Teacher(Hook):
         return {"kd": 1 - self.options.alpha, "smooth": 0.0}.get(self.loss_name, 1.0)
 
     def loss(self, inputs: Tensor, outputs: Any, targets: Any) -> Tensor | None:
-        o = self.options
-        if self.loss_name == "smooth":
-            self._logits(outputs)
-            return functional.cross_entropy(outputs, targets, label_smoothing=o.smoothing)
-        if self.loss_name == "none" and not self._handles:
-            return None
-        with torch.no_grad():
-            known = self.teacher(inputs)
+        known = None
+        if self._handles or self.loss_name in ("kd", "dkd", "imitate"):
+            with torch.no_grad():
+                known = self.teacher(inputs)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        features = [(_full(self._seen[0][a]), _full(self._seen[1][b])) for a, b in self.pairs]
+        for seen in self._seen:
+            seen.clear()
+        with torch.autocast(inputs.device.type, enabled=False):  # differences want all digits
+            terms = self._terms(_full(outputs), _full(known), targets, features)
+        return torch.stack(terms).sum() if terms else None
+
+    def _terms(
+        self, outputs: Any, known: Any, targets: Any, features: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[Tensor]:
+        o = self.options
         terms: list[Tensor] = []
         if self.loss_name == "imitate":
             assert self.work.problem.imitate is not None
             terms.append(o.weight * self.work.problem.imitate(outputs, known, targets))
+        elif self.loss_name == "smooth":
+            self._logits(outputs)
+            terms.append(functional.cross_entropy(outputs, targets, label_smoothing=o.smoothing))
         elif self.loss_name in ("kd", "dkd"):
             self._logits(outputs)
             if outputs.shape != known.shape:
@@ -182,7 +196,6 @@ class Teacher(Hook):
                     * self._ramp
                     * distillation.dkd(outputs, known, targets, o.tckd, o.nckd, o.temperature)
                 )
-        features = [(self._seen[0][a], self._seen[1][b]) for a, b in self.pairs] if self.pairs else []
         if o.hint:
             found = getattr(self.work.problem.imitate, "foreground", None)
             masks = found(known) if found else []
@@ -195,15 +208,20 @@ class Teacher(Hook):
                 mine, its = (x.flatten(2).mean(2) if x.ndim > 2 else x for x in (mine, its))
                 both = 25 * distillation.rkd_distance(mine, its) + 50 * distillation.rkd_angle(mine, its)
                 terms.append(o.relations * both)
-        for seen in self._seen:
-            seen.clear()
-        return torch.stack(terms).sum() if terms else None
+        return terms
 
     def _logits(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.ndim < 2:
             raise UsageError(
                 f"loss {self.loss_name!r}: is for logits [B, C], this network gives {type(outputs).__name__}. Use imitate or a hint"
             )
+
+
+def _full(found: Any) -> Any:
+    """Tensors of half precision, however nested, in float32."""
+    if isinstance(found, Tensor):
+        return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
+    return type(found)(map(_full, found)) if isinstance(found, list | tuple) else found
 
 
 def _keep(seen: dict[str, Tensor], name: str) -> Any:
@@ -289,4 +307,13 @@ def _mask(masks: Sequence[Tensor], feature: Tensor) -> Tensor | None:
 
 def _teacher(name: str) -> nn.Module:
     """A network from an ONNX file or a factory, frozen. Raises: UsageError, ModelError."""
+    if name.endswith(".onnx"):
+        from edgekit.compression.onnx_module import from_onnx
+
+        return frozen(from_onnx(frontends.load(Path(name))))
+    if is_factory(name):
+        made = load_module(ModuleSource(name, root=Path.cwd()), "teacher")
+        if not isinstance(made, nn.Module):
+            raise UsageError(f"teacher {name!r}: gives a {type(made).__name__}, expected a torch.nn.Module")
+        return frozen(made)
     raise UsageError(f"teacher {name!r}: expected an .onnx file or package.module:function")

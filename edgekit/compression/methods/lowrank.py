@@ -6,12 +6,13 @@ large layers. Which kind: "auto" takes what loses least on the network's own inp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 
-from edgekit.compression import lowrank, lowrank_plan
+from edgekit.compression import latency, lowrank, lowrank_plan
 from edgekit.compression.lowrank import KINDS
 from edgekit.compression.lowrank_plan import Choice, Cost
 from edgekit.compression.work import Work
@@ -32,49 +33,49 @@ class Options:
     A rule's ranks are taken only where they are cheaper, too.
     cost: "macs", "target" (cost model of the board) or "" = target where there is one. granularity: ranks are multiples
     of it, 0 = the target's. layers: by name, none = all but heads. random_factors: factors are drawn instead of taken
-    from the weights (a control). batches: for the moments that kind "data" needs. steps, lr: of the fine-tuning, 0 = of
-    the problem; cp needs a small one.
+    from the weights (a control). batches: for the moments that kind "data" needs. steps, lr: of the fine-tuning, lr
+    None = a tenth of what suits from scratch; cp needs a small one.
     """
 
-    kind: str = "auto"
-    ranks: str = "latency"
+    kind: Literal["auto", "svd", "data", "spatial", "tucker", "cp"] = "auto"
+    ranks: Literal["latency", "random", "energy", "evbmf", "noise", "ratio"] = "latency"
     speedup: float = 0.0
     error: float = 0.05
     value: float = 0.9
-    cost: str = ""
+    cost: Literal["", "macs", "target"] = ""
     granularity: int = 0
     layers: tuple[str, ...] = ()
     random_factors: bool = False
     batches: int = 4
     steps: int = 300
-    lr: float = 0.0
+    lr: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (*KINDS, "auto"):
-            raise ValueError(f"kind {self.kind!r}: unknown, expected auto, {', '.join(KINDS)}")
-        if self.ranks not in RULES:
-            raise ValueError(f"ranks {self.ranks!r}: unknown, expected {', '.join(RULES)}")
-        if self.cost not in ("", "macs", "target"):
-            raise ValueError(f"cost {self.cost!r}: unknown, expected macs or target")
-        if self.speedup and self.speedup <= 1:
-            raise ValueError(
-                f"speedup: expected more than 1 (or 0 for an error budget), got {self.speedup:g}"
-            )
+        for name, known in (("kind", (*KINDS, "auto")), ("ranks", RULES), ("cost", ("", "macs", "target"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(filter(None, known))}, got {getattr(self, name)!r}"
+                )
+        if self.speedup and not self.speedup > 1:
+            raise ValueError(f"speedup must be above 1, or 0 for an error budget, got {self.speedup:g}")
         for name in ("error", "value"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name):g}")
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name):g}")
         if self.ranks == "random" and not self.speedup:
-            raise ValueError("ranks 'random': needs a speedup to match")
-        if min(self.granularity, self.steps, self.lr) < 0 or self.batches < 1:
-            raise ValueError("granularity, steps and lr: expected 0 or more; batches: 1 or more")
+            raise ValueError(
+                "ranks must be another one, or speedup given: random ranks save as much as chosen ones"
+            )
+        if min(self.granularity, self.steps) < 0 or self.batches < 1:
+            raise ValueError("granularity and steps must be at least 0, batches at least 1")
+        if self.lr is not None and not 0 < self.lr <= 10:
+            raise ValueError(f"lr must be above 0 and at most 10, got {self.lr:g}")
 
 
 def run(work: Work, options: Options) -> None:
     """Replace layers of `work.model` by chains and fine-tune. Raises: UsageError for a layer that is not there, or a
     speedup that no candidates reach."""
-    cost = _cost(work, options)
-    example = tuple(work.problem.example.shape)
-    before = cost(work.model, example)
+    cost, whole, unit = _costs(work, options)
+    before = whole()
     found: list[Mapping[str, object]] = work.remember(
         "chosen", lambda: [asdict(c) for c in _chosen(work, options, cost, before)]
     )
@@ -94,15 +95,15 @@ def run(work: Work, options: Options) -> None:
             if work.masks.pop(name, None) is not None
         ]
     facts = {
-        "cost": options.cost or ("target" if work.target else "macs"),
+        "unit": unit,
         "before": before,
-        "after": cost(work.model, example),
+        "after": whole(),
         "layers": found,
         "masks_dropped": dropped,
     }
     if options.steps and chosen:
         facts["decomposed"] = work.metric("decomposed")
-        work.train(options.steps, lr=options.lr or None)
+        work.train(options.steps, lr=options.lr)
     work.facts[work.stage] = facts
 
 
@@ -121,8 +122,10 @@ def _chosen(work: Work, options: Options, cost: Cost, total: float) -> list[Choi
     fit = lowrank_plan.eligible(model, kinds, work.problem.head, options.layers)
     inputs = _inputs(work, options.batches)
     moments = lowrank.observe(model, fit, inputs) if "data" in kinds else {}
-    seen = lowrank_plan.look(model, list(fit), inputs[0][: lowrank_plan.PICTURES], moments)
-    step = options.granularity or _granularity(work)
+    seen = lowrank_plan.look(
+        model, list(fit), work.problem.example, inputs[0][: lowrank_plan.PICTURES], moments
+    )
+    step = options.granularity or latency.granularity(work.target, work.precision)
     if options.ranks not in ("latency", "random"):
         made = [
             lowrank_plan.by_rule(name, each, fit[name], options.ranks, options.value, step, cost)
@@ -142,19 +145,24 @@ def _chosen(work: Work, options: Options, cost: Cost, total: float) -> list[Choi
     if picked is None:
         most = sum(max((c.dense - c.cost for c in each), default=0.0) for each in choices.values())
         raise UsageError(
-            f"speedup {options.speedup:g}: low rank of kind {options.kind} reaches {total / (total - most):.2f} at most "
-            "here, expected less. Give a smaller one, or prune first"
+            f"speedup {options.speedup:g}: low rank of kind {options.kind} reaches {total / (total - most):.2f} at most. "
+            "Give a smaller one, or prune first"
         )
     if options.ranks == "random":
         picked = lowrank_plan.shuffled(choices, lowrank_plan.saved(picked), work.seed)
     return [picked[name] for name in seen if name in picked]
 
 
-def _granularity(work: Work) -> int:
-    return work.target.channel_granularity.get(work.precision, 8) if work.target else 8
-
-
-def _cost(work: Work, options: Options) -> Cost:
-    if options.cost == "target" and work.target is None:
+def _costs(work: Work, options: Options) -> tuple[Cost, Callable[[], float], str]:
+    """(of a layer, of the whole network now, unit)."""
+    target = work.target
+    if options.cost == "macs" or (target is None and options.cost != "target"):
+        example = tuple(work.problem.example.shape)
+        return lowrank_plan.macs_cost, lambda: lowrank_plan.macs_cost(work.model, example), "macs"
+    if target is None:
         raise UsageError("cost 'target': no target given. Name a board, or use cost = \"macs\"")
-    return lowrank_plan.macs_cost
+
+    def whole() -> float:
+        return latency.estimator(work.model, work.problem.write, target)(work.precision).total_s
+
+    return lowrank_plan.estimated_cost(target, work.precision), whole, "s"

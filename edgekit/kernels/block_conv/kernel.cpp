@@ -172,16 +172,18 @@ private:
         const int start = kx - w.left;  // of the input, for the first output
         const int first = std::min(w.out_w, start < 0 ? (-start + w.sw - 1) / w.sw : 0);
         const int end = std::max(first, std::min(w.out_w, (w.width - start + w.sw - 1) / w.sw));
-        for (int r = 0; r < rows_of(phase); r++, to += w.out_w) {
-            const int y = r * w.sh + phase - w.top;
-            if (y < 0 || y >= w.height) {
-                std::fill_n(to, w.out_w, blank);
-                continue;
-            }
-            std::fill_n(to, first, blank);
-            if (end > first) lanes.pick(from + int64_t(y) * w.width + start + int64_t(first) * w.sw, w.sw, end - first, to + first);
-            std::fill_n(to + end, w.out_w - end, blank);
-        }
+        // rows of the plane that lie in the picture
+        const int count = rows_of(phase), above = w.top - phase;
+        const int low = std::min(count, above > 0 ? (above + w.sh - 1) / w.sh : 0);
+        const int high = std::max(low, std::min(count, (w.height + above + w.sh - 1) / w.sh));
+        std::fill_n(to, int64_t(low) * w.out_w, blank);
+        std::fill(to + int64_t(high) * w.out_w, to + int64_t(count) * w.out_w, blank);
+        for (int r = low; r < high && first > 0; r++) std::fill_n(to + int64_t(r) * w.out_w, first, blank);
+        for (int r = low; r < high && end < w.out_w; r++) std::fill_n(to + int64_t(r) * w.out_w + end, w.out_w - end, blank);
+        if (end == first || high == low) return;
+        const int64_t y = int64_t(low) * w.sh - above;
+        lanes.pick(from + y * w.width + start + int64_t(first) * w.sw, int64_t(w.sh) * w.width, w.sw, end - first,
+                   high - low, to + int64_t(low) * w.out_w + first, w.out_w);
     }
 
     int rows_of(int phase) const { return window.out_h + (window.kh - 1 - phase) / window.sh; }

@@ -55,7 +55,7 @@ struct Lanes {
     bool fused;     // a * b + c rounds once
     void (*floats)(const Run&, const FloatEnd&, int, int);
     void (*bytes)(const Run&, const ByteEnd&, int);
-    void (*pick)(const uint32_t*, int, int, uint32_t*);
+    void (*pick)(const uint32_t*, int64_t, int, int, int, uint32_t*, int64_t);
 };
 
 // Four rows of bytes, pixel by pixel; `flip` (0 or 128) is what they are changed by.

@@ -111,12 +111,25 @@ TARGET inline void bytes(const Run& run, const ByteEnd& end, int vectors) {
     }
 }
 
-// Every `step`th pixel.
-TARGET inline void pick(const uint32_t* __restrict in, int step, int n, uint32_t* __restrict out) {
-    if (step == 2)
-        for (int i = 0; i < n; i++) out[i] = in[2 * i];
-    else
-        for (int i = 0; i < n; i++) out[i] = in[i * step];
+// Rows of a plane: `n` pixels, `step` apart, of each of some rows that lie `from_stride` and `to_stride` apart. Reads
+// no pixel behind the last one that is wanted.
+TARGET inline void pick(const uint32_t* from, int64_t from_stride, int step, int n, int rows, uint32_t* to, int64_t to_stride) {
+    typedef uint32_t W __attribute__((vector_size(kWidth * 4)));
+    W even{};  // of two vectors that overlap by one
+    for (int i = 0; i < kWidth; i++) even[i] = uint32_t(2 * i < kWidth ? 2 * i : 2 * i + 1);
+    for (int r = 0; r < rows; r++, from += from_stride, to += to_stride) {
+        if (step == 2 && n >= kWidth) {
+            for (int i = 0; i < n; i += kWidth) {
+                const int at = i + kWidth <= n ? i : n - kWidth;
+                const W a = load<W>(from + 2 * at), b = load<W>(from + 2 * at + kWidth - 1);
+                store(to + at, __builtin_shuffle(a, b, even));
+            }
+        } else if (step == 1) {
+            std::memcpy(to, from, sizeof(uint32_t) * size_t(n));
+        } else {
+            for (int i = 0; i < n; i++) to[i] = from[int64_t(i) * step];
+        }
+    }
 }
 
 }  // namespace LANES
