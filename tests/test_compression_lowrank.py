@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgekit import frontends
 from edgekit.compression import lowrank, lowrank_plan, lowrank_ranks
 from edgekit.compression.lowrank import KINDS, decompose, full_ranks
+from edgekit.compression.onnx_module import from_onnx, heads, to_onnx
 from edgekit.compression.problem import Problem, macs
 from edgekit.compression.work import begin
 from edgekit.errors import UsageError
@@ -399,6 +401,21 @@ def test_a_speedup_on_a_board_is_that_of_the_exported_network():
     facts = run(work, kind="tucker", speedup=1.2, granularity=0)
     assert facts["unit"] == "s" and 0 < facts["after"] <= facts["before"] / 1.2
     assert facts["layers"] and all(r % 8 == 0 for c in facts["layers"] for r in c["ranks"])
+
+
+def test_a_network_from_onnx_is_factorised_and_written_again(tmp_path):
+    made = problem()
+    write_onnx(made.model.eval(), tmp_path / "net.onnx", (made.example,), ["images"], ["logits"])
+    network = from_onnx(frontends.load(tmp_path / "net.onnx"))
+    work = begin(dataclasses.replace(made, model=network, head=heads(network)))
+    facts = run(work, kind="data", error=0.02)
+    assert len(facts["layers"]) == 2 and not {c["layer"] for c in facts["layers"]} & heads(network)
+    to_onnx(work.model, tmp_path / "small.onnx")
+    again = from_onnx(frontends.load(tmp_path / "small.onnx"))
+    x = made.batch(0)[0][:1]
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), work.model(x), atol=1e-5, rtol=1e-4)
+    assert macs(again, made.example) == facts["after"]
 
 
 def test_a_boards_cost_model_says_what_pays():
