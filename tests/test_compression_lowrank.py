@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -53,9 +53,10 @@ def test_golden_break_even():
 # --- chains -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
+@example((6, 5), (3, 2), (2, 1), (1, 2), (1, 2), True, "zeros", 0)
+@example((6, 5), (2, 3), (1, 2), (2, 0), (2, 1), False, "replicate", 0)
 @given(
-    st.sampled_from(KINDS),
     st.tuples(st.integers(1, 6), st.integers(1, 5)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(1, 2), st.integers(1, 2)),
@@ -65,18 +66,16 @@ def test_golden_break_even():
     st.sampled_from(["zeros", "replicate"]),
     st.integers(0, 1000),
 )
-def test_full_ranks_compute_what_the_layer_did(
-    kind, channels, kernel, stride, padding, dilation, bias, mode, seed
-):
+def test_full_ranks_compute_what_the_layer_did(channels, kernel, stride, padding, dilation, bias, mode, seed):
     torch.manual_seed(seed)
     layer = nn.Conv2d(
         channels[1], channels[0], kernel, stride, padding, dilation, bias=bias, padding_mode=mode
     )
-    if not lowrank.fits(layer, kind):
-        return
     x = torch.randn(2, channels[1], 9, 8)
-    chain = decompose(layer, kind, full_ranks(layer, kind), moments(layer, x))
-    torch.testing.assert_close(chain(x), layer(x), atol=2e-5, rtol=2e-5)
+    for kind in KINDS:
+        if lowrank.fits(layer, kind):
+            chain = decompose(layer, kind, full_ranks(layer, kind), moments(layer, x))
+            torch.testing.assert_close(chain(x), layer(x), atol=2e-5, rtol=2e-5)
 
 
 def test_full_ranks_with_padding_by_name_and_a_linear_layer():
