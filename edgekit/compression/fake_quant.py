@@ -13,6 +13,7 @@ one step that several values share stays one. `learned` puts what was found back
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -200,9 +201,28 @@ class FakeQuantized(nn.Module):
         plan = self._weights.get(child)
         if plan is None:
             return base
-        unit = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), base.dim())
-        found: Tensor = base + unit * self.weight_delta[plan.step]
+        found: Tensor = base + self._unit(plan, base.dim()) * self.weight_delta[plan.step]
         return found
+
+    def _unit(self, plan: _Weight, rank: int) -> Tensor:
+        """What a weight moves by per unit of `weight_delta`: a code of 8 bits, a smaller part of fewer, larger ones."""
+        step = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), rank)
+        return step * math.sqrt(plan.limit / 127)
+
+    @torch.no_grad()
+    def lean(self, exact: OnnxModule, most: float = 0.49) -> None:
+        """Move each weight inside the range of its code towards what it is in `exact`, the float network.
+
+        Repairs leave weights on their codes; so those that were close calls are still close ones, and rounding says the same.
+        """
+        for child, plan in self._weights.items():
+            other, base = getattr(exact, child, None), getattr(self.network, child).weight
+            if other is None or other.weight.shape != base.shape:
+                continue
+            step = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), base.dim())
+            codes = (base / step).round().clamp(-plan.limit, plan.limit)
+            wanted = torch.minimum(torch.maximum(other.weight / step, codes - most), codes + most)
+            self.weight_delta[plan.step].copy_((wanted * step - base) / self._unit(plan, base.dim()))
 
     def bias(self, child: str) -> Tensor | None:
         base: Tensor | None = getattr(self.network, child).bias

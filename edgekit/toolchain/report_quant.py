@@ -50,7 +50,11 @@ def quantization(s: Subject) -> Markup:
 
 def facts(s: Subject, q: Facts) -> Markup:
     scheme, rules = q.text("scheme", 40), q.text("searched_for", 40)
-    how = "search within the accuracy budget" if scheme == "search" else f"plain {scheme} ranges, no repairs"
+    how = {
+        "search": "search within the accuracy budget",
+        "search+qat": "search within the accuracy budget, training where it is missed",
+        "qat": "search and training within the accuracy budget",
+    }.get(scheme, f"plain {scheme} ranges, no repairs")
     error, looks = q.number("output_error"), q.number("metric_looks")
     steps = join((el("span", step, class_="hop") for step in q.texts("steps", MAX_TRIALS)), " → ")
     times = "" if looks is None else f"{count(looks)} time" + ("" if looks == 1 else "s")
