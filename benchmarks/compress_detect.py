@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -46,7 +46,7 @@ from edgekit.target import Target  # noqa: E402
 ROUNDS, RUNS, WARMUP = 60, 3, 3
 BOARD = "rpi5"
 CELLS = ("Platelets", "RBC", "WBC")
-CELLS_SIZE = (256, 320)
+CELLS_SIZE = (192, 256)
 SCRATCH = 1500
 """Batches that the street's network learns blood cells from, before anything is compressed."""
 
@@ -129,7 +129,6 @@ def compressed(
     recipe = read_recipe(args.recipe)
     if args.scale != 1:
         recipe = recipe.scaled(args.scale)
-    steps = sum(batches(step.options) for step in recipe.steps)
     told = [0.0]
 
     def progress(what: str, done: int, of: int) -> None:
@@ -138,7 +137,7 @@ def compressed(
             print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
 
     dense = entry.source
-    work = problem(steps)
+    work = problem(recipe.batches)
     if name == "bccd":
         first = problem(args.scratch)
         rule = read_recipe(
@@ -153,13 +152,6 @@ def compressed(
     done = compress(work, recipe, args.out / "run", Target.load(BOARD), progress=progress)
     line("compressed", network=name, recipe=recipe.name, points=[dataclasses.asdict(p) for p in done.points])
     return dense, done.onnx
-
-
-def batches(options: Any) -> int:
-    """Batches of one step of a recipe."""
-    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    each = values.get("steps", 0) * values.get("rounds", 1)
-    return int(each + values.get("finish", 0) + values.get("sparsify", 0))
 
 
 # --- measuring --------------------------------------------------------------------------------------
@@ -187,6 +179,7 @@ def accuracy(
     from edgekit.compression.detect_problem import measured
     from edgekit.tasks.detect.evaluate import evaluate_pipeline
     from edgekit.tasks.detect.metric import bootstrap, interval95
+    from edgekit.tasks.detect.pipeline import DetectPipeline
 
     labels: list[Any] = []
     found: dict[str, Any] = {}
@@ -194,10 +187,10 @@ def accuracy(
     for name, model in models.items():
         found[f"{name} float"] = measured(dataclasses.replace(entry, source=model), pictures, labels)
         with edgekit.load(bundles[name], threads=1) as engine:
-            metric, results = evaluate_pipeline(engine.pipeline(), labels[0])
-            facts = engine.describe()
+            metric, results = evaluate_pipeline(cast(DetectPipeline, engine.pipeline()), labels[0])
+            used = [variant.name for variant in engine.variants.values()]
         found[f"{name} int8"] = {key: metric[key] for key in ("AP50", "AP")}
-        found[f"{name} variant"] = facts.get("variant", "") if isinstance(facts, dict) else ""
+        found[f"{name} variant"] = " ".join(used)
         rounds[name] = bootstrap(labels[0], results, rounds=200, at50=True)
     lost = [
         a - b

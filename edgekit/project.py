@@ -63,8 +63,11 @@ PLANNED: tuple[TaskName, ...] = ("fusion",)
 """Tasks whose source is a plan folder."""
 HEADS: tuple[str, ...] = get_args(HeadFamily)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-QUANTIZATIONS = ("search", "minmax", "percentile", "entropy", "mse")
-"""How int8 is found: by search within the accuracy budget, or by one plain range scheme without any repair."""
+SEARCHES = ("search", "search+qat", "qat")
+"""How int8 is searched for within the accuracy budget: without training; with training (compression/learn_steps.py)
+where the budget is missed otherwise, before anything goes back to float; with training in any case."""
+QUANTIZATIONS = (*SEARCHES, "minmax", "percentile", "entropy", "mse")
+"""How int8 is found: one of SEARCHES, or one plain range scheme without any repair."""
 COLUMNS = ("x1", "y1", "x2", "y2", "cx", "cy", "w", "h", "obj", "score", "class", "cls*")
 
 

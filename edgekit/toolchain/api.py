@@ -45,6 +45,7 @@ def build(
     sign_key: str | Path | None = None,
     allow_drop: bool = False,
     quantization: str = "search",
+    qat_steps: int = 300,
     progress: Progress | None = None,
 ) -> list[Bundle]:
     """Build a model for one or several targets.
@@ -52,7 +53,8 @@ def build(
     model: an ONNX file, an `edgekit.toml`, a folder that holds one, or a plan folder (docs/projects.md).
     task: detect (the default of a bare network), classify or video; a plan says its own.
     precision: float32, float16, int8 (needs calibration) or auto (each target's default).
-    quantization: how int8 is found: search, or one plain range scheme (minmax, percentile, entropy, mse).
+    quantization: how int8 is found: search, search+qat (train where the budget is missed), qat (train in any case), or
+        one plain range scheme (minmax, percentile, entropy, mse). qat_steps: batches of that training.
     head: detector family when it is not found by structure; columns: of the output, for head "rows".
     classes: file of their names, one a line. shapes: sizes of inputs that the file leaves open.
     preprocess: the input rule, or what differs from the one found: resize, shorter_side, color, mean, std,
@@ -101,11 +103,13 @@ def build(
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
+    if qat_steps < 1:
+        raise UsageError(f"qat_steps {qat_steps}: expected at least 1")
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: expected at least 1")
     key = Path(sign_key) if sign_key else None
     options = main_path.Options(
-        Path(out), precision, key, allow_drop, dict(shapes or {}), limit, quantization
+        Path(out), precision, key, allow_drop, dict(shapes or {}), limit, quantization, qat_steps
     )
     quiet: Progress = progress or (lambda what, done, of: None)
     built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]

@@ -48,7 +48,8 @@ class Options:
 
     precision: `auto` takes the target's default. sign_key: PEM file of an Ed25519 private key.
     allow_drop: write the bundle, marked, even when it misses its accuracy budget.
-    quantization: for int8, one of project.QUANTIZATIONS: `search`, or a plain range scheme without repairs.
+    quantization: for int8, one of project.QUANTIZATIONS: a search, or a plain range scheme without repairs.
+    qat_steps: batches of a training, where the search has one.
     """
 
     out: Path
@@ -60,6 +61,7 @@ class Options:
     limit: int | None = None
     """Prove on at most this many labelled pictures."""
     quantization: str = "search"
+    qat_steps: int = 300
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,16 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
             entry, source.spec, source.prepared.model, source.states, report
         )
     scheme = work.options.quantization
-    return quantize.quantize(work.calibrated, target, backends, gate, scheme, work.searches, report)
+    return quantize.quantize(
+        work.calibrated,
+        target,
+        backends,
+        gate,
+        scheme,
+        work.searches,
+        report,
+        qat_steps=work.options.qat_steps,
+    )
 
 
 def judge(
