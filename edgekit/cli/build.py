@@ -150,6 +150,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="batches of that training (default: 300)",
     )
     proof.add_argument(
+        "--weights-codec",
+        type=filled("--weights-codec"),
+        default="",
+        metavar="CODEC",
+        help="store float32 weights in few bits, for a smaller download; decoded when the bundle is loaded, judged "
+        "by the accuracy limits: kmeans-16, pow2-5, int4, ternary, binary, 2:4+int8, sparse+kmeans-16, ...",
+    )
+    proof.add_argument(
         "--allow-drop", action="store_true", help="write the bundle even when it misses its accuracy limits"
     )
 
@@ -212,7 +220,15 @@ def main(args: argparse.Namespace) -> int:
         return dry_run(project, targets, args)
     check_writable(out)
     options = Options(
-        out, args.precision, args.sign, args.allow_drop, shapes, args.limit, args.quantization, args.qat_steps
+        out,
+        args.precision,
+        args.sign,
+        args.allow_drop,
+        shapes,
+        args.limit,
+        args.quantization,
+        args.qat_steps,
+        args.weights_codec,
     )
     with progress_bar() as progress:
         built = [b for entry in project.models for b in build(entry, targets, options, progress)]

@@ -46,6 +46,7 @@ def build(
     allow_drop: bool = False,
     quantization: str = "search",
     qat_steps: int = 300,
+    weights_codec: str = "",
     progress: Progress | None = None,
 ) -> list[Bundle]:
     """Build a model for one or several targets.
@@ -55,6 +56,8 @@ def build(
     precision: float32, float16, int8 (needs calibration) or auto (each target's default).
     quantization: how int8 is found: search, search+qat (train where the budget is missed), qat (train in any case), or
         one plain range scheme (minmax, percentile, entropy, mse). qat_steps: batches of that training.
+    weights_codec: store float32 weights in few bits, decoded when the bundle is loaded: kmeans-16, ternary, binary,
+        pow2-5, int4, ..., 2:4+int8 or sparse+kmeans-16 for zeros (edgekit/codecs.py); the accuracy budget judges it.
     head: detector family when it is not found by structure; columns: of the output, for head "rows".
     classes: file of their names, one a line. shapes: sizes of inputs that the file leaves open.
     preprocess: the input rule, or what differs from the one found: resize, shorter_side, color, mean, std,
@@ -109,7 +112,15 @@ def build(
         raise UsageError(f"limit {limit}: expected at least 1")
     key = Path(sign_key) if sign_key else None
     options = main_path.Options(
-        Path(out), precision, key, allow_drop, dict(shapes or {}), limit, quantization, qat_steps
+        Path(out),
+        precision,
+        key,
+        allow_drop,
+        dict(shapes or {}),
+        limit,
+        quantization,
+        qat_steps,
+        weights_codec,
     )
     quiet: Progress = progress or (lambda what, done, of: None)
     built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]
