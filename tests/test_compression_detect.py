@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgekit.compression.detect_problem import detect_problem, head
+from edgekit.compression.problem import macs
 from edgekit.compression.work import begin
 from edgekit.dataset import DataSet
 from edgekit.errors import UsageError
@@ -214,11 +215,17 @@ def test_a_detector_learns(squares):
     assert json.dumps(dict(made.identity))
 
 
-def test_a_detector_is_judged_by_its_build(squares):
-    """The shipped network in its shipped project, on a few of its streets."""
+def test_the_shipped_small_detector(squares):
+    """Widths and accuracy of the network that the recipe detect-half made, in its project, on a few of its streets."""
     entry = open_project(ROOT / "apps" / "detect").models[0]
+    small = entry.source.with_name("yolo_lite_half.onnx")
     data = pictures(read_coco(squares[0], squares[1]), (224, 384))
-    made = detect_problem(entry, data, Batching(steps=1, batch=2), pictures=5)
+    made = detect_problem(
+        dataclasses.replace(entry, source=small), data, Batching(steps=1, batch=1, tail=0.5), pictures=5
+    )
+    assert 2.5 * macs(made.model, made.example) < macs(load_onnx(entry.source), made.example)
+    widths = {part.out_channels for name, part in made.model.named_modules() if isinstance(part, nn.Conv2d)}
+    assert {n % 16 for n in widths - {1, 4, 5}} == {0}
     found = made.evaluate(made.model)
     assert list(found) == ["AP50", "AP"]
     assert found["AP50"] > 0.75 > found["AP"] > 0.3
