@@ -20,7 +20,7 @@ from edgekit.errors import UsageError
 from edgekit.models.detect_data import MAX_BOXES, Batching, augment, make_batch, pictures
 from edgekit.models.voc import instances
 from edgekit.models.voc import main as convert
-from edgekit.models.yolo_lite import YoloLite, export_onnx, load_onnx, remeasure, with_classes
+from edgekit.models.yolo_lite import DEFAULT, YoloLite, export_onnx, load_onnx, remeasure, with_classes
 from edgekit.project import ModelEntry, open_project
 from edgekit.tasks.detect.dataset import read_coco
 from edgekit.tasks.detect.detections import Detections
@@ -67,10 +67,9 @@ def squares(tmp_path_factory):
 
 
 def tiny(seed=0, classes=2):
-    """A YOLO-lite of 8 or 16 channels, with norms away from the identity."""
+    """A YOLO-lite of 8 or 16 channels."""
     torch.manual_seed(seed)
-    model = YoloLite(classes, width=16)
-    return model.eval()
+    return YoloLite(classes, dataclasses.replace(DEFAULT, stem=(8, 8), widths=(16, 16, 16), neck=16)).eval()
 
 
 def problem(squares, model=None, **options):
@@ -210,8 +209,8 @@ def test_a_detector_learns(squares):
         work.train(12, lr=3e-3)
     assert losses[1] < 0.97 * losses[0]
     levels = work.model(images)
-    assert made.imitate(levels, levels, targets).item() == pytest.approx(0, abs=1e-2)
-    assert made.imitate(levels, made.model(images), targets).item() > 1
+    assert made.imitate(levels, levels, targets).item() == pytest.approx(0, abs=1e-3)
+    assert made.imitate(levels, made.model(images), targets).item() > 0.02
     assert json.dumps(dict(made.identity))
 
 
