@@ -6,11 +6,12 @@
     python benchmarks/compression.py --out runs/compression --table    # only the table of what is there
 
 Every row is a recipe (compression/recipe.py) over the same trained network of the same seed: ShapesNet on pictures of
-shapes (synth/shapes.py), 2000 of them for judging by top-1; rows `detector-*`: YOLO-lite of apps/detect on 1400 pictures of the
-procedural street, judged by AP50 on 100 of other streets, first seed only. All rows of a
-group train for as many batches; `control` rows have a random mask, random ranks, no teacher or random search in its place. Columns: learned values that are not zero, multiply-accumulates
-(zeros counted), metric, its loss against the dense network (which trained on for as many batches), and `time`: of ONNX
-Runtime, one thread, float32, as a share of the dense network's, interleaved, median and quartiles. A zero saves no time there.
+shapes (synth/shapes.py), 2000 of them for judging by top-1; rows `detector-*`: YOLO-lite of apps/detect on 1400
+pictures of the procedural street, judged by AP50 on 100 of other streets, first seed only. All rows of a group train
+for as many batches; `control` rows have a random mask, random ranks, no teacher or random search in its place.
+Columns: learned values that are not zero, multiply-accumulates (zeros counted), metric, its loss against the dense
+network (which trained on for as many batches), and `time`: of ONNX Runtime, one thread, float32, as a share of the
+dense network's, interleaved, median and quartiles. A zero saves no time there.
 
 Writes results.jsonl (a line per row and seed with commit and machine; lines that are there are not computed again),
 table.md and table.png to --out. Rows run side by side in as many processes as --jobs, times are taken at the end, alone.

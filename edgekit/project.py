@@ -33,6 +33,14 @@ from edgekit.dataset import (
 )
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.files import read_text, read_toml
+from edgekit.project_train import (
+    ModuleSource,
+    TrainHint,
+    TrainTable,
+    check_input,
+    is_factory,
+    module_source,
+)
 from edgekit.schema import SchemaError, from_json, parse_json, printable, to_json
 from edgekit.spec import MAX_LANES, MAX_SECONDS, DType, is_duration
 from edgekit.target import Target
@@ -55,8 +63,11 @@ PLANNED: tuple[TaskName, ...] = ("fusion",)
 """Tasks whose source is a plan folder."""
 HEADS: tuple[str, ...] = get_args(HeadFamily)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-QUANTIZATIONS = ("search", "minmax", "percentile", "entropy", "mse")
-"""How int8 is found: by search within the accuracy budget, or by one plain range scheme without any repair."""
+SEARCHES = ("search", "search+qat", "qat")
+"""How int8 is searched for within the accuracy budget: without training; with training (compression/learn_steps.py)
+where the budget is missed otherwise, before anything goes back to float; with training in any case."""
+QUANTIZATIONS = (*SEARCHES, "minmax", "percentile", "entropy", "mse")
+"""How int8 is found: one of SEARCHES, or one plain range scheme without any repair."""
 COLUMNS = ("x1", "y1", "x2", "y2", "cx", "cy", "w", "h", "obj", "score", "class", "cls*")
 
 
@@ -225,38 +236,6 @@ class TargetOverride:
         for name in self.backends:
             if name not in BACKENDS:
                 raise ValueError(f"unknown backend {name!r}. {did_you_mean(name, BACKENDS)}")
-
-
-@dataclass(frozen=True)
-class ModuleSource:
-    """A torch module that a function makes: `module`, `weights` and `input` of a [[model]].
-
-    factory: "package.module:function", looked for in `root` first. input: sizes of its one input, [1, ...]; () where
-    nothing says it. weights: a file of torch.save with its state_dict.
-    """
-
-    factory: str
-    input: tuple[int, ...] = ()
-    weights: Path | None = None
-    root: Path | None = None
-
-
-@dataclass(frozen=True)
-class TrainHint:
-    """`[model.train]`: what `edgekit compress` trains the network on, and how (docs/compression.md).
-
-    steps: batches that train it before anything else, for a network that comes without weights. lr: at its peak, from
-    scratch; None = the task's own. mirror: pictures are mirrored at random. zoom: they are cut at random to no less than
-    this share of each side. color: by how much brightness and contrast vary.
-    """
-
-    data: DataSet
-    steps: int = 0
-    batch: int = 32
-    lr: float | None = None
-    mirror: bool = True
-    zoom: float = 0.8
-    color: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -438,11 +417,6 @@ def bare_module(factory: str) -> Project:
     return Project(name, (ModelEntry(name, Path(factory), module=ModuleSource(factory, root=Path.cwd())),))
 
 
-def is_factory(text: str) -> bool:
-    """Whether `text` names a function, as "package.module:function"."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
-
-
 def bare_plan(source: Path) -> Project:
     """A project of one plan folder (or its plan.json) and no file. Raises: UsageError."""
     path = source / PLAN_NAME if os.path.isdir(source) else source
@@ -546,7 +520,7 @@ def with_options(
         module = project.models[0].module
         if module is None:
             raise UsageError("option --input: for a torch module, an ONNX file knows its sizes. Leave it out")
-        changes["module"] = dataclasses.replace(module, input=_check_input(input, "option --input"))
+        changes["module"] = dataclasses.replace(module, input=check_input(input, "option --input"))
     models = tuple(dataclasses.replace(m, **changes) for m in project.models)
     for m in models:
         check_disjoint(m.calibration, m.evaluation, f"model {m.name}")
@@ -571,40 +545,6 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _TrainTable:
-    """`[model.train]` as written: a DataTable, and the fields of TrainHint."""
-
-    data: str | None = None
-    images: str | None = None
-    source: str | None = None
-    count: int | None = None
-    seed: int | None = None
-    steps: int = 0
-    batch: int = 32
-    lr: float | None = None
-    mirror: bool = True
-    zoom: float = 0.8
-    color: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("steps", 0, 10**8), ("batch", 1, 4096)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
-        if self.lr is not None and not 0 < self.lr <= 10:
-            raise ValueError(f"lr must be above 0 and at most 10, got {self.lr}")
-        if not 0.1 <= self.zoom <= 1:
-            raise ValueError(f"zoom must be between 0.1 and 1, got {self.zoom}")
-        if not 0 <= self.color <= 0.9:
-            raise ValueError(f"color must be between 0 and 0.9, got {self.color}")
-
-    def resolve(self, root: Path, where: str) -> TrainHint:
-        names = [f.name for f in dataclasses.fields(DataTable) if f.name != "set"]
-        table = DataTable(**{name: getattr(self, name) for name in names})
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in names}
-        return TrainHint(resolve(table, root, "training", where), **rest)
-
-
-@dataclass(frozen=True)
 class _ModelTable:
     """One `[[model]]` as written."""
 
@@ -624,7 +564,7 @@ class _ModelTable:
     module: str | None = None
     weights: str | None = None
     input: tuple[int, ...] = ()
-    train: _TrainTable | None = None
+    train: TrainTable | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -690,7 +630,9 @@ def _check_classes(names: Sequence[str], what: str, unit: str) -> tuple[str, ...
 
 
 def _resolve(table: _ModelTable, root: Path, where: str) -> ModelEntry:
-    module = None if table.module is None else _module(table, root, where)
+    module = (
+        None if table.module is None else module_source(table.module, table.weights, table.input, root, where)
+    )
     source = (
         Path(str(table.module)) if table.source is None else _source(table.source, table.task, root, where)
     )
@@ -746,20 +688,3 @@ def _source(given: str, task: TaskName, root: Path, where: str) -> Path:
             f"fit task = {task!r}. Change one of them"
         )
     return source
-
-
-def _module(table: _ModelTable, root: Path, where: str) -> ModuleSource:
-    """The function that makes the network."""
-    assert table.module is not None
-    weights = None if table.weights is None else root / table.weights
-    if weights is not None and not os.path.isfile(weights):
-        raise UsageError(f"{where}.weights: no such file {str(weights)!r}. Put it there or change the path")
-    sizes = _check_input(table.input, f"{where}.input") if table.input else ()
-    return ModuleSource(table.module, sizes, weights, root)
-
-
-def _check_input(sizes: Sequence[int], where: str) -> tuple[int, ...]:
-    found = tuple(sizes)
-    if not 2 <= len(found) <= 8 or not all(1 <= n <= 65536 for n in found):
-        raise UsageError(f"{where}: expected the sizes of the input, as 1, 3, 224, 224, got {list(found)}")
-    return found

@@ -11,7 +11,8 @@ from typing import Any
 
 from edgekit.archive import write_atomic
 from edgekit.dataset import DataSet
-from edgekit.project import FILE_NAME, ModelEntry, TrainHint
+from edgekit.project import FILE_NAME, ModelEntry
+from edgekit.project_train import TrainHint
 from edgekit.schema import to_json
 
 

@@ -87,5 +87,8 @@ def tiny_problem(model: nn.Module | None = None, **changes: Any) -> Problem:
     return Problem(**{**values, **changes})
 
 
-NEEDED: dict[str, dict[str, Any]] = {"prune": {"ratio": 0.3, "by": "macs", "granularity": 4, "minimum": 4}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "prune": {"ratio": 0.3, "by": "macs", "granularity": 4, "minimum": 4},
+    "search": {"by": "macs", "evaluations": 4, "population": 2, "batches": 1, "tune_steps": 3},
+}
 """Options that a method does not go without, or not on a network this small."""

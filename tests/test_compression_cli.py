@@ -19,8 +19,9 @@ from edgekit.cli.build import progress_bar
 from edgekit.compression.problems import open_problem, trainable
 from edgekit.errors import CalibrationError, UsageError
 from edgekit.frontends.torch_module import exported, load_module
-from edgekit.project import ModelEntry, ModuleSource, load_project, open_project
+from edgekit.project import ModelEntry, load_project, open_project
 from edgekit.project_file import write_entry
+from edgekit.project_train import ModuleSource
 from tests.cli_runs import cli, refusal
 from tests.compression_nets import TinyNet, pictures, tiny_problem
 from tests.helpers import ROOT
@@ -34,6 +35,12 @@ def make():
 
 def soft():
     return torch.nn.Sequential(TinyNet(), torch.nn.Softmax(1))
+
+def normed():
+    class Norm(torch.nn.Module):
+        def forward(self, x):
+            return (x - 10.0) / 200.0
+    return torch.nn.Sequential(Norm(), TinyNet())
 
 def problem():
     from tests.compression_nets import tiny_problem
@@ -229,6 +236,67 @@ def test_from_python(app: Path, tmp_path: Path) -> None:
     assert done.after.metrics.keys() == {"top1", "loss"}
 
 
+@pytest.mark.parametrize("as_onnx", [False, True])
+def test_a_network_that_normalises_itself(app: Path, tmp_path: Path, as_onnx: bool) -> None:
+    """What a build finds out about its input holds for what is trained and judged, and is written down with the result."""
+    inner = load_module(ModuleSource("quarters_net:normed", root=app), "model m")[1]
+    explicit = changed(
+        app,
+        tmp_path,
+        ("mean = [0, 0, 0]", "mean = [10, 10, 10]"),
+        ("std = [255, 255, 255]", "std = [200, 200, 200]"),
+    )
+    torch.save(inner.state_dict(), explicit / "tiny.pt")
+    plain = open_problem(load_project(explicit).models[0]).problem
+    text = (explicit / "edgekit.toml").read_text()
+    text = text.replace("mean = [10, 10, 10]\nstd = [200, 200, 200]\n", "").replace(
+        "quarters_net:make", "quarters_net:normed"
+    )
+    torch.save({f"1.{name}": value for name, value in inner.state_dict().items()}, explicit / "tiny.pt")
+    (explicit / "edgekit.toml").write_text(text)
+    entry = load_project(explicit).models[0]
+    if as_onnx:
+        entry = exported(entry)
+    opened = open_problem(entry)
+    found = opened.problem
+    assert found.evaluate(found.model) == plain.evaluate(plain.model)
+    (a, _), (b, _) = found.batch(3), plain.batch(3)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(a).flatten(1), plain.model(b), atol=1e-4, rtol=1e-4)
+    assert opened.entry is not None
+    assert (opened.entry.preprocess.mean, opened.entry.preprocess.std) == (
+        ((0.0,) * 3, (1.0,) * 3) if as_onnx else (None, None)
+    )
+
+
+@pytest.mark.parametrize("as_onnx", [False, True])
+def test_a_network_that_ends_in_softmax(app: Path, tmp_path: Path, as_onnx: bool) -> None:
+    folder = changed(app, tmp_path, ("quarters_net:make", "quarters_net:soft"))
+    inner = load_project(app).models[0]
+    assert inner.module is not None
+    net = load_module(inner.module, "model m")
+    torch.save({f"0.{name}": value for name, value in net.state_dict().items()}, folder / "tiny.pt")
+    entry = load_project(folder).models[0]
+    plain = open_problem(inner).problem
+    found = open_problem(exported(entry) if as_onnx else entry).problem
+    inputs, classes = plain.batch(0)
+    with torch.no_grad():
+        wanted = plain.loss(plain.model(inputs), classes)
+        torch.testing.assert_close(found.loss(found.model(inputs), classes), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_batches_depend_on_seed_and_step_alone(app: Path) -> None:
+    entry = load_project(app).models[0]
+    one, two = open_problem(entry).problem, open_problem(entry).problem
+    for step in (5, 0, 11, 5):
+        (a, x), (b, y) = one.batch(step), two.batch(step)
+        assert torch.equal(a, b) and torch.equal(x, y)
+    assert not torch.equal(one.batch(5)[0], open_problem(entry, seed=1).problem.batch(5)[0])
+    seen = torch.cat([one.batch(step)[1] for step in range(6)])
+    every = np.load(app / "data.npz")["y_train"]
+    assert np.array_equal(np.bincount(seen.numpy()), np.bincount(every)), "an epoch is each picture once"
+
+
 def test_scratch(app: Path, tmp_path: Path) -> None:
     folder = changed(app, tmp_path, ('weights = "tiny.pt"\n', ""), ("batch = 8", "batch = 8\nsteps = 40"))
     refusal(
@@ -372,7 +440,10 @@ def test_pictures_in_both_sets_are_refused(app: Path, tmp_path: Path) -> None:
         (("--recipe", "finetune", "--steps-scale", "0"), "expected a number above 0"),
         (("--recipe", "finetune", "--target", "rpi55"), "did you mean 'rpi5'"),
         (("--recipe", "finetune", "--precision", "int8"), "Give --target"),
-        (("--recipe", "finetune", "--target", "jetson-orin", "--precision", "dynamic"), "not available there"),
+        (
+            ("--recipe", "finetune", "--target", "jetson-orin", "--precision", "dynamic"),
+            "not available there",
+        ),
         (("--recipe", "finetune", "--model", "tinny"), "did you mean 'tiny'"),
         (("--recipe", "finetune", "--input", "8"), "expected sizes, as 1x3x224x224"),
         (("--recipe", "finetune", "--seed", "-1"), "expected a whole number"),

@@ -12,15 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgekit import frontends
 from edgekit.compression import importance, latency, surgery
 from edgekit.compression.batchnorm import recalibrate
 from edgekit.compression.groups import Group, groups, remove, silenced, tensors
 from edgekit.compression.methods import prune
-from edgekit.compression.problem import Problem, macs
+from edgekit.compression.onnx_module import from_onnx
+from edgekit.compression.problem import Problem, macs, macs_of
 from edgekit.compression.shapes_problem import ShapesNet
 from edgekit.compression.work import Work, begin
+from edgekit.models import blocks
 from edgekit.models.exporting import write_onnx
-from edgekit.models.yolo_lite import YoloLite
+from edgekit.models.yolo_lite import Layout, YoloLite
 from edgekit.target import Target
 
 
@@ -63,11 +66,23 @@ class Flat(nn.Module):
         return found
 
 
+def of_blocks(kind: str) -> nn.Module:
+    return nn.Sequential(
+        blocks.conv(3, 16, stride=2),
+        blocks.residual(kind, 16),
+        blocks.block(kind, 16, 32, stride=2),
+        nn.Conv2d(32, 5, 1),
+    )
+
+
 NETWORKS: dict[str, tuple[Any, int, set[str]]] = {
     "shapes": (lambda: ShapesNet(0.25), 16, {"head"}),
-    "yolo": (lambda: YoloLite(2, width=16), 64, set()),
+    "yolo": (lambda: YoloLite(2, Layout(stem=(8, 16), widths=(16, 32, 32), neck=16)), 64, set()),
     "mobile": (MobileBlock, 16, {"head"}),
     "flat": (Flat, 8, {"head"}),
+    "grouped": (lambda: of_blocks("group4"), 16, set()),
+    "ghost": (lambda: of_blocks("ghost2"), 16, set()),
+    "excited": (lambda: of_blocks("inverted2+se"), 16, set()),
 }
 
 
@@ -141,7 +156,7 @@ def test_all_layers_but_those_of_the_outputs_are_in_a_group(name: str) -> None:
     dense = [
         n for n, p in model.named_modules() if isinstance(p, surgery.MIXING) and not surgery.depthwise(p)
     ]
-    outputs = {n for n in dense if n.split(".")[-1] in ("head", "box", "objectness", "classes")}
+    outputs = {n for n in dense if n.split(".")[-1] in ("head", "box", "objectness", "classes") or n == "3"}
     assert makers == set(dense) - outputs
     assert set(left) == outputs
 
@@ -175,6 +190,37 @@ def test_what_mixes_channels_on_the_way_is_left_alone() -> None:
     left: dict[str, str] = {}
     assert groups(Sorted(), torch.zeros(1, 3, 4, 4), (), left) == []
     assert "mixed" in left["a"]
+
+
+def test_what_is_shuffled_keeps_its_width() -> None:
+    """Torch-Pruning pairs other channels than a shuffle does: the proof tells. The branches narrow."""
+    left: dict[str, str] = {}
+    found = groups(of_blocks("shuffle"), torch.zeros(1, 3, 16, 16), (), left)
+    assert [g.name for g in found] == ["1.branch.0.0", "2.left.1.0", "2.right.0.0", "2.right.2.0"]
+    assert set(left) == {"0.0", "3"}
+
+
+def test_groups_of_a_convolution_lose_the_same_places() -> None:
+    stem, reduce = groups(of_blocks("group4"), torch.zeros(1, 3, 16, 16))[:2]
+    assert (stem.units, stem.per_unit, reduce.units, reduce.per_unit) == (4, 4, 2, 4)
+    (reader,) = (slot for slot in reduce.having("in") if slot.module == "1.expand.0")
+    assert reader.channels == ((0, 2, 4, 6), (1, 3, 5, 7))
+
+
+def test_an_onnx_network_has_the_groups_of_its_source(tmp_path: Path) -> None:
+    model, example, head = made("mobile")
+    write_onnx(model, tmp_path / "m.onnx", (example,), ["images"], ["logits"])
+    module = from_onnx(frontends.load(tmp_path / "m.onnx"))
+    found = groups(module, example)
+    assert [(g.units, g.per_unit) for g in found] == [
+        (g.units, g.per_unit) for g in groups(model, example, head)
+    ]
+    before = macs(module, example)
+    with torch.no_grad(), silenced(module, [(g, range(4)) for g in found]):
+        want = module(example)
+    remove(module, [(g, range(4)) for g in found])
+    torch.testing.assert_close(module(example), want, rtol=1e-4, atol=1e-5)
+    assert macs(module, example) < before
 
 
 def test_masks_are_cut_along() -> None:
@@ -364,6 +410,50 @@ def test_estimated_seconds_are_those_of_the_pruned_network(name: str, board: str
     again = latency.Estimated(model, groups(model, example, head), write, target, "int8")
     assert small < full
     assert small == pytest.approx(again(kept), rel=1e-6)
+
+
+def test_measured_seconds_tell_what_a_layer_costs() -> None:
+    """Of a machine on which one layer takes ten times as long per product."""
+    model, example, head = made("shapes")
+    found = groups(model, example, head)
+
+    def truth(network: nn.Module) -> float:
+        each = macs_of(network, example)
+        return 1e-3 + 1e-8 * sum(n * (10 if name == "stage1.0" else 1) for name, n in each.items())
+
+    cost = latency.Measured(model, found, example, lambda networks: [truth(make()) for make in networks])
+    full = [g.units for g in found]
+    assert cost(full) == pytest.approx(truth(model))
+    saved = [
+        cost(full) - cost([n // 2 if i == g else n for i, n in enumerate(full)]) for g in range(len(found))
+    ]
+    kept = [n - n // 4 for n in full]
+    remove(model, [(g, range(g.units // 4)) for g in found])
+    assert cost(kept) == pytest.approx(truth(model), rel=0.1)
+    assert saved == pytest.approx([cost.measured[0] - t for t in cost.measured[1:]], rel=0.3)
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "float32"), ("litert", "int8")])
+def test_pruning_by_measured_seconds(backend: str, precision: str, tmp_path: Path) -> None:
+    options = prune.Options(
+        importance="l2",
+        speedup=1.02,
+        measured=True,
+        backend=backend,
+        steps=0,
+        batches=1,
+        granularity=2,
+        minimum=2,
+    )
+    host = Target.load("host")
+    work = pruned(options, target=host, precision=precision, folder=tmp_path)
+    seconds = json.loads((tmp_path / "0.prune.seconds.0.json").read_text())
+    assert len(seconds) == 1 + 3 and min(seconds) > 0
+    facts = work.facts["0.prune"]
+    assert facts["cost_unit"] == "s" and facts["cost"][0] == pytest.approx(seconds[0])
+    assert facts["cost"][1] <= facts["cost"][0] / 1.02
+    again = pruned(options, target=host, precision=precision, folder=tmp_path)
+    assert again.facts == work.facts
 
 
 def test_boards_and_precisions_say_the_granularity() -> None:

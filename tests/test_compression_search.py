@@ -185,6 +185,13 @@ def test_the_controls() -> None:
     assert plain.facts["1-search"]["choice"] == {"width stem": 0.5, "width stage": 0.5, "depth stage": 2}
 
 
+def test_a_sub_net_may_see_less() -> None:
+    options = replace(SHORT, resolutions=(0.5,), budget=0.1, steps=2, tune_steps=1, evaluations=4)
+    work = stepped(options)
+    assert work.facts["1-search"]["choice"]["resolution"] == 0.5
+    assert macs(work.model, EXAMPLE) == work.facts["1-search"]["cost"][1] <= 0.1 * macs(work.teacher, EXAMPLE)
+
+
 def test_by_the_seconds_of_a_board() -> None:
     options = replace(SHORT, by="latency", budget=0.8, steps=1, tune_steps=0, evaluations=2)
     facts = stepped(options, target=Target.load("rpi5")).facts["1-search"]
@@ -213,6 +220,7 @@ def test_masked_weights_stay_zero() -> None:
         ({"budget": 0.0}, "budget must be above 0"),
         ({"shares": (0.5, 1.5)}, "shares must be above 0 and at most 1"),
         ({"shares": ()}, "shares must be above 0 and at most 1"),
+        ({"resolutions": (0.0,)}, "resolutions must be above 0 and at most 1"),
         ({"evaluations": 0}, "evaluations must be at least 1"),
         ({"population": 1}, "population must be at least 2"),
         ({"steps": -1}, "steps must not be negative"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,10 @@ def test_the_space_is_widths_and_depths() -> None:
         "depth stage": (0, 1, 2),
     }
     assert space.size == 24
+    wide = SuperNet(
+        Net(channels=32), EXAMPLE, {"head"}
+    ).space  # of 32 channels in eights: what they are shares of
+    assert wide.axes["width stage"] == (0.25, 0.5, 0.75, 1.0)
     assert space.of(space.named(space.largest())) == space.largest() == (1.0, 1.0, 2)
 
 
@@ -99,6 +104,32 @@ def test_gradients_reach_the_shared_weights_of_the_sub_net_alone() -> None:
     kept = model.stage[0][0].weight.grad.flatten(1).any(1)
     columns = model.stem[0].weight.grad.flatten(1).any(1)
     assert torch.allclose(small.stage[0][0].weight.grad, model.stage[0][0].weight.grad[kept][:, columns])
+
+
+def test_resolution_is_part_of_what_is_extracted(tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    problem = problem_of(Placed())
+    net = SuperNet(problem.model, EXAMPLE, problem.head, multiple=4, shares=(0.5,), resolutions=(0.5,))
+    assert net.space.axes["resolution"] == (0.5, 1.0)
+    choice = net.smallest()
+    inputs = batches(1)[0]
+    net.model.train()
+    small = net.extract(choice).train()
+    with torch.no_grad():
+        assert torch.equal(net.forward(choice, inputs), small(inputs))
+        assert macs(small, EXAMPLE) < macs(net.extract((*choice[:-1], 1.0)), EXAMPLE) / 3
+        problem.write(copy.deepcopy(small.eval()), tmp_path / "small.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"images": inputs[:1].numpy()})
+        assert np.allclose(found, small(inputs[:1]).numpy(), atol=1e-4)
+
+
+def test_a_detector_has_no_resolutions_to_choose() -> None:
+    layout = Layout((8, 8), (16, 16, 16), (0, 0, 0), neck=16)
+    with pytest.raises(ValueError, match="outputs change with the resolution"):
+        SuperNet(YoloLite(2, layout), torch.zeros(1, 3, 64, 64), resolutions=(0.5,))
 
 
 def test_masks_are_cut_along() -> None:

@@ -138,8 +138,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=one_of("--quantization", QUANTIZATIONS),
         default="search",
         metavar="HOW",
-        help="for int8: search (the default: repairs, float islands, within the accuracy budget), or one plain "
-        "range scheme for everything: minmax, percentile, entropy, mse",
+        help="for int8: search (the default: repairs, float islands, within the accuracy budget), search+qat (trains "
+        "weights and scales on the calibration pictures where the budget is missed, which takes minutes), qat (in any "
+        "case), or one plain range scheme for everything: minmax, percentile, entropy, mse",
+    )
+    proof.add_argument(
+        "--qat-steps",
+        type=integer("--qat-steps", 1, MAX_COUNT),
+        default=300,
+        metavar="N",
+        help="batches of that training (default: 300)",
+    )
+    proof.add_argument(
+        "--weights-codec",
+        type=filled("--weights-codec"),
+        default="",
+        metavar="CODEC",
+        help="store float32 weights in few bits, for a smaller download; decoded when the bundle is loaded, judged "
+        "by the accuracy limits: kmeans-16, pow2-5, int4, ternary, binary, 2:4+int8, sparse+kmeans-16, ...",
     )
     proof.add_argument(
         "--allow-drop", action="store_true", help="write the bundle even when it misses its accuracy limits"
@@ -203,7 +219,17 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         return dry_run(project, targets, args)
     check_writable(out)
-    options = Options(out, args.precision, args.sign, args.allow_drop, shapes, args.limit, args.quantization)
+    options = Options(
+        out,
+        args.precision,
+        args.sign,
+        args.allow_drop,
+        shapes,
+        args.limit,
+        args.quantization,
+        args.qat_steps,
+        args.weights_codec,
+    )
     with progress_bar() as progress:
         built = [b for entry in project.models for b in build(entry, targets, options, progress)]
     if args.json:

@@ -19,6 +19,7 @@ from edgekit.tasks import TASKS
 if TYPE_CHECKING:
     from edgekit.compression.job import Job
     from edgekit.compression.run import Compressed, Point
+    from edgekit.project import ModelEntry
 
 MAX_SEED = 2**31 - 1
 
@@ -127,7 +128,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"folder": str(out), **done.summary})
         return 0
-    print("\n".join(report(done, args.target)))
+    print("\n".join(report(done, args.target, job.opened.entry)))
     return 0
 
 
@@ -168,8 +169,8 @@ def dry_run(job: Job, json: bool) -> int:
     return 0
 
 
-def report(done: Compressed, target: str | None) -> list[str]:
-    """Did it work, what did it cost, what comes next."""
+def report(done: Compressed, target: str | None, entry: ModelEntry | None = None) -> list[str]:
+    """Did it work, what did it cost, what comes next. entry: of the project, for what it accepts."""
     first, last = done.before, done.after
     name = done.summary["metric"]
     timed = all(p.latency_s is not None for p in done.points)
@@ -180,6 +181,13 @@ def report(done: Compressed, target: str | None) -> list[str]:
     lines.append(
         f"{name} {first.metric:.4f} -> {last.metric:.4f} ({change:+.2f} points), {', '.join(_gains(first, last))}"
     )
+    if entry is not None:
+        limit = entry.accept.max_drop
+        less = -change / 100 > limit
+        lines.append(
+            f"{'more than' if less else 'within'} the {100 * limit:g} points that this project lets a build lose"
+            + ("; the build counts from the network as it is now" if less else "")
+        )
     why = done.summary["facts"].get("latency", {}).get("not_estimated")
     if why is not None:
         lines.append(f"time on {target}: not estimated: {printable(why)}")

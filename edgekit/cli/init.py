@@ -70,6 +70,11 @@ family = "auto"
 #                                # a folder <class>/<clip> or .npz, or set = "gestures-eval"
 # images = "images"
 
+# What `edgekit compress` trains the network on: labelled pictures, others than those it is judged by.
+# [model.train]
+# data = "train"                 # as for an evaluation
+# batch = 32
+
 # A build outside these limits fails.
 [model.accept]
 max_drop = 0.01                  # largest drop of AP (classifier: top1) against the float model, absolute

@@ -23,7 +23,8 @@ from edgekit.frontends.torch_module import export
 from edgekit.models.exporting import write_onnx
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.graph import shape
-from edgekit.project import ModelEntry, PreprocessHint, TrainHint
+from edgekit.project import ModelEntry, PreprocessHint
+from edgekit.project_train import TrainHint
 from edgekit.schema import to_json
 from edgekit.tasks.classify.dataset import ClassSet, read_set
 from edgekit.tasks.classify.metric import judge
@@ -61,9 +62,6 @@ def opened(entry: ModelEntry, module: nn.Module | None, seed: int, steps: int) -
         train.data.data, train.data.images, limit=train.data.count, labels=spec.labels, split="training"
     )
     rule: ImagePreprocess = spec.preprocess
-    if module is not None and prepared.preprocess is not None:
-        # the build cuts off what the graph normalises; the module still has it
-        rule = dataclasses.replace(rule, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     batches = Batches(data, train, rule, seed)
     network, head = (module, _last(module)) if module is not None else _network(prepared, batches)
     sizes = shape(prepared.model.graph.inputs[0]) or ()
@@ -80,7 +78,7 @@ def opened(entry: ModelEntry, module: nn.Module | None, seed: int, steps: int) -
         "task": "classify", "data": data.digest, "evaluation": test.digest, "rule": to_json(rule), "seed": seed,
         "batch": train.batch, "mirror": train.mirror, "zoom": train.zoom, "color": train.color, "lr": train.lr,
     }  # fmt: skip
-    if module is None:  # the network that comes out takes what is behind the normalisation that was cut off
+    if module is None:  # the rule may have been found in a graph that looks otherwise when it is written
         fields = {f.name: getattr(rule, f.name) for f in dataclasses.fields(PreprocessHint)}
         entry = dataclasses.replace(entry, preprocess=PreprocessHint(**fields))
     made = Problem(

@@ -128,6 +128,7 @@ class FakeQuantized(nn.Module):
     def _plan_weights(self, params: Mapping[str, QuantParams]) -> None:
         nodes = {str(n.outputs[0].name): n for n in self.model.graph}
         numbers: dict[str, int] = {}
+        self._frozen: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.weight_exponent, self.weight_delta = nn.ParameterList(), nn.ParameterList()
         self.bias_delta = nn.ParameterDict()
         for child, origin in self.network.origins.items():
@@ -171,7 +172,25 @@ class FakeQuantized(nn.Module):
         """Norms that are left inside keep their statistics."""
         super().train(mode)
         self.network.eval()
+        if not mode:
+            self._freeze()
         return self
+
+    @torch.no_grad()
+    def _freeze(self) -> None:
+        """Weights as an export shall write them, computed ahead of its trace."""
+        activations = self.activation_steps()
+        self._frozen = {}
+        for child in self._weights:
+            weight = self.rounded_weight(child, self.weight_step(child, activations))
+            bias = self.bias(child)
+            self._frozen[child] = weight.clone(), None if bias is None else bias.clone()
+
+    def _exported(self, name: str, child: nn.Module, x: Tensor) -> Tensor:
+        if name not in self._frozen:
+            found: Tensor = child(x)
+            return found
+        return _apply(child, x, *self._frozen[name])
 
     # --- weights ---
 
@@ -265,6 +284,8 @@ class FakeQuantized(nn.Module):
         given = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)) else inputs
         if not self.rounding:
             return self.network.run(given)
+        if torch.onnx.is_in_onnx_export():  # a float file: who builds it places its scales
+            return self.network.run(given, layer=self._exported)
         steps = self.activation_steps()
 
         def tap(name: str, x: Tensor) -> Tensor:
@@ -288,12 +309,10 @@ class FakeQuantized(nn.Module):
     def _call(
         self, name: str, child: nn.Module, x: Tensor, step: Tensor, activation: Tensor | None
     ) -> Tensor:
-        parts: dict[str, Tensor] = {"weight": self.rounded_weight(name, step)}
         bias = self.bias(name)
-        if bias is not None:
-            parts["bias"] = bias if activation is None else _int32(bias, activation, step)
-        found: Tensor = torch.func.functional_call(child, parts, (x,))
-        return found
+        if bias is not None and activation is not None:
+            bias = _int32(bias, activation, step)
+        return _apply(child, x, self.rounded_weight(name, step), bias)
 
     # --- and back ---
 
@@ -328,6 +347,20 @@ class FakeQuantized(nn.Module):
             if origin.bias and bias is not None:
                 _store(by_name[origin.bias], bias)
         return model
+
+
+def _apply(child: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer with another weight and bias."""
+    if isinstance(child, nn.Linear):
+        return nn.functional.linear(x, weight, bias)
+    if isinstance(child, nn.ConvTranspose2d):
+        return nn.functional.conv_transpose2d(
+            x, weight, bias, child.stride, child.padding, child.output_padding, child.groups, child.dilation  # type: ignore[arg-type]
+        )  # fmt: skip
+    assert isinstance(child, nn.Conv2d)
+    return nn.functional.conv2d(
+        x, weight, bias, child.stride, child.padding, child.dilation, child.groups  # type: ignore[arg-type,unused-ignore]
+    )  # fmt: skip
 
 
 def _int32(bias: Tensor, activation: Tensor, weight: Tensor) -> Tensor:

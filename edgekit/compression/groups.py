@@ -186,24 +186,69 @@ def _traced(model: nn.Module, example: Tensor, order: Mapping[str, int]) -> Iter
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph().build_dependency(traced, (example,), verbose=False)
     for found in graph.get_all_groups():
-        units = {unit: at for at, unit in enumerate(sorted(found[0].idxs))}
-        slots: dict[tuple[str, str], list[set[int]]] = {}
-        for item in found.items:
-            part = item.dep.target.module
-            if not isinstance(part, (*surgery.MIXING, *surgery.ALONG)):
-                continue
-            side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-            if isinstance(part, surgery.ALONG) or surgery.depthwise(part):
-                side = "both"
-            channels = slots.setdefault((names[part], side), [set() for _ in units])
-            for channel, unit in zip(item.idxs, item.root_idxs, strict=True):
-                channels[units[unit]].add(channel)
-        yield grouped(slots, order)
+        root = found[0].dep
+        units = _units(graph, found.items, names)
+        if (
+            len({len(unit) for unit in units}) > 1
+        ):  # some come back to the root: it says so when asked one by one
+            alone = [
+                graph.get_pruning_group(root.target.module, root.handler, [i]) for i in range(len(units))
+            ]
+            units = [set().union(*_units(graph, one.items, names)) for one in alone]
+        yield _grouped(_tied(units, traced), order)
 
 
-def grouped(slots: Mapping[tuple[str, str], Sequence[Collection[int]]], order: Mapping[str, int]) -> Group:
+Place = tuple[str, str, int]
+"""(module, side, channel)."""
+
+
+def _units(graph: Any, items: Sequence[Any], names: Mapping[nn.Module, str]) -> list[set[Place]]:
+    """What leaves with each channel of the root of a group of Torch-Pruning."""
+    units: dict[int, set[Place]] = {unit: set() for unit in sorted(items[0].idxs)}
+    for item in items:
+        part = item.dep.target.module
+        if not isinstance(part, (*surgery.MIXING, *surgery.ALONG)):
+            continue
+        side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+        if isinstance(part, surgery.ALONG) or surgery.depthwise(part):
+            side = "both"
+        for channel, unit in zip(item.idxs, item.root_idxs, strict=True):
+            units[unit].add((names[part], side, channel))
+    return list(units.values())
+
+
+def _tied(units: Sequence[set[Place]], model: nn.Module) -> list[set[Place]]:
+    """Units that share a channel are one, and so are those at the same place of each group of a convolution, whose groups
+    keep equal shares."""
+    parts = dict(model.named_modules())
+    owner: dict[Place, int] = {}
+    one = list(range(len(units)))
+
+    def first(at: int) -> int:
+        while one[at] != at:
+            at = one[at]
+        return at
+
+    for at, unit in enumerate(units):
+        for module, side, channel in unit:
+            part, place = parts[module], channel
+            if isinstance(part, surgery.Convs) and part.groups > 1 and side != "both":
+                place = channel % (surgery.channels(part, side) // part.groups)
+            other = first(owner.setdefault((module, side, place), at))
+            low, high = sorted((first(at), other))
+            one[high] = low
+    found: dict[int, set[Place]] = {}
+    for at, unit in enumerate(units):
+        found.setdefault(first(at), set()).update(unit)
+    return list(found.values())
+
+
+def _grouped(units: Sequence[set[Place]], order: Mapping[str, int]) -> Group:
     """A group with its slots in the order of layers, makers first."""
     ranks = {"out": 0, "both": 1, "in": 2}
-    places = sorted(slots, key=lambda at: (ranks[at[1]], order[at[0]]))
-    found = tuple(Slot(*at, tuple(tuple(sorted(c)) for c in slots[at])) for at in places)
-    return Group(found[0].module, found)
+    places = {(module, side) for unit in units for module, side, _ in unit}
+    slots = []
+    for at in sorted(places, key=lambda at: (ranks[at[1]], order[at[0]])):
+        channels = (sorted(c for module, side, c in unit if (module, side) == at) for unit in units)
+        slots.append(Slot(*at, tuple(tuple(c) for c in channels)))
+    return Group(slots[0].module, tuple(slots))

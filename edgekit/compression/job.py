@@ -19,8 +19,9 @@ from edgekit.compression.problem import Problem, macs, parameters
 from edgekit.compression.problems import Opened, finished, open_problem
 from edgekit.compression.recipe import Recipe, read_recipe
 from edgekit.errors import UsageError, did_you_mean, printable
-from edgekit.project import ModelEntry, ModuleSource, Project, open_project, safe_name, with_options
+from edgekit.project import ModelEntry, Project, open_project, safe_name, with_options
 from edgekit.project_file import write_entry
+from edgekit.project_train import ModuleSource
 from edgekit.target import Target
 from edgekit.tasks import TASKS
 
@@ -69,10 +70,7 @@ def plan_job(
     preprocess: Mapping[str, Any] | None = None, input: Sequence[int] = (), train: str | Path | None = None,
     train_images: str | Path | None = None, data: str | Path | None = None, images: str | Path | None = None,
 ) -> Job:  # fmt: skip
-    """See `edgekit.compress`. only: name of the model, of a project that has several. steps_scale: times the batches
-    of every training. seed: in place of the recipe's. task, classes, preprocess, data, images: as of edgekit.build, over
-    those of the project. train, train_images: labelled pictures to train on, as data and images. input: sizes of a torch
-    module's input, [1, ...].
+    """The job that the arguments of `edgekit.compress` state.
 
     Raises: UsageError and whatever the reading of networks and pictures raises.
     """
@@ -82,6 +80,7 @@ def plan_job(
     if seed is not None:
         read = read.seeded(seed)
     board = Target.load(target) if isinstance(target, str) else target
+    read.check(board)
     if precision is not None:
         if board is None:
             raise UsageError(f"precision {precision!r}: of a target, but none was named. Give --target")

@@ -4,6 +4,7 @@ A `Cost` gives the seconds (or MACs) of a network whose groups keep so many unit
 
     cost = Macs(model, groups, example)                              # multiply-accumulates
     cost = Estimated(model, groups, write, target, "int8")           # the cost model of a board
+    cost = Measured(model, groups, example, seconds)                 # this machine
     kept = choose(cost, scores, steps, goal=cost(full) / 2)          # least importance lost per saved second
 """
 
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,12 +23,12 @@ from torch import Tensor, nn
 
 from edgekit.compression import surgery
 from edgekit.compression.groups import Group, remove
+from edgekit.compression.measure import read
 from edgekit.compression.problem import macs_of
 from edgekit.errors import UsageError
 from edgekit.target import Target
 
 if TYPE_CHECKING:
-    from edgekit.toolchain.estimate import Estimator
     from edgekit.toolchain.layers import Layer
 
 DEFAULT_GRANULARITY = 8
@@ -71,9 +72,14 @@ class Macs:
         self.together = (touched.T.astype(int) @ touched) > 0
 
     def __call__(self, kept: Sequence[int]) -> float:
+        return float(self.layers(kept).sum())
+
+    def layers(self, kept: Sequence[int]) -> np.ndarray:
+        """Of each layer."""
         gone = self._full - np.asarray(kept, dtype=float)
         outputs, inputs = 1 - self._out @ gone / self._outputs, 1 - self._in @ gone / self._inputs
-        return float((self._macs * outputs * inputs).sum())
+        found: np.ndarray = self._macs * outputs * inputs
+        return found
 
 
 class Estimated:
@@ -89,11 +95,11 @@ class Estimated:
         self, model: nn.Module, groups: Sequence[Group], write: Callable[[nn.Module, Path], None],
         target: Target, precision: str = "int8",
     ) -> None:  # fmt: skip
-        from edgekit.toolchain import estimate
+        from edgekit.toolchain.estimate import Estimator, machine
 
-        estimate.machine(target, target.backend)  # refuse before exporting
+        machine(target, target.backend)  # refuse before exporting
         self._full = np.array([group.units for group in groups])
-        whole = estimator(model, write, target)
+        whole = Estimator(read(model, write), target)
         self._estimator, self._precision = whole, precision
         base = [_numbers(layer) for layer in whole.layers]
         self._base = [np.array(numbers, dtype=float) for numbers in base]
@@ -102,7 +108,7 @@ class Estimated:
             small = copy.deepcopy(model)
             gone = max(group.units // 2, 1)
             remove(small, [(group, range(gone))])
-            layers = estimator(small, write, target).layers
+            layers = Estimator(read(small, write), target).layers
             if [_kinds(a) for a in layers] != [_kinds(b) for b in whole.layers]:
                 raise UsageError(
                     f"group {group.name}: the exported network has other layers with fewer channels. Prune by macs"
@@ -124,6 +130,51 @@ class Estimated:
             return self._estimator(self._precision).total_s
         finally:
             self._estimator.layers = whole
+
+
+class Measured:
+    """Seconds as measured here: of the whole network, and of it with half of each group gone.
+
+    In between, every layer's time is in proportion to its multiply-accumulates, and all share a constant: seconds per
+    product of each layer, as near to equal as the measurements allow (least squares with a weak pull to the mean, none
+    negative). seconds: takes networks, gives the time of each; they are made anew in every call of it.
+    """
+
+    unit = "s"
+    PULL = 0.02
+    """Noise of a measurement over that of a layer's seconds per product."""
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], example: Tensor,
+        seconds: Callable[[Sequence[Callable[[], nn.Module]]], Sequence[float]],
+    ) -> None:  # fmt: skip
+        def halved(group: Group) -> nn.Module:
+            small = copy.deepcopy(model)
+            remove(small, [(group, range(group.units // 2))])
+            return small
+
+        self._macs = Macs(model, groups, example)
+        self.together = self._macs.together
+        full = [group.units for group in groups]
+        points = [full] + [
+            [n - n // 2 if i == g else n for i, n in enumerate(full)] for g in range(len(full))
+        ]
+        networks = [lambda: model] + [functools.partial(halved, group) for group in groups]
+        self.measured = list(seconds(networks))
+        # unknowns: each layer's share of the whole network's seconds, and the constant's
+        products = np.stack([self._macs.layers(kept) for kept in points])
+        shares = products / np.maximum(products[0], 1)
+        rows = np.concatenate([shares, np.ones((len(points), 1))], 1)
+        prior = np.append(products[0] / products[0].sum(), 0.0)
+        wanted = np.array(self.measured) / self.measured[0]
+        pull = self.PULL * np.diag(1 / np.maximum(prior, 1e-2))
+        found = np.linalg.lstsq(np.vstack([rows, pull]), np.append(wanted, pull @ prior), rcond=None)[0]
+        found = np.maximum(found, 0)
+        self._rates = found * self.measured[0] / (rows[0] @ found)
+        self._whole = np.maximum(products[0], 1)
+
+    def __call__(self, kept: Sequence[int]) -> float:
+        return float(self._rates[:-1] @ (self._macs.layers(kept) / self._whole) + self._rates[-1])
 
 
 Rank = Callable[[Sequence[int], int, int], float]
@@ -197,24 +248,6 @@ def granularity(target: Target | None, precision: str) -> int:
     if target is None:
         return DEFAULT_GRANULARITY
     return target.channel_granularity.get(precision, DEFAULT_GRANULARITY)
-
-
-def estimator(model: nn.Module, write: Callable[[nn.Module, Path], None], target: Target) -> Estimator:
-    """As `edgekit estimate` reads the file: decoding is cut off where there is any."""
-    from edgekit import frontends
-    from edgekit.errors import ModelError
-    from edgekit.passes import prepare
-    from edgekit.toolchain.estimate import Estimator
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write(model, path)
-        loaded = frontends.load(path)
-    try:
-        found = prepare(loaded, check=False).model
-    except ModelError:
-        found = prepare(loaded, task="", check=False).model
-    return Estimator(found, target)
 
 
 def _kinds(layer: Layer) -> tuple[str, str, int, int, int, int]:

@@ -6,6 +6,7 @@ labels, no loss and no source are needed. Pictures are cut and mirrored where th
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ Progress = Callable[[str, int, int], None]
 CUT = 32
 """Sides of cut pictures are multiples of this: of the largest stride."""
 LEAST_VARIANCE = 1e-12
+SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class Lesson:
 def learn(
     placed: ir.Model, exact: ir.Model, rules: Rules, feeds: Iterable[Mapping[str, np.ndarray]], lesson: Lesson, *,
     folder: Path | None = None, progress: Progress = lambda *_: None,
-    say: Callable[[Mapping[str, Any]], None] = lambda _: None, masks: Mapping[str, Tensor] | None = None,
+    say: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> ir.Model:  # fmt: skip
     """`placed` (annotated, perhaps repaired) with learned weights and steps, that imitates `exact`, the float graph.
 
     feeds: inputs by name, of batch 1; of a network with states, these with the float network's. folder: where an
-    interrupted training goes on from. masks: weights of the network that are zero and stay so (OnnxModule's names).
-    The same inputs give the same graph. Raises: FloatingPointError where the error is no number.
+    feeds: inputs by name, of batch 1; of a network with states, these with the float network's. folder: where an
+    interrupted training goes on from. Weights that are zero in `exact` stay so: they were pruned. The same inputs give
+    the same graph. Raises: TrainingError where the error is no number.
     """
     student = FakeQuantized(placed, rules, lesson.weight_bits)
     teacher = from_onnx(exact).requires_grad_(False)
@@ -74,11 +77,22 @@ def learn(
     work = Work(
         problem, student, teacher, seed=lesson.seed, folder=folder, say=say, stage="qat",
         progress=lambda _, done, of: progress("learn steps and weights", done, of),
-        masks=student.masks(masks or {}),
+        masks=student.masks(pruned(teacher)),
     )  # fmt: skip
     torch.manual_seed(lesson.seed)
-    work.train(lesson.steps, lr=lesson.lr, floor=0.02)
+    _drop_damaged(folder)
+    work.train(lesson.steps, lr=lesson.lr, floor=0.02, save_every=SAVE_EVERY)
     return student.learned()
+
+
+def pruned(network: OnnxModule) -> dict[str, Tensor]:
+    """Masks of the weights that are exactly zero in floats, by parameter name."""
+    found = {}
+    for child, origin in network.origins.items():
+        weight = getattr(network, child).weight
+        if origin.op != "BatchNormalization" and bool((weight == 0).any()):
+            found[f"{child}.weight"] = (weight != 0).to(weight.dtype)
+    return found
 
 
 def imitation(student: Any, teacher: Any) -> Tensor:
@@ -89,6 +103,15 @@ def imitation(student: Any, teacher: Any) -> Tensor:
         for s, t in zip(found, wanted, strict=True)
     ]
     return torch.stack(errors).mean()
+
+
+def _drop_damaged(folder: Path | None) -> None:
+    """A checkpoint that cannot be read counts as none."""
+    for path in () if folder is None else folder.glob("*.pt"):
+        try:
+            torch.load(path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError):
+            path.unlink(missing_ok=True)
 
 
 class Batches:

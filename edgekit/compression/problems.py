@@ -22,7 +22,8 @@ from edgekit.compression.problem import Problem
 from edgekit.dataset import DataSet, check_files, picture_files
 from edgekit.errors import UsageError, printable
 from edgekit.frontends.torch_module import load_module
-from edgekit.project import ModelEntry, TrainHint
+from edgekit.project import ModelEntry
+from edgekit.project_train import TrainHint
 from edgekit.tasks import TASKS
 
 

@@ -51,6 +51,12 @@ class Step:
         found: Callable[[Work, Any], None] = method(self.method).run
         return found
 
+    @property
+    def needs_target(self) -> bool:
+        """Whether it cannot run without a board to be fast on."""
+        asks: Callable[[Any], bool] = getattr(method(self.method), "needs_target", lambda _: False)
+        return asks(self.options)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -71,25 +77,33 @@ class Recipe:
         """A name for each step, different from all others and fit for a file's name: 1-prune, 2-finetune, ..."""
         return tuple(f"{i}-{step.method}" for i, step in enumerate(self.steps, 1))
 
+    def check(self, target: Any) -> None:
+        """Raises: UsageError where a step needs a target and there is none: before the steps ahead of it are run."""
+        for i, step in enumerate(self.steps):
+            if target is None and step.needs_target:
+                raise UsageError(
+                    f"recipe {self.name}: step[{i}]: {step.method} goes by the time on a board, but none was named. "
+                    "Give --target"
+                )
+
     @property
     def batches(self) -> int:
         """Of all trainings, as far as the options say."""
         total = 0
         for step in self.steps:
-            for name, value in _lengths(step).items():
+            for name, value in _lengths(step.options).items():
                 total += value * (getattr(step.options, "rounds", 1) if name == "steps" else 1)
         return total
 
     def scaled(self, scale: float) -> Recipe:
-        """With `scale` times as many batches in every training (`LENGTHS` of the methods), at least 1 where there were
-        any. Raises: UsageError."""
+        """With `scale` times as many batches in every training, at least 1 where there were any. Raises: UsageError."""
         if not 0 < scale <= MAX_SCALE:
             raise UsageError(
                 f"scale of steps {scale:g}: expected a number above 0, at most {MAX_SCALE:g}, as 0.1"
             )
 
         def change(step: Step) -> Step:
-            found = {name: max(1, round(value * scale)) for name, value in _lengths(step).items()}
+            found = {name: max(1, round(value * scale)) for name, value in _lengths(step.options).items()}
             return Step(step.method, dataclasses.replace(step.options, **found))
 
         try:
@@ -124,11 +138,11 @@ class _File:
             raise ValueError("step: no step, expected at least one [[step]] table")
 
 
-def _lengths(step: Step) -> dict[str, int]:
-    """Options of a step that count batches: what its method's file calls LENGTHS, `steps` where it says nothing."""
-    names = getattr(method(step.method), "LENGTHS", ("steps",))
-    found = {name: getattr(step.options, name, 0) for name in names}
-    return {name: value for name, value in found.items() if value > 0}
+def _lengths(options: Any) -> dict[str, int]:
+    """Options that count batches: those called `steps` or `..._steps`."""
+    names = [f.name for f in dataclasses.fields(options) if f.name == "steps" or f.name.endswith("_steps")]
+    found = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in found.items() if isinstance(value, int) and value > 0}
 
 
 def methods() -> tuple[str, ...]:

@@ -109,6 +109,7 @@ def compress(
     Raises: UsageError for a folder with another run, OutputError where it cannot be written, EdgekitError for a
     training that fails, and whatever the methods raise.
     """
+    recipe.check(target)
     if target is not None:
         precision = precision or target.precisions[target.backend][0]
     started = {

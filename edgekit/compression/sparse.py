@@ -17,6 +17,11 @@ from edgekit.errors import UsageError, did_you_mean
 Weights = Mapping[str, Tensor]
 Make = Callable[[Weights, float], dict[str, Tensor]]
 """(weights by parameter name, sparsity 0 to 1) -> masks by the same names (patterns.py)."""
+PEAK = 0.5
+"""Learning rate, in units of the problem's, where nothing else is said: many zeros do more damage than the tenth mends that
+suits a network as it is."""
+PROJECTIONS = 10
+"""Of ADMM in a training. With many more the dual variables run ahead of the weights, which end further from the pattern."""
 Control = Literal["none", "random"]
 """`random`: as many zeros in the same pattern, placed without looking at the weights."""
 
@@ -96,6 +101,11 @@ def controlled(make: Make, weights: Weights, control: Control, seed: int) -> Mak
     generator = torch.Generator().manual_seed(seed)
     instead = {name: noise(weight, generator) for name, weight in weights.items()}
     return lambda _, sparsity: make(instead, sparsity)
+
+
+def peak(work: Work, lr: float | None) -> float:
+    """The learning rate, `lr` or what is usual here."""
+    return PEAK * work.problem.lr if lr is None else lr
 
 
 def hold(work: Work, masks: Mapping[str, Tensor], skipped: Mapping[str, str], **facts: Any) -> None:
@@ -198,8 +208,9 @@ class Admm(Hook):
         return float(self.rho * 10 ** (step * self.PHASES // steps))
 
     def distance(self) -> float:
-        """|W - Z| / |W|: what the hard masks still take away."""
-        off = sum(float((w.detach() - self.near[n]).square().sum()) for n, w in self.weights.items())
+        """|W - projection of W| / |W|: what the hard masks still take away."""
+        near = self._projected()
+        off = sum(float((w.detach() - near[n]).square().sum()) for n, w in self.weights.items())
         return float((off / sum(float(w.detach().square().sum()) for w in self.weights.values())) ** 0.5)
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,8 +225,8 @@ class Training(Where):
     """How zeros come about.
 
     scheme: `one-shot` (at once, then `steps` to recover), `gradual` (rising within the share `rise` of `steps`), `admm` (the
-    share `rise` of `steps` under the penalty, then the masks, then the rest to recover). every: steps between two projections,
-    0 = a fortieth of the training. rho: of ADMM, at first. lr: peak, a tenth of the problem's where not said.
+    share `rise` of `steps` under the penalty, then the masks, then the rest to recover). every: steps between two masks, 0 = 20
+    of `gradual` and 10 of `admm` in all. rho: of ADMM, at first. lr: peak, half of the problem's where not said.
     control: see `Control`.
     """
 
@@ -226,7 +237,7 @@ class Training(Where):
     lr: float | None = None
     rise: float = 0.5
     every: int = 0
-    rho: float = 1e-4
+    rho: float = 1e-3
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
@@ -256,20 +267,23 @@ def train_sparse(
 ) -> None:
     """Zeros in `weights` as `options` say, that later steps of the recipe keep."""
     make = controlled(make, weights, options.control, work.seed)
+    lr = peak(work, options.lr)
     facts |= {"scheme": options.scheme, "control": options.control}
     if options.scheme == "gradual":
         every = options.every or max(1, int(options.rise * options.steps) // 20)
         rising = Rising(weights, make, options.sparsity, options.rise, every)
-        work.train(options.steps, lr=options.lr, hooks=[rising])
+        work.train(options.steps, lr=lr, hooks=[rising])
         hold(work, rising.masks, skipped, **facts)
         return
     rest = options.steps
     if options.scheme == "admm":
         first = max(1, round(options.rise * options.steps))
         rest -= first
-        admm = Admm(weights, make, options.sparsity, options.rho, options.every or max(1, first // 40))
-        work.train(first, lr=options.lr, hooks=[admm], floor=0.5)
+        admm = Admm(
+            weights, make, options.sparsity, options.rho, options.every or max(1, first // PROJECTIONS)
+        )
+        work.train(first, lr=lr, hooks=[admm], floor=0.5)
         facts["distance"] = round(admm.distance(), 4)
     hold(work, make(weights, options.sparsity), skipped, **facts)
     if rest:
-        work.train(rest, lr=options.lr)
+        work.train(rest, lr=lr)

@@ -1,4 +1,4 @@
-"""One network that holds many: every sub-net of it is narrower or shallower and shares its weights.
+"""One network that holds many: every sub-net of it is narrower or shallower, or sees less, and shares its weights.
 
     net = SuperNet(model, example, head={"head"})            # width of every part, depth of every chain of residuals
     work.train(1000, lr=problem.lr, hooks=[Sandwich(net, problem)])
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edgekit.compression.groups import Group, groups, remove
+from edgekit.compression.groups import Group, groups, remove, tensors
 from edgekit.compression.importance import score
 from edgekit.compression.problem import Problem
 from edgekit.compression.surgery import depthwise
@@ -34,7 +34,7 @@ from edgekit.models import blocks
 
 SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 """Of the channels of a part that a sub-net may keep."""
-WIDTH, DEPTH = "width ", "depth "
+WIDTH, DEPTH, RESOLUTION = "width ", "depth ", "resolution"
 """How names of axes begin."""
 KEPT = 512
 """Sub-nets whose layout is remembered."""
@@ -87,20 +87,36 @@ def part_of(name: str) -> str:
     return name.partition(".")[0]
 
 
+class Resize:
+    """Before a network's forward: pictures [B, C, H, W] are made `size` (height, width), bilinearly. Exported with it."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def __call__(self, part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.resized(inputs[0]), *inputs[1:])
+
+    def resized(self, images: Tensor) -> Tensor:
+        return nn.functional.interpolate(images, self.size, mode="bilinear", align_corners=False)
+
+
 class SuperNet:
-    """`model` and its sub-nets. A choice has a share of channels for every part, then a depth for every chain.
+    """`model` and its sub-nets. A choice has a share of channels for every part, a depth for every chain, a resolution.
 
     model: float32, its weights are those of all sub-nets. example, head: as in Problem. shares: that a part may keep,
     in channels rounded to `multiple`. part: of a layer's name; groups of one part are as wide as each other, relative to
     their own full width. chains: name -> residual blocks that a sub-net may skip from the end on, None for those in
-    models.blocks, by the module that holds them. The space has an axis "width <part>" or "depth <chain>" each.
-    Raises: MissingExtraError without Torch-Pruning; ValueError where nothing can be chosen.
+    models.blocks, by the module that holds them. resolutions: shares of the sides of `example` that a sub-net may see,
+    where outputs do not depend on them: an extracted net resizes what it is given (`Resize`). Pictures of any size are
+    seen by a detector as it is; there resolution is a matter of its export. The space has an axis "width <part>" or
+    "depth <chain>" each, and "resolution". Raises: MissingExtraError without Torch-Pruning; ValueError where nothing can
+    be chosen, or outputs depend on the resolution.
     """
 
     def __init__(
         self, model: nn.Module, example: Tensor, head: Collection[str] = (), *, shares: Sequence[float] = SHARES,
         multiple: int = 8, part: Callable[[str], str] = part_of, chains: Mapping[str, Sequence[str]] | None = None,
-        importance: str = "l1",
+        resolutions: Sequence[float] = (), importance: str = "l1",
     ) -> None:  # fmt: skip
         self.model, self.example, self.multiple = model, example, multiple
         named = dict(model.named_modules())
@@ -119,11 +135,19 @@ class SuperNet:
         for name in dict.fromkeys(self.parts):
             own = [g for g, p in zip(self.groups, self.parts, strict=True) if p == name]
             values: dict[tuple[int, ...], float] = {}
-            for share in sorted({*shares, 1.0}):  # of shares that keep the same channels, the last
-                values[tuple(self._kept(g, share) for g in own)] = float(share)
+            for share in sorted(
+                {*shares, 1.0}
+            ):  # of shares that keep the same channels, the one that is nearest to them
+                kept = tuple(self._kept(g, share) for g in own)
+                really = sum(kept) / sum(g.units for g in own)
+                if kept not in values or abs(share - really) < abs(values[kept] - really):
+                    values[kept] = float(share)
             axes[WIDTH + name] = tuple(values.values())
         for name, names in self.chains.items():
             axes[DEPTH + name] = tuple(range(len(names) + 1))
+        if resolutions:
+            axes[RESOLUTION] = tuple(sorted({*(float(share) for share in resolutions), 1.0}))
+            self._check_resolutions(axes[RESOLUTION])
         self.space = Space({name: values for name, values in axes.items() if len(values) > 1})
         if not self.space.axes:
             raise ValueError("super-net: nothing can be chosen, expected channels or blocks that may leave")
@@ -136,6 +160,22 @@ class SuperNet:
     def largest(self) -> Choice:
         return self.space.largest()
 
+    def resize(self, choice: Choice) -> Resize | None:
+        """What a sub-net does to its inputs, None for nothing."""
+        share = self.space.named(choice).get(RESOLUTION, 1.0)
+        return None if share == 1 else _resize(self.example, share)
+
+    def _check_resolutions(self, shares: Sequence[float]) -> None:
+        before = {part: part.training for part in self.model.modules()}
+        with torch.no_grad():
+            answers = [
+                self.model.eval()(_resize(self.example, share).resized(self.example)) for share in shares
+            ]
+        for part, mode in before.items():
+            part.training = mode
+        if len({tuple(t.shape for t in tensors(answer)) for answer in answers}) > 1:
+            raise ValueError("super-net: outputs change with the resolution, expected one of classes, say")
+
     def _kept(self, group: Group, share: float) -> int:
         return min(group.units, max(1, round(group.units * share / self.multiple)) * self.multiple)
 
@@ -145,7 +185,8 @@ class SuperNet:
         named = self.space.named(choice)
         for name, chain in self.chains.items():
             for gone in chain[named.get(DEPTH + name, len(chain)) :]:
-                model.set_submodule(gone, nn.Identity())
+                holder, _, last = gone.rpartition(".")
+                setattr(model.get_submodule(holder), last, nn.Identity())
         left = dict(model.named_modules())
         if masks is not None:
             alive = dict(model.named_parameters())
@@ -162,7 +203,11 @@ class SuperNet:
 
     def extract(self, choice: Choice, masks: MutableMapping[str, Tensor] | None = None) -> nn.Module:
         """The sub-net as a plain module with weights of its own. masks: by parameter name, cut along in place."""
-        return self._cut(copy.deepcopy(self.model), choice, masks)
+        net = self._cut(copy.deepcopy(self.model), choice, masks)
+        resize = self.resize(choice)
+        if resize is not None:
+            net.register_forward_pre_hook(resize)
+        return net
 
     def forward(self, choice: Choice, inputs: Tensor) -> Any:
         """What the sub-net answers, with gradients to the shared weights; batch norms in the mode of the model."""
@@ -170,6 +215,8 @@ class SuperNet:
             return self.model(inputs)
         net, takes = self._layout(choice)
         net.train(self.model.training)
+        resize = self.resize(choice)
+        inputs = inputs if resize is None else resize.resized(inputs)
         weights = dict(self.model.named_parameters())
         return functional_call(net, {name: take(weights[name]) for name, take in takes.items()}, (inputs,))
 
@@ -187,6 +234,11 @@ class SuperNet:
                 self._layouts.pop(next(iter(self._layouts)))
             self._layouts[choice] = (cut.to(self.example.dtype), takes)
         return self._layouts[choice]
+
+
+def _resize(example: Tensor, share: float) -> Resize:
+    height, width = (max(4, round(side * share / 4) * 4) for side in example.shape[-2:])
+    return Resize((height, width))
 
 
 def _grouped(part: nn.Module) -> bool:

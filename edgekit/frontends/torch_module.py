@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.archive import write_atomic
 from edgekit.errors import EdgekitError, MissingExtraError, ModelError, OutputError, UsageError, printable
-from edgekit.project import ModelEntry, ModuleSource, safe_name
+from edgekit.project import ModelEntry, safe_name
+from edgekit.project_train import ModuleSource
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,8 +10,8 @@ Widths, depths and kinds of blocks are data (`Layout`); the default is the netwo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -83,16 +83,17 @@ class Head(nn.Module):
 class YoloLite(nn.Module):
     """Detector of `num_classes`; input float32 [B, 3, H, W], BGR 0..255, H and W multiples of 32.
 
-    `forward` returns the raw head, per level (box, objectness, classes), finest level first.
-    Raises: UsageError for a kind of block that there is not.
+    `forward` returns the raw head, per level (box, objectness, classes), finest level first. width: of neck and heads, in
+    place of the layout's. Raises: UsageError for a kind of block that there is not.
     """
 
-    def __init__(self, num_classes: int, layout: Layout = DEFAULT) -> None:
+    def __init__(self, num_classes: int, layout: Layout = DEFAULT, *, width: int | None = None) -> None:
         super().__init__()
+        layout = layout if width is None else replace(layout, neck=width)
         self.num_classes, self.layout = num_classes, layout
         a, b = layout.stem
         c8, c16, c32 = layout.widths
-        width, neck = layout.neck, layout.neck_block
+        channels, neck = layout.neck, layout.neck_block
 
         def stage(level: int, inputs: int, outputs: int) -> nn.Sequential:
             kind = layout.blocks[level]
@@ -101,15 +102,19 @@ class YoloLite(nn.Module):
 
         self.stem = nn.Sequential(conv(3, a, stride=2), conv(a, b, stride=2), conv(b, b))
         self.stage8, self.stage16, self.stage32 = stage(0, b, c8), stage(1, c8, c16), stage(2, c16, c32)
-        self.side8, self.side16, self.side32 = conv(c8, width, 1), conv(c16, width, 1), conv(c32, width, 1)
+        self.side8, self.side16, self.side32 = (
+            conv(c8, channels, 1),
+            conv(c16, channels, 1),
+            conv(c32, channels, 1),
+        )
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.merge16, self.merge8 = (
-            block(neck, 2 * width, width),
-            nn.Sequential(conv(2 * width, width, 1), block(neck, width, width)),
+            block(neck, 2 * channels, channels),
+            nn.Sequential(conv(2 * channels, channels, 1), block(neck, channels, channels)),
         )
-        self.down16, self.down32 = block(neck, width, width, 2), block(neck, width, width, 2)
-        self.join16, self.join32 = conv(2 * width, width, 1), conv(2 * width, width, 1)
-        self.heads = nn.ModuleList(Head(width, num_classes, layout.head_block) for _ in STRIDES)
+        self.down16, self.down32 = block(neck, channels, channels, 2), block(neck, channels, channels, 2)
+        self.join16, self.join32 = conv(2 * channels, channels, 1), conv(2 * channels, channels, 1)
+        self.heads = nn.ModuleList(Head(channels, num_classes, layout.head_block) for _ in STRIDES)
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         c8 = self.stage8(self.stem(image))
@@ -170,7 +175,7 @@ def export_onnx(model: YoloLite, path: Path, height: int, width: int, opset: int
 
 
 def load_onnx(path: Path) -> YoloLite:
-    """The network of a file that `export_onnx` wrote, of any widths (compressed ones too), to be trained again.
+    """The network of a file that `export_onnx` wrote, of any widths and depths (compressed ones too), to be trained again.
 
     Convolutions are matched in the order in which they run. The batch norms, which the file holds folded, are
     identities but for the bias: `remeasure` gives them statistics. Raises: ValueError for another network.
@@ -183,16 +188,19 @@ def load_onnx(path: Path) -> YoloLite:
     for node in graph.node:  # the exporter stores equal values once
         if node.op_type == "Identity" and node.input[0] in values:
             values[node.output[0]] = values[node.input[0]]
-    found = [
-        [values[name] for name in node.input[1:]]
+    convs = [
+        node
         for node in graph.node
         if node.op_type == "Conv" and all(name in values for name in node.input[1:])
     ]
+    found = [[values[name] for name in node.input[1:]] for node in convs]
+    strides = [next((a.ints[0] for a in node.attribute if a.name == "strides"), 1) for node in convs]
+    depths = _depths([(weights[0].shape[-1], stride) for weights, stride in zip(found, strides, strict=True)])
     columns = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim][-1:]
-    model = YoloLite(max([1, *(n - 5 for n in columns)])).eval()
+    model = YoloLite(max([1, *(n - 5 for n in columns)]), Layout(depths=depths)).eval()
     order: list[nn.Conv2d] = []
-    convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    hooks = [part.register_forward_pre_hook(lambda part, _: order.append(part)) for part in convs]
+    parts = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    hooks = [part.register_forward_pre_hook(lambda part, _: order.append(part)) for part in parts]
     with torch.no_grad():
         model(torch.zeros(1, 3, 64, 64))
     for hook in hooks:
@@ -202,7 +210,7 @@ def load_onnx(path: Path) -> YoloLite:
     if len(found) != len(order) or any(
         w[0].shape[2:] != k or len(w) != 2 for w, (k, _) in zip(found, shapes, strict=True)
     ):
-        raise ValueError(f"model {path}: expected a YOLO-lite with {len(order)} convolutions")
+        raise ValueError(f"model {path}: expected a YOLO-lite of plain blocks, as export_onnx writes it")
     for part, (weight, bias) in zip(order, found, strict=True):
         part.out_channels, part.in_channels = weight.shape[:2]
         part.weight = nn.Parameter(weight)
@@ -215,6 +223,17 @@ def load_onnx(path: Path) -> YoloLite:
         norm.bias = nn.Parameter(bias)
         norm.running_mean, norm.running_var = torch.zeros_like(bias), torch.ones_like(bias)
     return model
+
+
+def _depths(convs: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
+    """Residuals (a 1x1, then a 3x3) of each stage, from (kernel, stride) of all convolutions as they run."""
+    at, depths = 3, [0, 0, 0]
+    for stage in range(3):
+        at += 1
+        while list(convs[at : at + 2]) == [(1, 1), (3, 1)]:
+            depths[stage] += 1
+            at += 2
+    return depths[0], depths[1], depths[2]
 
 
 def with_classes(model: YoloLite, num_classes: int) -> YoloLite:

@@ -55,6 +55,8 @@ CLIPPED = 8
 ISLANDS = (1, 2, 4, 8, 16, 32, 64)
 NEXT = 0.25
 """Share of the error that a larger island must take before it is repaired and judged: both take time."""
+LEARNED = "weights and scales learned"
+"""Name of the step."""
 REPAIRS = ("adaround", "bias_correction")
 NOISY_REPAIRS = ("compensate", "bias_correction")
 """Where much noise comes in with the inputs of layers, weights are rounded against that too."""
@@ -109,6 +111,10 @@ class Problem:
     restat: Callable[[ir.Model, Collection[str]], Stats]
     gate: Callable[[ir.Model], Look]
     cost: Callable[[ir.Model], float | None] = lambda _: None
+    learn: Callable[[Quantized], ir.Model] | None = None
+    """A training that goes on from an annotated network: the same places, other weights and scales."""
+    learn_first: bool = False
+    """Do so whatever the gate says; else only where it refused, before any value goes back to float."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +151,18 @@ def search(problem: Problem, progress: Progress) -> Quantized:
     best = _last_in_float(bench, _ranges(bench, progress))
     start = _equalized(bench, best, progress)
     best = _repaired(bench, start, REPAIRS if start.error <= NOISY else NOISY_REPAIRS, progress)
-    if best.error > NOISY:
+    if problem.learn is not None and problem.learn_first:
+        best = _learned(bench, best, problem.learn)
+    elif best.error > NOISY:
         best = _quieter(bench, start, best, progress)
     progress("accuracy of the payload", 0, 1)
     best = replace(best, look=problem.gate(best.model))
     bench.note("what the payload scores", best, True)
+    if best.look.passed is False and problem.learn is not None and not problem.learn_first:
+        best = _learned(bench, best, problem.learn)
+        progress("accuracy of the payload", 0, 1)
+        best = replace(best, look=problem.gate(best.model))
+        bench.note("after learning", best, best.look.passed is not False)
     if best.look.passed is False:
         best = _costlier(bench, best, progress)
     if best.look.passed is False:
@@ -386,6 +399,21 @@ def _quieter(bench: _Bench, start: Quantized, best: Quantized, progress: Progres
         if found.error < best.error * (1 - WORTH):
             return found
     return best
+
+
+def _learned(bench: _Bench, best: Quantized, learn: Callable[[Quantized], ir.Model]) -> Quantized:
+    """`best` after a training, where that lowers its error. Its scales become given ranges, for libraries that place anew."""
+    model = learn(best)
+    values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+    ranges = dict(best.choices.ranges)
+    for value in values:
+        params = quant(value)
+        if params is not None:
+            (scale,), (zero,) = params.scale, params.zero_point
+            ranges[str(value.name)] = (scale * (-128 - zero), scale * (127 - zero))
+    choices = replace(best.choices, ranges=tuple(sorted(ranges.items())))
+    found = bench.measured(model, best.exact, best.stats, choices, (*best.steps, LEARNED))
+    return bench.better(best, found, LEARNED)
 
 
 def _costlier(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit import packed
 from edgekit.backends.base import Binding, Executable, LoadOptions, half
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgekitError, OutputError, SelfTestError, UsageError, did_you_mean
@@ -292,7 +293,7 @@ def _load(bundle: Bundle, segment: Segment, variant: Variant, options: LoadOptio
         raise BundleError(f"bundle {bundle.path}: cannot run on this machine: {problem}")
     threads = threads_of(bundle.manifest, options.threads)[segment.name]
     executable: Executable = half(variant.backend, "engine").load(
-        bundle.read(variant.path),
+        packed.payload(bundle.read(variant.path), variant.options),
         variant,
         replace(options, threads=threads, cache_key=variant.digest, alone=len(bundle.manifest.plan) == 1),
     )

@@ -45,6 +45,8 @@ def build(
     sign_key: str | Path | None = None,
     allow_drop: bool = False,
     quantization: str = "search",
+    qat_steps: int = 300,
+    weights_codec: str = "",
     progress: Progress | None = None,
 ) -> list[Bundle]:
     """Build a model for one or several targets.
@@ -52,7 +54,10 @@ def build(
     model: an ONNX file, an `edgekit.toml`, a folder that holds one, or a plan folder (docs/projects.md).
     task: detect (the default of a bare network), classify or video; a plan says its own.
     precision: float32, float16, int8 (needs calibration) or auto (each target's default).
-    quantization: how int8 is found: search, or one plain range scheme (minmax, percentile, entropy, mse).
+    quantization: how int8 is found: search, search+qat (train where the budget is missed), qat (train in any case), or
+        one plain range scheme (minmax, percentile, entropy, mse). qat_steps: batches of that training.
+    weights_codec: store float32 weights in few bits, decoded when the bundle is loaded: kmeans-16, ternary, binary,
+        pow2-5, int4, ..., 2:4+int8 or sparse+kmeans-16 for zeros (edgekit/codecs.py); the accuracy budget judges it.
     head: detector family when it is not found by structure; columns: of the output, for head "rows".
     classes: file of their names, one a line. shapes: sizes of inputs that the file leaves open.
     preprocess: the input rule, or what differs from the one found: resize, shorter_side, color, mean, std,
@@ -101,11 +106,21 @@ def build(
     )
     names = [target] if isinstance(target, (str, Target)) else list(target)
     targets = [t if isinstance(t, Target) else Target.load(t) for t in names]
+    if qat_steps < 1:
+        raise UsageError(f"qat_steps {qat_steps}: expected at least 1")
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: expected at least 1")
     key = Path(sign_key) if sign_key else None
     options = main_path.Options(
-        Path(out), precision, key, allow_drop, dict(shapes or {}), limit, quantization
+        Path(out),
+        precision,
+        key,
+        allow_drop,
+        dict(shapes or {}),
+        limit,
+        quantization,
+        qat_steps,
+        weights_codec,
     )
     quiet: Progress = progress or (lambda what, done, of: None)
     built = [b for entry in project.models for b in main_path.build(entry, targets, options, quiet)]
@@ -118,24 +133,42 @@ def compress(
     out: str | Path,
     target: str | Target | None = None,
     *,
+    only: str | None = None,
+    precision: str | None = None,
+    steps_scale: float = 1.0,
+    seed: int | None = None,
+    task: str | None = None,
+    classes: str | Path | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    input: Sequence[int] = (),
+    train: str | Path | None = None,
+    train_images: str | Path | None = None,
+    data: str | Path | None = None,
+    images: str | Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Compressed:
     """Make a network smaller or faster by training it after a recipe (docs/compression.md).
 
     model: a project (an `edgekit.toml` or its folder), an ONNX file, "package.module:function", a torch module, or an
-        edgekit.compression.problem.Problem.
+        edgekit.compression.problem.Problem. only: name of the model, of a project that has several.
     recipe: a .toml file, the name of one that ships, or a mapping with its keys.
     out: the folder of the run: the network as ONNX with an `edgekit.toml` that `edgekit.build` takes as it is,
         summary.json, accuracy.png, and all that an interrupted run needs to go on.
     target: the board to be fast on; precision: in which it will run there (its default).
-    options: as of the command line: precision, only (of several models), steps_scale, seed, task, classes, preprocess,
-        input (sizes, for a torch module), train, train_images, data, images. See compression.job.plan_job.
+    steps_scale: times the batches of every training. seed: in place of the recipe's.
+    task, classes, preprocess, data, images: as of `build`, over those of the project.
+    train, train_images: labelled pictures to train on, as data and images, which it is judged by.
+    input: sizes of a torch module's input, [1, ...].
     progress: called as progress(what, done, of).
     Returns: the module, its file, and what each step did to it.
     Raises: UsageError, ModelError, CalibrationError, OutputError, EdgekitError (a training that fails).
     """
-    return compression_job(model, recipe, target, **options).run(Path(out), progress or (lambda *_: None))
+    job = compression_job(
+        model, recipe, target, only=only, precision=precision, steps_scale=steps_scale, seed=seed, task=task,
+        classes=classes, preprocess=preprocess, input=input, train=train, train_images=train_images, data=data,
+        images=images,
+    )  # fmt: skip
+    return job.run(Path(out), progress or (lambda *_: None))
 
 
 def compression_job(

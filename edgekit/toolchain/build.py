@@ -15,6 +15,7 @@ import onnx_ir as ir
 from edgekit import __version__, frontends
 from edgekit.backends.base import Payload, half
 from edgekit.bundle import Bundle, make_variant, write_bundle
+from edgekit.compression.codecs import scheme
 from edgekit.errors import ModelError, UsageError, printable
 from edgekit.frontends import torch_module
 from edgekit.host import board
@@ -29,7 +30,7 @@ from edgekit.signing import check_private_key
 from edgekit.spec import StateSpec
 from edgekit.target import Target
 from edgekit.tasks import Spec
-from edgekit.toolchain import arm_count, batch, cache, evidence, quantize, recurrent, tasks
+from edgekit.toolchain import arm_count, batch, cache, evidence, packing, quantize, recurrent, tasks
 from edgekit.toolchain.accuracy import lost_by_conversion, metric
 from edgekit.toolchain.data import Pictures, calibration_set, pictures
 from edgekit.toolchain.running import Footage, Running, Still, Subject, frames, restart, results, run_here
@@ -48,7 +49,9 @@ class Options:
 
     precision: `auto` takes the target's default. sign_key: PEM file of an Ed25519 private key.
     allow_drop: write the bundle, marked, even when it misses its accuracy budget.
-    quantization: for int8, one of project.QUANTIZATIONS: `search`, or a plain range scheme without repairs.
+    quantization: for int8, one of project.QUANTIZATIONS: a search, or a plain range scheme without repairs.
+    qat_steps: batches of a training, where the search has one.
+    weights_codec: of compression/codecs.py, "" = none: float32 weights are stored in few bits (toolchain/packing.py).
     """
 
     out: Path
@@ -60,6 +63,8 @@ class Options:
     limit: int | None = None
     """Prove on at most this many labelled pictures."""
     quantization: str = "search"
+    qat_steps: int = 300
+    weights_codec: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,19 +118,25 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     if options.sign_key is not None:
         check_private_key(options.sign_key)
     if entry.is_plan:
+        if options.weights_codec:
+            raise UsageError("weights codec: not for plans of several networks. Build without it")
         from edgekit.toolchain.plans.build import (
             build as build_plan,  # goes down this path with what a plan adds
         )
 
         return build_plan(entry, targets, options, progress)
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
+    if options.weights_codec:
+        check_codec(entry, options, [precision for _, precision in plans])
     entry = torch_module.exported(entry)
     source = read(entry, options, progress)
+    coded = packing.coded(source.prepared.model, options.weights_codec) if options.weights_codec else None
+    shipped = source if coded is None else with_model(source, coded)
     lowered: dict[str, Payload] = {}
     for number, (target, (backends, precision)) in enumerate(zip(targets, plans, strict=True)):
         if precision != "int8":  # int8 is lowered by its search, which takes minutes
             progress(f"{target.name}: lower to {backends[0]} {precision}", number, len(targets))
-            lowered[target.name] = lower(source, backends[0], target, precision)
+            lowered[target.name] = lower(shipped, backends[0], target, precision)
     data = pictures(entry, source.spec, options.limit, progress)
     images = data.unlabelled(AGREEMENT_IMAGES)
     reference = run_here(lower(source, "onnxruntime", targets[0], "float32"), source.states)
@@ -141,6 +152,10 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
         count_instructions(work, target, proof, progress)
         if entry.batch > 1:
             proof = in_lanes(work, target, proof, made, progress)
+        if coded is not None:
+            (payload,) = proof.payloads
+            small, proof.record["weights"] = packing.stored(payload, coded)
+            proof = replace(proof, payloads=(small,))
         built.append(write(work, target, proof, work.options, progress))
     progress("done", len(targets), len(targets))
     return built
@@ -184,7 +199,16 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
             entry, source.spec, source.prepared.model, source.states, report
         )
     scheme = work.options.quantization
-    return quantize.quantize(work.calibrated, target, backends, gate, scheme, work.searches, report)
+    return quantize.quantize(
+        work.calibrated,
+        target,
+        backends,
+        gate,
+        scheme,
+        work.searches,
+        report,
+        qat_steps=work.options.qat_steps,
+    )
 
 
 def judge(
@@ -265,6 +289,26 @@ def converted(source: Source, reference: Running, data: Pictures, progress: Prog
     return lost_by_conversion(source.ahead, made, reference, source.spec, data.labelled, progress)
 
 
+def check_codec(entry: ModelEntry, options: Options, precisions: Sequence[str]) -> None:
+    """Raises: UsageError for a weights codec that there is not, or that does not go with what is to be built."""
+    scheme(options.weights_codec)
+    others = sorted(set(precisions) - {"float32"})
+    if others:
+        raise UsageError(
+            f"weights codec {options.weights_codec}: for float32 payloads, got {', '.join(others)}. "
+            "Add --precision float32"
+        )
+    if entry.batch > 1:
+        raise UsageError(
+            f"weights codec {options.weights_codec}: not for {entry.batch} lanes. Build without it"
+        )
+
+
+def with_model(source: Source, coded: packing.Coded) -> Source:
+    """The source with other weights in its prepared network."""
+    return replace(source, prepared=replace(source.prepared, model=coded.model))
+
+
 def lower(source: Source, backend: str, target: Target, precision: str) -> Payload:
     """The prepared network as `backend` wants it."""
     payloads: tuple[Payload, ...] = half(backend, "lower").lower(source.prepared.model, target, precision)
@@ -316,7 +360,9 @@ def prove(
     verdict = evidence.require(verdict, entry.name, target.name, options.allow_drop, blame)
     report("golden values and samples", 0, 1)
     states = recurrent.agreed(source.states, [j[0].candidate.payload for j in passing])
-    golden, files = evidence.golden([j[0] for j in passing], work.images[0], states)
+    golden, files = evidence.golden(
+        [j[0] for j in passing], work.images[0], states, own=bool(work.options.weights_codec)
+    )
     samples, pictures_ = evidence.samples(subject, work.images[:SAMPLE_IMAGES])
     timing = time_here(fastest([j[0] for j in passing], speed), work.images[0], report) if timed else None
     record: dict[str, Any] = {

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgekit.backends.base import Payload, half
 from edgekit.errors import LoweringError, UsageError
 from edgekit.passes.states import picture
-from edgekit.project import ModelEntry
+from edgekit.project import SEARCHES, ModelEntry
 from edgekit.quant import search, simulate
 from edgekit.quant.annotate import node_id, quant
 from edgekit.quant.calibrate import calibrate
@@ -132,12 +132,13 @@ def quantize(
     progress: Progress,
     *,
     tighten: bool = False,
+    qat_steps: int = 300,
 ) -> Int8:
     """Search by the rules of the preferred backend, and lower for all of them.
 
     shared: results of this build so far, by the rules' repr; added to. scheme: one of project.QUANTIZATIONS.
-    tighten: go on from the result that is there, by this `gate` (search.tighten).
-    Raises: LoweringError when no backend can take the network.
+    tighten: go on from the result that is there, by this `gate` (search.tighten). qat_steps: batches of a training.
+    Raises: LoweringError when no backend can take the network; MissingExtraError for training without torch.
     """
     order = sorted(backends, key=PREFERENCE.index)
     first = order[0]
@@ -155,6 +156,11 @@ def quantize(
         except UsageError:  # a board whose facts do not allow it, such as the host: it is timed at the end
             return None
 
+    learn = None
+    if scheme in ("qat", "search+qat"):
+        from edgekit.toolchain import learn as training
+
+        learn = training.trainer(known, rules, qat_steps, progress)
     found = shared.get(repr(rules))
     if found is None or tighten:
         problem = Problem(
@@ -165,11 +171,13 @@ def quantize(
             known.restat,
             judged,
             seconds,
+            learn,
+            learn_first=scheme == "qat",
         )
         if found is not None:
             found = search.tighten(problem, found, progress)
         else:
-            found = search.search(problem, progress) if scheme == "search" else search.plain(problem, scheme)
+            found = search.search(problem, progress) if scheme in SEARCHES else search.plain(problem, scheme)
         shared[repr(rules)] = found
     payloads, models, reports, problems = [], [], {}, {}
     for backend in order:
@@ -184,8 +192,13 @@ def quantize(
             continue
         models.append(model)
         reports[backend] = lint(model, own)
+    if learn is not None and search.LEARNED in found.steps:
+        learned = {"learned": learn.record}
+    else:
+        learned = {}
     record = {
         "scheme": scheme,
+        **learned,
         "calibration": known.feeds.provenance,
         "warnings": list(known.warnings),
         "searched_for": rules.name,

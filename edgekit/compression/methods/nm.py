@@ -25,7 +25,7 @@ from edgekit.compression.work import Hook, Work
 class Options(sparse.Where):
     """pattern: "N:M". schedule: of the share of blocks that hold it (`maxq`), done within the share `rise` of `steps`; `none`:
     from the start. soft: MaxQ's soft masks. decay: lambda of what is masked away; tau: softness in units of the weights.
-    lr: peak, a tenth of the problem's where not said. control: see sparse.Control; one-shot, whatever the scheme.
+    lr: peak, half of the problem's where not said. control: see sparse.Control; one-shot, whatever the scheme.
     """
 
     pattern: str = "2:4"
@@ -116,10 +116,10 @@ def run(work: Work, options: Options) -> None:
         made = sparse.controlled(masks, weights, options.control, work.seed)(weights, 0.0)
         sparse.hold(work, made, skipped, **facts)
         if options.steps:
-            work.train(options.steps, lr=options.lr)
+            work.train(options.steps, lr=sparse.peak(work, options.lr))
     else:
         hook = StraightThrough(weights, options, ratio)
-        work.train(options.steps, lr=options.lr, hooks=[hook])
+        work.train(options.steps, lr=sparse.peak(work, options.lr), hooks=[hook])
         sparse.hold(work, hook.fold(), skipped, **facts)
     named = dict(work.model.named_parameters())
     assert all(patterns.keeps(named[name], ratio) for name in weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekit.compression import importance, latency
+from edgekit.compression import importance, latency, measure
 from edgekit.compression.batchnorm import recalibrate
 from edgekit.compression.groups import Group, groups, remove
 from edgekit.compression.problem import macs, parameters
@@ -20,8 +20,6 @@ from edgekit.compression.work import Work
 from edgekit.errors import UsageError
 
 WAYS = ("latency", "macs", "global", "uniform")
-
-LENGTHS = ("steps", "finish", "sparsify")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Options:
     geometrically. steps, lr: of the training after every round (None: a tenth of the problem's); finish_steps: steps more after
     the last. granularity: channels that layers keep come in multiples of it (0: as the target says). minimum and keep: channels and
     share of them that every layer keeps. batches: of gradients (taylor, fisher) and of recalibrated batch norms.
+    measured: seconds are taken on this machine, of builds for `backend` (the target's first), not estimated.
     sparsify_steps: of training with L1 on batch norms' factors beforehand (slimming), of strength `strength`.
     """
 
@@ -49,6 +48,8 @@ class Options:
     minimum: int = 8
     keep: float = 0.25
     batches: int = 16
+    measured: bool = False
+    backend: str = ""
     sparsify_steps: int = 0
     strength: float = 1e-4
 
@@ -73,6 +74,10 @@ class Options:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
+def needs_target(options: Options) -> bool:
+    return options.by == "latency"
+
+
 def run(work: Work, options: Options) -> None:
     """Prune `work.model` in place and train it. Facts: channels per layer before and after, MACs, parameters, cost.
 
@@ -93,7 +98,7 @@ def run(work: Work, options: Options) -> None:
     for number in range(options.rounds):
         if number:
             found = groups(model, example, work.problem.head)
-        choose = functools.partial(_choose, work, options, found, whole, full, (number + 1) / options.rounds)
+        choose = functools.partial(_choose, work, options, found, whole, full, number)
         chosen = _Choice(**work.remember(f"gone.{number}", choose))
         full = full or chosen.before
         remove(model, [(group, chosen.gone.get(group.name, [])) for group in found], work.masks)
@@ -119,12 +124,27 @@ def _widths(model: nn.Module) -> dict[str, int]:
     return {name: channels(part, "out") for name, part in model.named_modules() if isinstance(part, MIXING)}
 
 
-def _cost(work: Work, options: Options, found: Sequence[Group]) -> latency.Cost:
+def _cost(work: Work, options: Options, found: Sequence[Group], number: int) -> latency.Cost:
+    """In round `number`."""
     if options.by == "macs" or (work.target is None and options.by != "latency"):
         return latency.Macs(work.model, found, work.problem.example)
     if work.target is None:
         raise UsageError("prune by latency: no target given. Give one, or prune by macs")
-    return latency.Estimated(work.model, found, work.problem.write, work.target, work.precision)
+    if not options.measured:
+        return latency.Estimated(work.model, found, work.problem.write, work.target, work.precision)
+    target, backend = work.target, options.backend or work.target.backend
+
+    def seconds(networks: Sequence[Callable[[], nn.Module]]) -> list[float]:
+        pictures = work.problem.batch(0)[0]
+        graphs = (measure.read(make(), work.problem.write) for make in networks)
+        built = [measure.payload(graph, target, backend, work.precision, pictures) for graph in graphs]
+        return measure.times(built)
+
+    def once(networks: Sequence[Callable[[], nn.Module]]) -> list[float]:
+        known: list[float] = work.remember(f"seconds.{number}", lambda: seconds(networks))
+        return known
+
+    return latency.Measured(work.model, found, work.problem.example, once)
 
 
 def scores(work: Work, options: Options, found: Sequence[Group]) -> list[Tensor]:
@@ -149,10 +169,11 @@ class _Choice:
 
 
 def _choose(
-    work: Work, options: Options, found: Sequence[Group], whole: Mapping[str, int], full: float, share: float
+    work: Work, options: Options, found: Sequence[Group], whole: Mapping[str, int], full: float, number: int
 ) -> dict[str, Any]:
-    """The fields of _Choice: what leaves in the round that ends at `share` of the way. whole: units at first, by group; full: cost then."""
-    cost = _cost(work, options, found)
+    """The fields of _Choice: what leaves in round `number`. whole: units at first, by group; full: cost then."""
+    share = (number + 1) / options.rounds
+    cost = _cost(work, options, found, number)
     before = cost([group.units for group in found])
     goal = (full or before) / options.speedup**share if options.speedup else 0.0
     ratio = 1 - (1 - options.ratio) ** share

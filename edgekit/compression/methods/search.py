@@ -34,7 +34,8 @@ class Options:
     random or uniform.
 
     steps, lr: of the super-net's training (lr None: the problem's, from scratch), with `nets` random sub-nets in each
-    besides the smallest. shares: of its channels that a part may keep, in multiples of `multiple`. evaluations: sub-nets
+    besides the smallest. shares: of its channels that a part may keep, in multiples of `multiple`. resolutions: shares of
+    the input's sides that a sub-net may see (not for detectors; empty: all see everything). evaluations: sub-nets
     that are judged, on `batches` batches after `statistics` batches for their norms. population, mutation: of evolution.
     tune_steps, tune_lr: of the training of the sub-net that was found (None: a tenth of the problem's).
     """
@@ -47,6 +48,7 @@ class Options:
     nets: int = 2
     shares: tuple[float, ...] = SHARES
     multiple: int = 8
+    resolutions: tuple[float, ...] = ()
     evaluations: int = 100
     population: int = 20
     mutation: float = 0.1
@@ -64,6 +66,8 @@ class Options:
             raise ValueError(f"budget must be above 0 and at most 1, got {self.budget:g}")
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f"shares must be above 0 and at most 1, got {list(self.shares)}")
+        if not all(0 < share <= 1 for share in self.resolutions):
+            raise ValueError(f"resolutions must be above 0 and at most 1, got {list(self.resolutions)}")
         if not 0 <= self.mutation <= 1:
             raise ValueError(f"mutation must be between 0 and 1, got {self.mutation:g}")
         for name in ("evaluations", "batches", "statistics", "multiple"):
@@ -80,6 +84,10 @@ class Options:
                 raise ValueError(f"{name} must be above 0 and at most 10, got {value:g}")
 
 
+def needs_target(options: Options) -> bool:
+    return options.by == "latency"
+
+
 def run(work: Work, options: Options) -> None:
     """Replace `work.model` by the sub-net that was found. Facts: the choice, MACs, parameters, costs, the Pareto front.
 
@@ -88,9 +96,12 @@ def run(work: Work, options: Options) -> None:
     problem, model = work.problem, work.model
     before = macs(model, problem.example), parameters(model)
     try:
-        net = SuperNet(model, problem.example, problem.head, shares=options.shares, multiple=options.multiple)
+        net = SuperNet(
+            model, problem.example, problem.head, shares=options.shares, multiple=options.multiple,
+            resolutions=options.resolutions,
+        )  # fmt: skip
     except ValueError as error:
-        raise UsageError(f"search in {problem.name}: {error}. Lower multiple, or prune instead") from None
+        raise UsageError(f"search in {problem.name}: {error}. Change multiple or resolutions") from None
     price = cost(net, problem, work, options.by)
     if options.steps:
         sandwich = Sandwich(net, problem, count=options.nets, seed=work.seed)

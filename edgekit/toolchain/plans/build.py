@@ -15,7 +15,7 @@ from edgekit.bundle import Bundle, write_bundle
 from edgekit.dataset import DataSet
 from edgekit.errors import UsageError
 from edgekit.manifest import Golden
-from edgekit.project import ModelEntry
+from edgekit.project import SEARCHES, ModelEntry
 from edgekit.quant.search import Look
 from edgekit.schema import to_json
 from edgekit.target import Target
@@ -165,7 +165,7 @@ def quantized(
         name = quantize.worst(made)
         if found.verdict["passed"] is not False or name is None:
             break
-        if name not in made.tightened and work.options.quantization == "search":
+        if name not in made.tightened and work.options.quantization in SEARCHES:
             column = made.columns[order[0]]
 
             def gate(payload: Payload, name: str = name, column: Payloads = column) -> Look:
