@@ -76,8 +76,12 @@ TUNE = 400
 """Batches that every row trains after its network was changed; `dense` too."""
 
 
+RATE = 1e-3
+"""Peak learning rate of these batches, half of what suits from scratch."""
+
+
 def _rows() -> tuple[Row, ...]:
-    rows = [Row("dense", "dense", ({"method": "finetune", "steps": TUNE},), short=True)]
+    rows = [Row("dense", "dense", ({"method": "finetune", "steps": TUNE, "lr": RATE},), short=True)]
 
     def add(
         name: str, group: str, method: str, short: bool = False, control: bool = False, **options: Any
@@ -85,7 +89,7 @@ def _rows() -> tuple[Row, ...]:
         width, labels = options.pop("width", 0.0), options.pop("labels", 0)
         if "draw" in options:
             options["control"] = options.pop("draw")
-        step = {"method": method, "steps": TUNE, **options}
+        step = {"method": method, "steps": TUNE, "lr": RATE, **options}
         rows.append(Row(name, group, (step,), control, short, width, labels))
 
     for share in (50, 75, 90):
@@ -152,8 +156,8 @@ def _rows() -> tuple[Row, ...]:
     group = "quarter-width student, 800 labels"
     add("labels-only", group, "distil", True, True, loss="none", **student)
     add("label-smoothing", group, "distil", False, True, loss="smooth", **student)
-    add("kd", group, "distil", True, loss="kd", **student)
-    add("dkd", group, "distil", loss="dkd", **student)
+    add("kd", group, "distil", True, loss="kd", temperature=2.0, **student)
+    add("dkd", group, "distil", loss="dkd", temperature=2.0, nckd=2.0, **student)
     add("hint", group, "distil", loss="none", hint=1.0, **student)
     add("relations", group, "distil", loss="none", relations=1.0, **student)
     return tuple(rows)
@@ -201,7 +205,7 @@ def _detector_rows() -> tuple[Row, ...]:
 
 ROWS = _rows() + _detector_rows()
 FULL = Scale(base=1500, tune=400, train=8000, test=2000)
-SHORT = Scale(base=500, tune=100, train=4000, test=1000)
+SHORT = Scale(base=500, tune=80, train=4000, test=1000)
 
 
 def key(row: Row, seed: int, scale: Scale) -> str:
