@@ -100,7 +100,7 @@ def _rows() -> tuple[Row, ...]:
                 add(f"{name}-{share}{tail}", group, method, most, random, sparsity=share / 100, draw=draw)
             # filters: the share of channels that takes as many weights
             ratio = round(1 - (1 - share / 100) ** 0.5, 4)
-            kind = "random" if random else "l2"
+            kind = "random" if random else "group_l2"
             add(
                 f"filters-{share}{tail}",
                 group,
@@ -116,7 +116,7 @@ def _rows() -> tuple[Row, ...]:
         for scheme in ("one-shot", "sr-ste", "maxq"):
             add(f"{name}-{scheme}", pattern, "nm", most, pattern=pattern, scheme=scheme)
         add(f"{name}-random", pattern, "nm", most, True, pattern=pattern, scheme="one-shot", draw="random")
-    for kind in ("l1", "fpgm", "taylor", "fisher", "slimming", "random"):
+    for kind in ("l1", "fpgm", "group_l2", "slimming", "taylor", "fisher", "random"):
         add(f"half-macs-{kind}", "pruned to half the MACs", "prune", kind in ("taylor", "random"), kind == "random",
             speedup=2.0, by="macs", importance=kind)  # fmt: skip
     for kind in ("svd", "data", "spatial", "tucker", "cp", "auto"):
