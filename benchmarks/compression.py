@@ -373,14 +373,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         and not args.table
         and (row.network == "shapes" or seed == seeds[0])
     ]
+    jobs.sort(key=lambda job: job[0].network != "shapes")  # the detector's take longest: last
     if jobs:
-        bases(jobs, scale, args.out)
         from rich.progress import track
+
+        if any(row.network == "detector" for row, *_ in jobs):
+            detector(args.out)  # draws its pictures
+        seeds_to_train = sorted({seed for row, seed, *_ in jobs if row.network == "shapes"})
 
         with (
             multiprocessing.get_context("spawn").Pool(args.jobs) as pool,
             path.open("a", encoding="utf-8") as out,
         ):
+            pool.starmap(trained, [(seed, scale, args.out) for seed in seeds_to_train])
             for line in track(
                 pool.imap_unordered(run_row, jobs), total=len(jobs), description="rows", disable=None
             ):
@@ -396,14 +401,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def bases(jobs: Sequence[tuple[Row, int, Scale, Path]], scale: Scale, folder: Path) -> None:
-    """The dense networks, trained before the rows that start from them."""
+def base(seed: int, scale: Scale, folder: Path) -> Any:
+    """The Problem whose network the rows of this seed start from, trained once."""
+    import torch
+
     from edgekit.compression.shapes_problem import shapes_problem
 
-    if any(row.network == "detector" for row, *_ in jobs):
-        detector(folder)
-    for seed in sorted({seed for row, seed, *_ in jobs if row.network == "shapes"}):
-        shapes_problem(seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base")
+    torch.set_num_threads(1)
+    return shapes_problem(
+        seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base"
+    )
+
+
+def trained(seed: int, scale: Scale, folder: Path) -> None:
+    """`base`, in another process: what it returns stays there."""
+    base(seed, scale, folder)
 
 
 if __name__ == "__main__":
