@@ -33,9 +33,10 @@ from edgekit.quant.rules import COPIES, Rules, data_inputs
 from edgekit.quant.weights import TINY, exact_in_float16
 from edgekit.spec import DType, QuantParams
 
-PACE = 0.5
-"""An exponent moves a step by this share per unit, while weights are learned in codes: one learning rate, of about a
-hundredth, serves both."""
+PACE, GAIN_PACE = 0.25, 0.05
+"""Exponents move steps of activations, and of weights, by these shares per unit, while weights move by codes: one learning
+rate, of about a hundredth, serves all. A weight's step is a gain of its channel, which much depends on; an
+activation's is but a resolution."""
 INPUT_CODES = 30.0
 """Codes that an input has for typical: what a bias moves by when each weight moves by one."""
 
@@ -195,34 +196,13 @@ class FakeQuantized(nn.Module):
 
     # --- weights ---
 
-    def weight(self, child: str) -> Tensor:
-        """Before rounding, as the child has it."""
+    def codes(self, child: str) -> Tensor:
+        """What is rounded to a weight's codes: those it began with, and what was learned."""
         base: Tensor = getattr(self.network, child).weight
-        plan = self._weights.get(child)
-        if plan is None:
-            return base
-        found: Tensor = base + self._unit(plan, base.dim()) * self.weight_delta[plan.step]
+        plan = self._weights[child]
+        start = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), base.dim())
+        found: Tensor = base / start + math.sqrt(plan.limit / 127) * self.weight_delta[plan.step]
         return found
-
-    def _unit(self, plan: _Weight, rank: int) -> Tensor:
-        """What a weight moves by per unit of `weight_delta`: a code of 8 bits, a smaller part of fewer, larger ones."""
-        step = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), rank)
-        return step * math.sqrt(plan.limit / 127)
-
-    @torch.no_grad()
-    def lean(self, exact: OnnxModule, most: float = 0.49) -> None:
-        """Move each weight inside the range of its code towards what it is in `exact`, the float network.
-
-        Repairs leave weights on their codes; so those that were close calls are still close ones, and rounding says the same.
-        """
-        for child, plan in self._weights.items():
-            other, base = getattr(exact, child, None), getattr(self.network, child).weight
-            if other is None or other.weight.shape != base.shape:
-                continue
-            step = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), base.dim())
-            codes = (base / step).round().clamp(-plan.limit, plan.limit)
-            wanted = torch.minimum(torch.maximum(other.weight / step, codes - most), codes + most)
-            self.weight_delta[plan.step].copy_((wanted * step - base) / self._unit(plan, base.dim()))
 
     def bias(self, child: str) -> Tensor | None:
         base: Tensor | None = getattr(self.network, child).bias
@@ -274,7 +254,7 @@ class FakeQuantized(nn.Module):
         """[output channels]; none so small that the int32 bias would overflow."""
         plan = self._weights[child]
         start = self.get_buffer(f"weight_step_{plan.step}")
-        found = (start * torch.exp(PACE * self.weight_exponent[plan.step])).clamp_min(TINY)
+        found = (start * torch.exp(GAIN_PACE * self.weight_exponent[plan.step])).clamp_min(TINY)
         source = self._biases.get(child)
         if source is not None:
             bias = self.bias(child)
@@ -290,13 +270,14 @@ class FakeQuantized(nn.Module):
         return step + (exact - step).detach()
 
     def rounded_weight(self, child: str, step: Tensor) -> Tensor:
-        """The numbers behind the codes of a child's weight."""
+        """Step times codes: a step that moves takes the codes along, so that it is a gain of its channel."""
         plan = self._weights[child]
-        weight = self.weight(child)
-        scale = (weight.numel() / len(step) * plan.limit) ** -0.5
-        return fake(
-            weight, self._along(plan, step, weight.dim()), 0.0, -float(plan.limit), float(plan.limit), scale
-        )
+        codes = self.codes(child)
+        limit = float(plan.limit)
+        part = (codes.numel() / step.shape[0] * limit) ** -0.5
+        rounded = fake(codes, torch.ones(()), 0.0, -limit, limit, 0.0)
+        scaled = step * part + (step * (1 - part)).detach()
+        return rounded * self._along(plan, scaled if torch.is_grad_enabled() else step, codes.dim())
 
     # --- running ---
 

@@ -69,7 +69,6 @@ def learn(
     """
     student = FakeQuantized(placed, rules, lesson.weight_bits)
     teacher = from_onnx(exact).requires_grad_(False)
-    student.lean(teacher)
     batches = Batches(teacher, feeds, lesson)
     problem = Problem(
         "qat", student, batches(0)[0][0][:1], batches, imitation, lambda _: {}, lambda *_: None, lr=lesson.lr,

@@ -114,7 +114,6 @@ def run(work: Work, options: Options) -> None:
     )
     student = FakeQuantized(found.model, rules, options.weight_bits)
     teacher = from_onnx(found.exact).requires_grad_(False)
-    student.lean(teacher)
     work.model, work.masks = student, student.masks(pruned(teacher) if work.masks else {})
     work.problem = dataclasses.replace(problem, bf16=False)  # codes need all bits of a float32
     try:
