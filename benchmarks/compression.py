@@ -76,8 +76,12 @@ TUNE = 400
 """Batches that every row trains after its network was changed; `dense` too."""
 
 
+RATE = 1e-3
+"""Peak learning rate of these batches, half of what suits from scratch."""
+
+
 def _rows() -> tuple[Row, ...]:
-    rows = [Row("dense", "dense", ({"method": "finetune", "steps": TUNE},), short=True)]
+    rows = [Row("dense", "dense", ({"method": "finetune", "steps": TUNE, "lr": RATE},), short=True)]
 
     def add(
         name: str, group: str, method: str, short: bool = False, control: bool = False, **options: Any
@@ -85,7 +89,7 @@ def _rows() -> tuple[Row, ...]:
         width, labels = options.pop("width", 0.0), options.pop("labels", 0)
         if "draw" in options:
             options["control"] = options.pop("draw")
-        step = {"method": method, "steps": TUNE, **options}
+        step = {"method": method, "steps": TUNE, "lr": RATE, **options}
         rows.append(Row(name, group, (step,), control, short, width, labels))
 
     for share in (50, 75, 90):
@@ -96,7 +100,7 @@ def _rows() -> tuple[Row, ...]:
                 add(f"{name}-{share}{tail}", group, method, most, random, sparsity=share / 100, draw=draw)
             # filters: the share of channels that takes as many weights
             ratio = round(1 - (1 - share / 100) ** 0.5, 4)
-            kind = "random" if random else "l2"
+            kind = "random" if random else "group_l2"
             add(
                 f"filters-{share}{tail}",
                 group,
@@ -112,7 +116,7 @@ def _rows() -> tuple[Row, ...]:
         for scheme in ("one-shot", "sr-ste", "maxq"):
             add(f"{name}-{scheme}", pattern, "nm", most, pattern=pattern, scheme=scheme)
         add(f"{name}-random", pattern, "nm", most, True, pattern=pattern, scheme="one-shot", draw="random")
-    for kind in ("l1", "fpgm", "taylor", "fisher", "slimming", "random"):
+    for kind in ("l1", "fpgm", "group_l2", "slimming", "taylor", "fisher", "random"):
         add(f"half-macs-{kind}", "pruned to half the MACs", "prune", kind in ("taylor", "random"), kind == "random",
             speedup=2.0, by="macs", importance=kind)  # fmt: skip
     for kind in ("svd", "data", "spatial", "tucker", "cp", "auto"):
@@ -152,8 +156,8 @@ def _rows() -> tuple[Row, ...]:
     group = "quarter-width student, 800 labels"
     add("labels-only", group, "distil", True, True, loss="none", **student)
     add("label-smoothing", group, "distil", False, True, loss="smooth", **student)
-    add("kd", group, "distil", True, loss="kd", **student)
-    add("dkd", group, "distil", loss="dkd", **student)
+    add("kd", group, "distil", True, loss="kd", temperature=2.0, **student)
+    add("dkd", group, "distil", loss="dkd", temperature=2.0, nckd=2.0, **student)
     add("hint", group, "distil", loss="none", hint=1.0, **student)
     add("relations", group, "distil", loss="none", relations=1.0, **student)
     return tuple(rows)
@@ -201,7 +205,7 @@ def _detector_rows() -> tuple[Row, ...]:
 
 ROWS = _rows() + _detector_rows()
 FULL = Scale(base=1500, tune=400, train=8000, test=2000)
-SHORT = Scale(base=500, tune=100, train=4000, test=1000)
+SHORT = Scale(base=500, tune=80, train=4000, test=1000)
 
 
 def key(row: Row, seed: int, scale: Scale) -> str:
@@ -369,14 +373,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         and not args.table
         and (row.network == "shapes" or seed == seeds[0])
     ]
+    jobs.sort(key=lambda job: job[0].network != "shapes")  # the detector's take longest: last
     if jobs:
-        bases(jobs, scale, args.out)
         from rich.progress import track
+
+        if any(row.network == "detector" for row, *_ in jobs):
+            detector(args.out)  # draws its pictures
+        seeds_to_train = sorted({seed for row, seed, *_ in jobs if row.network == "shapes"})
 
         with (
             multiprocessing.get_context("spawn").Pool(args.jobs) as pool,
             path.open("a", encoding="utf-8") as out,
         ):
+            pool.starmap(trained, [(seed, scale, args.out) for seed in seeds_to_train])
             for line in track(
                 pool.imap_unordered(run_row, jobs), total=len(jobs), description="rows", disable=None
             ):
@@ -392,14 +401,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def bases(jobs: Sequence[tuple[Row, int, Scale, Path]], scale: Scale, folder: Path) -> None:
-    """The dense networks, trained before the rows that start from them."""
+def base(seed: int, scale: Scale, folder: Path) -> Any:
+    """The Problem whose network the rows of this seed start from, trained once."""
+    import torch
+
     from edgekit.compression.shapes_problem import shapes_problem
 
-    if any(row.network == "detector" for row, *_ in jobs):
-        detector(folder)
-    for seed in sorted({seed for row, seed, *_ in jobs if row.network == "shapes"}):
-        shapes_problem(seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base")
+    torch.set_num_threads(1)
+    return shapes_problem(
+        seed=seed, steps=scale.base, train=scale.train, test=scale.test, cache=folder / "base"
+    )
+
+
+def trained(seed: int, scale: Scale, folder: Path) -> None:
+    """`base`, in another process: what it returns stays there."""
+    base(seed, scale, folder)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,9 @@ def blocks(seed: int, scale: Scale = FULL, kinds: Sequence[str] = KINDS) -> Iter
             problem = shapes_problem(StagedNet(kind, width), seed=seed, train=scale.train, test=scale.test)
             work = begin(problem, seed=seed)
             work.train(scale.blocks, lr=problem.lr)
+            recalibrate(
+                work.model, (problem.batch(i)[0] for i in range(16))
+            )  # short trainings are ahead of their norms
             done[kind, width] = {
                 "seed": seed, "board": BOARD, "precision": PRECISION, "width": width, **problem.evaluate(work.model),
                 "macs": macs(work.model, COSTED), "parameters": parameters(work.model),

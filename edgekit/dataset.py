@@ -143,7 +143,8 @@ def resolve(table: DataTable, root: Path, purpose: Purpose, where: str) -> DataS
     alone = table.data is not None and stands_alone(root / table.data)
     if len(kinds) != 1 and not (alone and not kinds):
         got = " and ".join(kinds) if kinds else "none"
-        raise UsageError(f"{where}: expected one of set, source or images, got {got}")
+        known = "source or images" if purpose == "training" else "set, source or images"
+        raise UsageError(f"{where}: expected one of {known}, got {got}")
     if table.data is not None and table.images is None and not (alone and not kinds):
         raise UsageError(f"{where}.data: expected with images, the folder of the pictures")
     if table.set is not None:

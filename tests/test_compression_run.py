@@ -169,6 +169,8 @@ def test_every_method_goes_on_with_the_same_bits(tmp_path: Path, name: str) -> N
     recipe = recipe.scaled(1e-3 if recipe.batches > 100 else 1)
     counted = Interrupt()
     wanted = outcome(compress(tiny_problem(), recipe, tmp_path / "whole", progress=counted))
+    assert all(0 < macs <= wanted["points"][0][3] for _, _, _, macs, _ in wanted["points"])
+    assert all(0 < size <= wanted["points"][0][2] for _, _, size, _, _ in wanted["points"])
     for at in (counted.calls // 3, 2 * counted.calls // 3):
         with pytest.raises(KeyboardInterrupt):
             compress(tiny_problem(), recipe, tmp_path / "part", progress=Interrupt(at))

@@ -237,7 +237,7 @@ def test_admm_draws_weights_to_the_pattern() -> None:
 RUNS = {
     "gradual": (sparsify, sparsify.Options(steps=9, scheme="gradual", every=2)),
     "admm": (block_punch, block_punch.Options(steps=9, scheme="admm", rise=0.7, every=2)),
-    "maxq": (nm, nm.Options(steps=9, rise=0.5)),
+    "maxq": (nm, nm.Options(scheme="maxq", steps=9, rise=0.5)),
     "random": (nm, nm.Options(steps=9, control="random")),
 }
 
@@ -303,7 +303,7 @@ def test_zeros_of_earlier_steps_stay() -> None:
     sparsify.run(made, sparsify.Options(sparsity=0.5, scheme="one-shot", steps=2))
     before = copy.deepcopy(made.masks)
     made.stage = "second"
-    nm.run(made, nm.Options(pattern="2:4", steps=6))
+    nm.run(made, nm.Options(pattern="2:4", scheme="maxq", steps=6))
     assert all((~made.masks[n] | before[n]).all() for n in before)
     for name, weight in weights(made).items():
         assert not weight[~made.masks[f"{name}.weight"]].any()

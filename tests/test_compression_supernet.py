@@ -205,6 +205,9 @@ def test_in_place_distillation_follows_the_largest(trained: tuple[Problem, Super
         assert term is not None
         losses.append(term.item())
     assert losses[0] == losses[1] != losses[2]  # a step's sub-nets depend on seed and step alone
+    outputs.retain_grad()
+    term.backward()
+    assert outputs.grad is None  # the largest learns from the labels alone
     log = outputs.detach().log_softmax(1)
     entropy = -(log.exp() * log).sum(1).mean().item()
     assert imitate_logits(outputs, outputs.detach(), labels).item() == pytest.approx(entropy)

@@ -188,7 +188,7 @@ def test_from_torch_to_the_payload(tmp_path: Path) -> None:
     net = ShapesNet(width=0.5)
     given = shapes_problem(net, train=64, test=10)
     work = begin(given)
-    nm.run(work, nm.Options(pattern="2:4", steps=2))
+    nm.run(work, nm.Options(pattern="2:4", scheme="maxq", steps=2))
     given.write(work.model, tmp_path / "net.onnx")
     model, _ = passes.run_passes(frontend.load(tmp_path / "net.onnx"), passes.names())
     feeds = [{"images": given.batch(i)[0][:1].numpy()} for i in range(6)]

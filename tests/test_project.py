@@ -27,6 +27,7 @@ from edgekit.project import (
     read_classes,
     with_options,
 )
+from edgekit.project_train import TrainHint, TrainTable
 from edgekit.tasks.detect.coco import COCO_ALIASES, COCO_CLASSES
 from edgekit.tasks.detect.spec import DetectHead, DetectSpec
 from edgekit.tasks.preprocess import ImagePreprocess
@@ -451,6 +452,8 @@ def test_init_file_loads(tmp_path, name, capsys):
 def test_init_examples_are_right(folder):
     """Every key that the file only shows in a comment is one that the reader takes."""
     text = init.write_project(folder).read_text()
+    (folder / "train").mkdir()
+    (folder / "train.json").write_text("{}")
     shown = re.sub(r"(?m)^# (\[model\.|[a-z_]+ = )", r"\1", text)
     assert shown.count("\n#") < text.count("\n#") - 20
     shown = shown.replace('family = "auto"\n', "", 1)
@@ -461,6 +464,7 @@ def test_init_examples_are_right(folder):
     assert model.video.smoothing == Smoothing(window=4)
     assert model.video.allow_bidirectional is project.VideoHint().allow_bidirectional
     assert model.calibration.count == 200
+    assert model.train == TrainHint(DataSet(images=folder / "train", data=folder / "train.json"))
     assert model.on("host").thresholds.score == 0.3
     # what is shown as a default is the default
     assert model.thresholds == Thresholds(0.25, 0.65, 300)
@@ -523,7 +527,7 @@ def test_docs_examples_load(folder):
 def test_docs_name_every_key():
     text = (ROOT / "docs" / "projects.md").read_text(encoding="utf-8")
     tables = [project._ModelTable, project.HeadHint, PreprocessHint, Thresholds, project.Accept]
-    tables += [project.TargetOverride, project.VideoHint, dataset.DataTable, dataset.NamedSet]
+    tables += [project.TargetOverride, project.VideoHint, dataset.DataTable, dataset.NamedSet, TrainTable]
     for table in tables:
         for key in dataclasses.fields(table):
             assert f"`{key.name}`" in text, (table, key.name)

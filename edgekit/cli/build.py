@@ -152,7 +152,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     proof.add_argument(
         "--weights-codec",
         type=filled("--weights-codec"),
-        default="",
         metavar="CODEC",
         help="store float32 weights in few bits, for a smaller download; decoded when the bundle is loaded, judged "
         "by the accuracy limits: kmeans-16, pow2-5, int4, ternary, binary, 2:4+int8, sparse+kmeans-16, ...",
@@ -228,7 +227,7 @@ def main(args: argparse.Namespace) -> int:
         args.limit,
         args.quantization,
         args.qat_steps,
-        args.weights_codec,
+        args.weights_codec or "",
     )
     with progress_bar() as progress:
         built = [b for entry in project.models for b in build(entry, targets, options, progress)]

@@ -185,7 +185,7 @@ def report(done: Compressed, target: str | None, entry: ModelEntry | None = None
         limit = entry.accept.max_drop
         less = -change / 100 > limit
         lines.append(
-            f"{'more than' if less else 'within'} the {100 * limit:g} points that this project lets a build lose"
+            f"{'more' if less else 'not more'} than this project lets a build lose (max_drop, {100 * limit:g} points)"
             + ("; the build counts from the network as it is now" if less else "")
         )
     why = done.summary["facts"].get("latency", {}).get("not_estimated")
@@ -193,7 +193,7 @@ def report(done: Compressed, target: str | None, entry: ModelEntry | None = None
         lines.append(f"time on {target}: not estimated: {printable(why)}")
     elif timed:
         lines.append(
-            "times are estimates of the float or integer network alone (docs/estimate.md), not measurements"
+            f"times are estimates for {target} in {done.summary['precision']}, of the network alone (docs/estimate.md)"
         )
     lines.append("")
     lines.append(f"network  {printable(done.onnx)}")

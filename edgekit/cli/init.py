@@ -72,7 +72,8 @@ family = "auto"
 
 # What `edgekit compress` trains the network on: labelled pictures, others than those it is judged by.
 # [model.train]
-# data = "train"                 # as for an evaluation
+# data = "train.json"            # as for an evaluation
+# images = "train"
 # batch = 32
 
 # A build outside these limits fails.

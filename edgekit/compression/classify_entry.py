@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit import frontends
-from edgekit.compression.onnx_module import from_onnx, heads, to_onnx, unfold_batchnorm
+from edgekit.compression.onnx_module import OnnxModule, from_onnx, heads, to_onnx, unfold_batchnorm
 from edgekit.compression.problem import Batch, Problem
 from edgekit.compression.problems import Opened, labelled, training_pictures
 from edgekit.frontends.torch_module import export
@@ -69,8 +69,8 @@ def opened(entry: ModelEntry, module: nn.Module | None, seed: int, steps: int) -
     scores = prepared.activation == "none" or _adds_up(network, example)
 
     def write(found: nn.Module, file: Path) -> None:
-        if module is None:
-            to_onnx(found, file)  # type: ignore[arg-type]
+        if isinstance(found, OnnxModule):
+            to_onnx(found, file)
         else:
             write_onnx(found, file, (example,), ["input"], ["output"])
 

@@ -29,6 +29,7 @@ from edgekit.errors import UsageError
 from edgekit.target import Target
 
 if TYPE_CHECKING:
+    from edgekit.toolchain.estimate import Estimator
     from edgekit.toolchain.layers import Layer
 
 DEFAULT_GRANULARITY = 8
@@ -95,11 +96,11 @@ class Estimated:
         self, model: nn.Module, groups: Sequence[Group], write: Callable[[nn.Module, Path], None],
         target: Target, precision: str = "int8",
     ) -> None:  # fmt: skip
-        from edgekit.toolchain.estimate import Estimator, machine
+        from edgekit.toolchain.estimate import machine
 
         machine(target, target.backend)  # refuse before exporting
         self._full = np.array([group.units for group in groups])
-        whole = Estimator(read(model, write), target)
+        whole = estimator(model, write, target)
         self._estimator, self._precision = whole, precision
         base = [_numbers(layer) for layer in whole.layers]
         self._base = [np.array(numbers, dtype=float) for numbers in base]
@@ -108,7 +109,7 @@ class Estimated:
             small = copy.deepcopy(model)
             gone = max(group.units // 2, 1)
             remove(small, [(group, range(gone))])
-            layers = Estimator(read(small, write), target).layers
+            layers = estimator(small, write, target).layers
             if [_kinds(a) for a in layers] != [_kinds(b) for b in whole.layers]:
                 raise UsageError(
                     f"group {group.name}: the exported network has other layers with fewer channels. Prune by macs"
@@ -248,6 +249,13 @@ def granularity(target: Target | None, precision: str) -> int:
     if target is None:
         return DEFAULT_GRANULARITY
     return target.channel_granularity.get(precision, DEFAULT_GRANULARITY)
+
+
+def estimator(model: nn.Module, write: Callable[[nn.Module, Path], None], target: Target) -> Estimator:
+    """Of the network as `edgekit estimate` reads its file."""
+    from edgekit.toolchain.estimate import Estimator
+
+    return Estimator(read(model, write), target)
 
 
 def _kinds(layer: Layer) -> tuple[str, str, int, int, int, int]:

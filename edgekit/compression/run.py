@@ -31,6 +31,7 @@ from torch import nn
 
 from edgekit import __version__
 from edgekit.archive import check_writable, write_atomic, write_error
+from edgekit.compression.fake_quant import FakeQuantized
 from edgekit.compression.plot import write_plot
 from edgekit.compression.problem import Problem, macs, parameters, zeros
 from edgekit.compression.recipe import Recipe
@@ -229,7 +230,9 @@ def _measure(work: Work, stage: str) -> Point:
     work.enter(stage)
     metrics = work.metric("end")
     latency = work.remember("latency.end", lambda: estimated(work)) if work.target is not None else {}
-    model = work.model
+    model = (
+        work.model.network if isinstance(work.model, FakeQuantized) else work.model
+    )  # what is inside the rounding
     point = Point(
         stage, metrics, parameters(model), macs(model, work.problem.example), round(zeros(model), 6),
         latency.get("seconds"), tuple(latency["range"]) if "range" in latency else None, seconds,

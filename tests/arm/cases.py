@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgekit.kernels.block_conv import BlockConv, BlockConv8
 from edgekit.kernels.boxes3d import bev_iou, iou_3d, nms_circle, nms_rotated
 from edgekit.kernels.decode import Decoder, decode
 from edgekit.kernels.letterbox import letterbox, plan
@@ -41,7 +42,7 @@ QUANTS = {
 
 def results() -> dict[str, np.ndarray]:
     """Every kernel on every case, by name. Runs the kernels that `EDGEKIT_KERNELS` selects."""
-    return {**_letterbox(), **_camera(), **_decode(), **_nms(), **_boxes3d(), **_peaks()}
+    return {**_letterbox(), **_camera(), **_decode(), **_nms(), **_boxes3d(), **_peaks(), **_block_conv()}
 
 
 def _letterbox() -> dict[str, np.ndarray]:
@@ -126,6 +127,27 @@ def _decode() -> dict[str, np.ndarray]:
             found = Decoder(head, WIDTH, HEIGHT).detect(tensors, threshold, 0.65, 100, MAPPING)
             for part, value in zip(("boxes", "scores", "classes"), found, strict=True):
                 out[f"detect {family} {threshold} {part}"] = value
+    return out
+
+
+def _block_conv() -> dict[str, np.ndarray]:
+    """Sums of integers below 2^24: any order gives the same float."""
+    rng = np.random.default_rng(9)
+    out = {}
+    for kernel, stride, size in ((3, 1, (13, 21)), (3, 2, (16, 24)), (1, 1, (9, 7)), (3, 1, (1, 2))):
+        keep = (rng.random((3, 2, kernel, kernel)) < 0.4).repeat(8, 0).repeat(4, 1)[:19]
+        weight = (rng.integers(-127, 128, keep.shape) * keep).astype(np.int8)
+        bias = rng.integers(-5000, 5000, 19).astype(np.int32)
+        codes = rng.integers(0, 256, (8, *size)).astype(np.uint8)
+        scale = rng.uniform(1e-4, 1e-2, 19).astype(np.float32)
+        for relu in (False, True):
+            label = f"block_conv {kernel}/{stride} {size} {'relu ' if relu else ''}"
+            how = {"size": size, "stride": (stride, stride), "padding": (kernel // 2,) * 4, "relu": relu}
+            out[label + "int8"] = BlockConv8(weight, bias, scale, 7, 100, **how)(codes)
+            values = weight.astype(np.float32), bias.astype(np.float32)
+            for block in (8, 1):
+                layer = BlockConv(*values, block=block, **how)
+                out[f"{label}float32 {block}"] = layer(codes.astype(np.float32) - 128)
     return out
 
 

@@ -15,7 +15,6 @@ import torch
 from edgekit.compression import latency, lowrank, lowrank_plan
 from edgekit.compression.lowrank import KINDS
 from edgekit.compression.lowrank_plan import Choice, Cost
-from edgekit.compression.measure import read
 from edgekit.compression.work import Work
 from edgekit.errors import UsageError
 
@@ -164,8 +163,6 @@ def _costs(work: Work, options: Options) -> tuple[Cost, Callable[[], float], str
         raise UsageError("cost 'target': no target given. Name a board, or use cost = \"macs\"")
 
     def whole() -> float:
-        from edgekit.toolchain.estimate import Estimator
-
-        return Estimator(read(work.model, work.problem.write), target)(work.precision).total_s
+        return latency.estimator(work.model, work.problem.write, target)(work.precision).total_s
 
     return lowrank_plan.estimated_cost(target, work.precision), whole, "s"

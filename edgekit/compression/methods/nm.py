@@ -4,7 +4,8 @@
 time where a kernel of ours runs. Schemes: `one-shot`: the largest of each group, then recovery; `sr-ste`: dense weights train
 behind masks made anew each step, those masked away decay (Zhou et al.: Learning N:M Fine-grained Structured Sparse Neural
 Networks From Scratch, ICLR 2021); `maxq`: the same, with kept weights counting more where they are large along other axes, and
-blocks that become sparse one after the other (Xiang et al.: MaxQ, CVPR 2024).
+blocks that become sparse one after the other (Xiang et al.: MaxQ, CVPR 2024). MaxQ was made for long trainings from scratch: its
+soft masks change what a trained network computes, and some hundred batches do not always mend that.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Options(sparse.Where):
     """
 
     pattern: str = "2:4"
-    scheme: Literal["one-shot", "sr-ste", "maxq"] = "maxq"
+    scheme: Literal["one-shot", "sr-ste", "maxq"] = "sr-ste"
     control: sparse.Control = "none"
     steps: int = 400
     lr: float | None = None
