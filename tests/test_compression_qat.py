@@ -132,7 +132,9 @@ def too_wide() -> tuple[ir.Model, ir.Model]:
 
 def test_learning_narrows_a_range_that_is_too_wide() -> None:
     exact, placed = too_wide()
-    learned = learn(placed, exact, ORT, pictures(16, seed=3), dataclasses.replace(LESSON, weight_bits=8))
+    learned = learn(
+        placed, exact, ORT, pictures(16, seed=3), dataclasses.replace(LESSON, lr=0.3, weight_bits=8)
+    )
     before, after = (
         next(quant(n.outputs[0]) for n in m.graph if n.op_type == "Relu") for m in (placed, learned)
     )

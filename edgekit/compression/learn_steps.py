@@ -34,12 +34,13 @@ SAVE_EVERY = 50
 @dataclass(frozen=True)
 class Lesson:
     """steps: batches of `batch` pictures. lr: peak, in codes a step (fake_quant.PACE for steps). crop: side of the squares
-    cut from pictures, 0 takes them whole. weight_bits: see FakeQuantized."""
+    cut from pictures, 0 takes them whole: slower, but what repairs fitted to whole pictures is not undone.
+    weight_bits: see FakeQuantized."""
 
     steps: int = 300
     lr: float = 0.02
     batch: int = 4
-    crop: int = 256
+    crop: int = 0
     weight_bits: int = 8
     seed: int = 0
 
