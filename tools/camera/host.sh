@@ -9,7 +9,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mapfile -t wanted < <(grep -v '^ *#' "$here/packages.txt"; command -v chromium >/dev/null || echo chromium)
 missing=()
 for package in "${wanted[@]}"; do
-  [ -z "$package" ] || dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  [ -z "$package" ] || [[ $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null) == *'ok installed'* ]] || missing+=("$package")
 done
 if ((${#missing[@]})); then
   echo "installing ${missing[*]}"

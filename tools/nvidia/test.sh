@@ -84,7 +84,9 @@ for app in apps/*/edgekit.toml; do
 done
 if [ -d "$SHARED/data/models" ]; then
     mkdir "$WORK/pictures"
-    find "$SHARED/data/coco_mini/train" -name '*.jpg' | sort | head -n 8 | xargs -I{} cp {} "$WORK/pictures/"
+    # no `head`: it may leave before `sort` has written all, and pipefail takes that for a failure
+    mapfile -t PICTURES < <(find "$SHARED/data/coco_mini/train" -name '*.jpg' | sort)
+    cp "${PICTURES[@]:0:8}" "$WORK/pictures/"
     for name in yolox_nano/yolox_nano fastestdet/FastestDet; do
         INT8+=("$SHARED/data/models/$name.onnx" "minmax" "--calibration $WORK/pictures")
     done
