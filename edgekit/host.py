@@ -103,6 +103,8 @@ def detect(root: Path = _ROOT) -> Target:
     memory, memory_source = _memory(root)
     known = board(root)
     backends: tuple[str, ...] = ("onnxruntime", "litert")
+    if not backend_problem("native"):
+        backends += ("native",)
     if known is not None and "tensorrt" in known.backends and not backend_problem("tensorrt"):
         backends = known.backends
     if arch == "x86_64" and not backend_problem("openvino"):
@@ -111,6 +113,7 @@ def detect(root: Path = _ROOT) -> Target:
         "onnxruntime": ("float32", "float16", "int8"),
         "litert": ("float32", "float16", "int8", "dynamic"),
         "openvino": ("float32", "int8"),
+        "native": ("float32", "int8", "dynamic"),
         "tensorrt": ("float16", "float32", "int8"),
     }
     tile = 16 if "avx512f" in cpus[0].isa else 8
@@ -216,6 +219,15 @@ def backend_problem(backend: str) -> str:
     if backend == "litert":
         if all(importlib.util.find_spec(name) is None for name in ("ai_edge_litert", "tflite_runtime")):
             return "ai-edge-litert is not installed. Run: pip install 'edgekit[litert]'"
+        return ""
+    if backend == "native":
+        from edgekit.backends.native import library
+
+        if not library.path().is_file():
+            return (
+                f"{library.FILE} was not built. Install a C++17 compiler and reinstall edgekit (in a checkout: python "
+                "setup.py build_ext --inplace)"
+            )
         return ""
     if backend == "openvino":
         if importlib.util.find_spec("openvino") is None:

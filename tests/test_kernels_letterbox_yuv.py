@@ -229,7 +229,8 @@ def test_codes_are_the_float_input_quantized(path: str, quant: QuantParams) -> N
         letterbox(pixels, spec, real)
         plan(spec, pixels.layout, quant).run(pixels, codes)
     info = np.iinfo(codes.dtype)
-    x = np.rint(real / np.array(quant.scale, np.float32)).astype(np.float64) + np.array(quant.zero_point)
+    factor = (1 / np.array(quant.scale, np.float32).astype(np.float64)).astype(np.float32)
+    x = np.rint(real * factor).astype(np.float64) + np.array(quant.zero_point)
     np.testing.assert_array_equal(codes, np.clip(x, info.min, info.max).astype(codes.dtype))
     assert len(np.unique(codes)) > 3
 

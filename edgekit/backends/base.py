@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgekit.manifest import Variant
 
-BACKENDS = ("onnxruntime", "litert", "openvino", "tensorrt")
+BACKENDS = ("onnxruntime", "litert", "openvino", "tensorrt", "native")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Payload:
     outputs: tuple[TensorSpec, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the device half needs to know (JSON values), e.g. TensorRT's build plan."""
+
+    @property
+    def variant(self) -> str:
+        """Its variant's name in a bundle."""
+        return f"{self.backend}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,12 @@ ALIGN = 64
 
 
 def zeros(shape: Sequence[int], dtype: str) -> np.ndarray:
-    """Zeros, C-contiguous, the first one at a multiple of ALIGN bytes."""
+    """Zeros, C-contiguous, the first one at a multiple of ALIGN bytes, with as many bytes behind the last one."""
     import numpy as np
 
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    memory = np.zeros(size + ALIGN, np.uint8)
+    memory = np.zeros(size + 2 * ALIGN, np.uint8)
     start = -memory.ctypes.data % ALIGN
     return memory[start : start + size].view(kind).reshape(shape)
 

@@ -5,10 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <cstddef>
-#include <cstdint>
-#include <stdexcept>
-#include <vector>
+#include "isa.h"
 
 namespace py = pybind11;
 
@@ -24,28 +21,6 @@ inline std::vector<Binder>& binders() {
 inline bool register_binder(Binder bind) {
     binders().push_back(bind);
     return true;
-}
-
-// Instruction sets that a kernel may have its own code for; all of them give the same bits.
-enum class Isa { portable, avx2, neon };
-
-// The best one this machine has.
-inline Isa detect_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return Isa::avx2;
-#elif defined(__aarch64__)
-    return Isa::neon;
-#endif
-    return Isa::portable;
-}
-
-inline const char* isa_name(Isa isa) {
-    return isa == Isa::avx2 ? "avx2" : isa == Isa::neon ? "neon" : "portable";
-}
-
-// Python has checked shapes, types and strides before it calls: what fails here is our own mistake.
-inline void check(bool ok, const char* what) {
-    if (!ok) throw std::logic_error(what);
 }
 
 template <class T>

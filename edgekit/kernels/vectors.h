@@ -3,7 +3,7 @@
 // the scalar one does, so all of them give the same bits.
 #pragma once
 
-#include "common.h"
+#include "isa.h"
 
 #include <cstring>
 

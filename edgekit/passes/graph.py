@@ -52,6 +52,12 @@ def number(node: ir.Node, name: str, default: float) -> float:
     return float(attribute.as_float()) if attribute is not None else default
 
 
+def text(node: ir.Node, name: str, default: str) -> str:
+    """A string attribute."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else str(attribute.as_string())
+
+
 def only_user(value: ir.Value) -> ir.Node | None:
     """The one node that reads `value`, None when several do or it is a graph output."""
     uses = tuple(value.uses())

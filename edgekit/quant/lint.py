@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgekit.passes.graph_facts import macs
+from edgekit.quant.activations import beginning, stage
 from edgekit.quant.annotate import node_id, quant
-from edgekit.quant.placement import absorber, prepared, saturates
+from edgekit.quant.placement import absorber, prepared, saturates, written
 from edgekit.quant.rules import WEIGHTED, Rules, data_inputs, refusal, weight
 
 
@@ -42,6 +43,8 @@ def lint(model: ir.Model, rules: Rules) -> list[NodeReport]:
             reason = refusal(node, rules) or _missing(node, activation, rules)
             if activation is not None:
                 taken[activation] = not reason
+            elif rules.joins and not reason:
+                taken.update(dict.fromkeys(_joined(node, rules), True))
         if node.op_type in rules.absorbed - rules.pointwise and node not in taken:
             reason = f"it stands alone: {rules.name} runs {node.op_type} in integers only behind an integer operator"
         reports.append(NodeReport(node_id(node), node.op_type, not reason, reason, cost))
@@ -51,6 +54,26 @@ def lint(model: ir.Model, rules: Rules) -> list[NodeReport]:
 def _takes_in(node: ir.Node, activation: ir.Node) -> bool:
     params = quant(activation.outputs[0])
     return params is not None and quant(node.outputs[0]) is None and saturates(activation, params)
+
+
+def _of_joined(node: ir.Node, outputs: list[ir.Value], rules: Rules) -> list[ir.Value]:
+    """The values that must be codes for `node` to run in integers, of what it writes."""
+    if node.op_type not in rules.weighted:
+        found = beginning(node)
+        return outputs if found is None else [found.result]
+    result = node.outputs[0]
+    if quant(result) is None and quant(written(node, rules)) is None:
+        return []  # it writes real numbers
+    return [result if quant(result) is not None else written(node, rules)]
+
+
+def _joined(node: ir.Node, rules: Rules) -> tuple[ir.Node, ...]:
+    """The nodes of an activation that run as one with `node`."""
+    if node.op_type in rules.weighted:
+        found = stage(node.outputs[0]) if quant(node.outputs[0]) is None else None
+    else:
+        found = beginning(node)
+    return () if found is None else tuple(n for n in found.nodes if n is not node)
 
 
 def integer_share(reports: Iterable[NodeReport]) -> float:
@@ -67,6 +90,8 @@ def _missing(node: ir.Node, activation: ir.Node | None, rules: Rules) -> str:
     if node.op_type in WEIGHTED and quant(weight(node)) is None:
         return "the plan leaves it in float: its weight is not quantized"
     outputs = [v for v in (activation or node).outputs if v.uses() or v.is_graph_output()]
+    if rules.joins and activation is None:
+        outputs = _of_joined(node, outputs, rules)
     if (
         node.op_type not in WEIGHTED
         and not any(quant(v) for v in outputs)

@@ -17,8 +17,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgekit.errors import CalibrationError, UsageError, did_you_mean
-from edgekit.passes.graph import constant, infer, only_user, scalar
+from edgekit.passes.graph import constant, infer, only_user
 from edgekit.passes.states import states
+from edgekit.quant.activations import beginning, bounds, stage
 from edgekit.quant.annotate import node_id, quant, set_quant
 from edgekit.quant.ranges import activation_range, params
 from edgekit.quant.residual import skip_inputs
@@ -47,6 +48,8 @@ class Choices:
     float_nodes: frozenset[str] = frozenset()
     own_scales: frozenset[str] = frozenset()
     weights: str = "mse"
+    curves: bool = False
+    """What a weighted operator sums up is not rounded before the activation behind it, where the rules know how."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, the same for equal choices."""
@@ -57,6 +60,7 @@ class Choices:
             "float_nodes": sorted(self.float_nodes),
             "own_scales": sorted(self.own_scales),
             "weights": self.weights,
+            **({"curves": True} if self.curves else {}),
         }
 
     @staticmethod
@@ -69,6 +73,7 @@ class Choices:
             float_nodes=frozenset(data["float_nodes"]),
             own_scales=frozenset(data["own_scales"]),
             weights=data["weights"],
+            curves=bool(data.get("curves", False)),
         )
 
 
@@ -92,6 +97,8 @@ def place(
     )
     pictures = set(graph.inputs) - {before for before, _ in pairs}
     _annotate(plan, stats, rules, choices, pictures)
+    if rules.joins:
+        _bare(model, plan, rules, choices, {after for _, after in pairs})
     for node in plan.integer:
         if node.op_type in WEIGHTED:
             _annotate_weight(node, rules, choices)
@@ -104,6 +111,35 @@ def prepared(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer(model)
     return model
+
+
+def _bare(model: ir.Model, plan: _Plan, rules: Rules, choices: Choices, later: set[ir.Value]) -> None:
+    """Values that `rules.joins` and `choices.curves` leave unrounded."""
+    state = later | {before for before, _ in _pairs(model)}
+    for node in plan.integer:
+        behind = written(node, rules)
+        for value in inside(node):
+            set_quant(value, None)
+        if node.op_type not in rules.weighted:
+            continue
+        result = node.outputs[0]
+        if result not in state and not any(user in plan.integer for user, _ in result.uses()):
+            set_quant(result, None)  # real numbers straight from its sums
+        elif choices.curves and rules.curves and behind is not result and quant(behind) is not None:
+            set_quant(result, None)
+
+
+def inside(node: ir.Node) -> list[ir.Value]:
+    """Values between the nodes of the activation that begins with `node`."""
+    found = beginning(node)
+    return [] if found is None else [v for n in found.nodes[:-1] for v in n.outputs]
+
+
+def written(node: ir.Node, rules: Rules) -> ir.Value:
+    """The value behind the activation that `rules.curves` lets a weighted operator compute, else its own result."""
+    result = node.outputs[0]
+    found = stage(result) if rules.curves and node.op_type in rules.weighted else None
+    return result if found is None else found.result
 
 
 Pairs = tuple[tuple[ir.Value, ir.Value], ...]
@@ -139,17 +175,8 @@ def saturates(node: ir.Node, params: QuantParams) -> bool:
 
 def _bounds(node: ir.Node) -> Range | None:
     """(low, high) of a Relu or a Clip with constant bounds around 0."""
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    limits = []
-    for index, default in ((1, -np.inf), (2, np.inf)):
-        value = node.inputs[index] if len(node.inputs) > index else None
-        found = default if value is None else scalar(value)
-        if found is None:
-            return None
-        limits.append(float(found))
-    low, high = limits
-    return (low, high) if low <= 0 < high else None
+    low, high = bounds(node)
+    return None if low is None or high is None or not low <= 0 < high else (low, high)
 
 
 @dataclass

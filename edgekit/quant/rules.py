@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from edgekit.errors import UsageError, did_you_mean
-from edgekit.passes.graph import integer, number, scalar, shape
+from edgekit.passes.graph import integer, number, scalar, shape, text
 from edgekit.target import Target
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -22,6 +22,26 @@ COPIES = (
     *("Flatten", "Pad", "Gather", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
 )
 """They move codes about (Resize: also averages them) without computing on them."""
+
+NATIVE_POINTWISE = frozenset(
+    {
+        "Sub",
+        "Tanh",
+        "HardSwish",
+        "HardSigmoid",
+        "Elu",
+        "Gelu",
+        "Softplus",
+        "Mish",
+        "ReduceMean",
+        "Relu",
+        "Clip",
+    }
+)
+"""The native engine has a table for any function of one number."""
+
+PREFERENCE = ("tensorrt", "native", "litert", "onnxruntime", "openvino")
+"""Whose rules the search of a target uses: the library expected to be fastest in INT8 there."""
 
 SKINNY = 16
 """TensorRT: a convolution with fewer channels seldom gains from INT8 (Model Optimizer's graph_utils)."""
@@ -65,6 +85,14 @@ class Rules:
     """Leave thin convolutions and matrix products in float, which integers do not make faster."""
     residual: bool = False
     """Quantize the skip input of an Add that a convolution could take in, and only that one."""
+    joins: bool = False
+    """Activations of several nodes run as one: what lies within them is not rounded, and results of the network that a
+    weighted operator writes are real numbers."""
+    curves: bool = False
+    """A weighted operator can compute the activation behind it from its sums, without rounding those before
+    (Choices.curves)."""
+    whole: bool = False
+    """It takes whole networks or none: what it cannot compute, others run in float."""
     float16_scales: bool = False
     """The rest of the network is float16, and so are the scales: they must be exact in it."""
 
@@ -121,7 +149,19 @@ def rules_for(backend: str, target: Target) -> Rules:
             clips=frozenset({(0.0, 6.0), (-1.0, 1.0)}),
             fixed={"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0)},
         )
-    known = ("litert", "onnxruntime", "openvino", "tensorrt")
+    if backend == "native":
+        return replace(
+            full,
+            name="edgekit's engine",
+            pointwise=pointwise - {"Softmax"} | NATIVE_POINTWISE,
+            copies=frozenset({"Concat", "MaxPool", "GlobalMaxPool", "Resize", "Slice", "Split", "Reshape"})
+            | {"Flatten", "Squeeze", "Unsqueeze", "Transpose", "Pad", "Gather"},
+            interpolates=True,
+            joins=True,
+            curves=True,
+            whole=True,
+        )
+    known = ("litert", "native", "onnxruntime", "openvino", "tensorrt")
     raise UsageError(f"backend {backend!r}: has no rules for int8. {did_you_mean(backend, known)}")
 
 
@@ -186,7 +226,7 @@ def refusal(node: ir.Node, rules: Rules) -> str:
         return f"{_mode(node)} interpolation runs in float on {rules.name}"
     if op in ("AveragePool", "MaxPool") and len(shape(node.inputs[0]) or ()) != 4:
         return f"{rules.name} pools in integers only over pictures"
-    if op == "Pad" and (_text(node, "mode", "constant") != "constant" or _fill(node) != 0.0):
+    if op == "Pad" and (text(node, "mode", "constant") != "constant" or _fill(node) != 0.0):
         return f"{op} with anything but zeros runs in float on {rules.name}"
     return ""
 
@@ -197,12 +237,7 @@ def _fill(node: ir.Node) -> float | None:
 
 
 def _mode(node: ir.Node) -> str:
-    return _text(node, "mode", "nearest")
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else str(attribute.as_string())
+    return text(node, "mode", "nearest")
 
 
 def _is_float(value: ir.Value) -> bool:

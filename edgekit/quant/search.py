@@ -297,6 +297,10 @@ def _ranges(bench: _Bench, progress: Progress) -> Quantized:
         choices = replace(best.choices, ranges=tuple(sorted(ranges.items())))
         found = bench.place(p.model, p.stats, choices, (*best.steps, "ranges that know their SiLU"))
         best = bench.better(best, found, "ranges that know their SiLU")
+    if p.rules.curves:
+        choices = replace(best.choices, curves=True)
+        label = "activations straight from sums"
+        best = bench.better(best, bench.place(p.model, p.stats, choices, (*best.steps, label)), label)
     return best
 
 
@@ -313,7 +317,8 @@ def _last_in_float(bench: _Bench, best: Quantized) -> Quantized:
     last = [n for n in best.model.graph if n.op_type in ("Gemm", "MatMul") and n.outputs[0].name in answered]
     weights = [value for n in last if (value := weight(n)) is not None]
     if (
-        not last
+        bench.problem.rules.joins  # the last sums are not rounded
+        or not last
         or math.fsum(products[node_id(n)] for n in last) > LAST * math.fsum(products.values())
         or math.fsum(weighted.get(str(v.name), 0) for v in weights) > LAST * math.fsum(weighted.values())
     ):
@@ -327,7 +332,10 @@ def _last_in_float(bench: _Bench, best: Quantized) -> Quantized:
 def _equalized(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
     """Equalize the tensors that do the most damage, one after the other, where it helps."""
     p = bench.problem
-    known = [c for c in candidates(p.model, p.stats) if c.gain >= IMBALANCED][:LOOKED_AT]
+    known = [c for c in candidates(p.model, p.stats) if c.gain >= IMBALANCED]
+    if p.rules.joins:  # a gate with a factor per channel is no function of one number
+        known = [c for c in known if c.gate is None]
+    known = known[:LOOKED_AT]
     if not known:
         return best
     probe = Probe(best.model, p.check[:2])
@@ -387,7 +395,8 @@ def _quieter(bench: _Bench, start: Quantized, best: Quantized, progress: Progres
     Labels are not asked: a metric on some hundred pictures would not see what such a network loses on others.
     """
     ranked = bench.rank(start, progress)
-    for count in SMALL:
+    # where activations run as one with their operators, a value seldom takes others along
+    for count in (1, *SMALL) if bench.problem.rules.joins else SMALL:
         label, found = bench.in_float(start, ranked[:count])
         if integer_share(lint(found.model, bench.problem.rules)) < MOSTLY:
             break

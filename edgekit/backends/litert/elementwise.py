@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.backends.litert.emitter import Emitter, Unsupported, quantize_constant
+from edgekit.backends.litert.emitter import Emitter, quantize_constant
 from edgekit.backends.litert.layout import Order, plain, stored
 from edgekit.backends.litert.plan import Unit, activation, bounds, full_shape
+from edgekit.backends.lowering import Unsupported
 from edgekit.passes.graph import constant, integer, number, scalar
 from edgekit.spec import DType, QuantParams
 

@@ -21,10 +21,6 @@ MIN_HALF_ELEMENTS = 64
 """Smaller constants (biases of a few channels, scalars) are not worth an operator that widens them."""
 
 
-class Unsupported(Exception):
-    """An operator, or a use of one, that cannot be written; the message says what."""
-
-
 class Emitter:
     """Writes operators and remembers, per value, which tensors hold it."""
 

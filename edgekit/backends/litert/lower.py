@@ -18,9 +18,10 @@ import onnx_ir as ir
 
 from edgekit.backends.base import Payload
 from edgekit.backends.litert import elementwise, layout, products, resize, shapes
-from edgekit.backends.litert.emitter import Emitter, Unsupported
+from edgekit.backends.litert.emitter import Emitter
 from edgekit.backends.litert.layout import Order
 from edgekit.backends.litert.plan import Plan, full_shape, make
+from edgekit.backends.lowering import Unsupported
 from edgekit.errors import LoweringError, UsageError
 from edgekit.passes.graph import clean, constant, infer, op_counts, swap_node
 from edgekit.quant.annotate import quant, set_quant, state_codes

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.backends.litert.emitter import Emitter, Unsupported
+from edgekit.backends.litert.emitter import Emitter
 from edgekit.backends.litert.layout import NHWC, plain, stored
 from edgekit.backends.litert.plan import Unit, full_shape
+from edgekit.backends.lowering import Unsupported
 from edgekit.passes.graph import constant, integer, ints, number
 from edgekit.quant.annotate import quant
 from edgekit.spec import DType, QuantParams

@@ -5,59 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import onnx_ir as ir
 
-from edgekit.backends.litert.emitter import Emitter, Unsupported
+from edgekit.backends.litert.emitter import Emitter
 from edgekit.backends.litert.layout import NHWC, stored
 from edgekit.backends.litert.plan import Unit, full_shape
-from edgekit.passes.graph import constant
+from edgekit.backends.lowering import Unsupported, nearest, positions
+from edgekit.passes.graph import text
 
 MODES = (
     {"alignCorners": False, "halfPixelCenters": False},
     {"alignCorners": False, "halfPixelCenters": True},
     {"alignCorners": True, "halfPixelCenters": False},
 )
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_string()
-
-
-def positions(node: ir.Node, axis: int) -> np.ndarray:
-    """Where each output element along `axis` lies in the input, by ONNX's rules: float64 [out]."""
-    x = node.inputs[0]
-    assert x is not None
-    size, out = full_shape(x)[axis], full_shape(node.outputs[0])[axis]
-    mode = _text(node, "coordinate_transformation_mode", "half_pixel")
-    scales = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    scale = float(scales[axis]) if scales is not None and scales.size else out / size
-    i = np.arange(out, dtype=np.float64)
-    if mode == "asymmetric":
-        return i / scale
-    if mode == "align_corners":
-        return i * (size - 1) / (out - 1) if out > 1 else np.zeros(1)
-    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and out > 1):
-        return (i + 0.5) / scale - 0.5
-    if mode == "pytorch_half_pixel":
-        return np.zeros(1)
-    raise Unsupported(f"Resize with coordinates {mode}")
-
-
-def nearest(node: ir.Node, axis: int) -> np.ndarray:
-    """Which input element each output element is."""
-    where = positions(node, axis)
-    rule = _text(node, "nearest_mode", "round_prefer_floor")
-    x = node.inputs[0]
-    assert x is not None
-    chosen = {
-        "round_prefer_floor": np.ceil(where - 0.5),
-        "round_prefer_ceil": np.floor(where + 0.5),
-        "floor": np.floor(where),
-        "ceil": np.ceil(where),
-    }[rule]
-    result: np.ndarray = np.clip(chosen, 0, full_shape(x)[axis] - 1).astype(np.int64)
-    return result
 
 
 def lite_positions(size: int, out: int, align: bool, half: bool) -> np.ndarray:
@@ -85,7 +44,7 @@ def resize(e: Emitter, unit: Unit) -> None:
         raise Unsupported("Resize of other than height and width of a picture")
     if node.attributes.get("antialias") is not None and node.attributes["antialias"].as_int():
         raise Unsupported("Resize with antialias")
-    kind = _text(node, "mode", "nearest")
+    kind = text(node, "mode", "nearest")
     params = e.params(unit, x)
     source = e.read(x, NHWC, params)
     if kind == "nearest":

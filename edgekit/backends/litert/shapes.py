@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from edgekit.backends.litert import layout
 from edgekit.backends.litert.elementwise import rename, unary_copy
-from edgekit.backends.litert.emitter import Emitter, Unsupported, quantize_constant
+from edgekit.backends.litert.emitter import Emitter, quantize_constant
 from edgekit.backends.litert.layout import NHWC, plain, stored
 from edgekit.backends.litert.plan import Unit, full_shape
+from edgekit.backends.lowering import Unsupported
 from edgekit.passes.graph import constant, integer, ints, scalar
 from edgekit.spec import DType, QuantParams
 

@@ -6,6 +6,7 @@
 // copied into such planes first (as often as the kernel is wide, not wide times high), padding included, so that a
 // tile of pixels may run over the ends of rows. A 1x1 convolution reads float inputs where they lie.
 #include "block_conv/tiles.h"
+#include "common.h"
 #include "threads.h"
 
 #include <pybind11/stl.h>

@@ -1,5 +1,6 @@
 // IoU matrices and greedy NMS of rotated boxes; boxes.h has the arithmetic, reference.py the rule.
 #include "boxes3d/boxes.h"
+#include "common.h"
 #include "threads.h"
 
 #include <vector>

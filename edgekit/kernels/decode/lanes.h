@@ -1,7 +1,7 @@
 // The loops of the decoder that carry its time, for vectors of B bytes; reference.py defines what they give.
 #pragma once
 
-#include "vectors.h"
+#include "../vectors.h"
 
 #include <cmath>
 #include <limits>

@@ -1,4 +1,5 @@
 // Depth images of a point cloud: reference.py defines what this gives.
+#include "common.h"
 #include "threads.h"
 #include "vectors.h"
 

@@ -27,7 +27,7 @@ class LetterboxPlan:
 
     `layout`: of the pictures; alpha is ignored.
     `quant`: the input takes codes of this scale and zero point (int8 or uint8; one, or one per channel)
-        instead of values of `spec.dtype`: clamp(round_half_even(x / scale) + zero_point).
+        instead of values of `spec.dtype` (edgekit.input_codes).
     `isa`: code path of the native kernel, for tests.
     Raises: UsageError for a size, pixel format, dtype or quantization that cannot be used.
     """
@@ -169,21 +169,26 @@ def plan(spec: ImagePreprocess, layout: PixelLayout, quant: QuantParams | None =
 
 
 def letterbox(
-    image: np.ndarray | Pixels, spec: ImagePreprocess, out: np.ndarray, *, color: str = "bgr"
+    image: np.ndarray | Pixels,
+    spec: ImagePreprocess,
+    out: np.ndarray,
+    *,
+    color: str = "bgr",
+    quant: QuantParams | None = None,
 ) -> Placement:
     """Picture -> network input in one pass: resize, colour, padding, channel order, normalisation, layout.
 
     image: Pixels of any format, or uint8 [H, W, 3], [H, W, 4] (alpha ignored) or [H, W] grey; rows may be padded (any
         row stride). `color` is the channel order of an array, "bgr" or "rgb"; for 4 channels BGRA or RGBA.
     out: the engine's input, [1, 3, h, w] or [1, h, w, 3] as `spec.layout` says, of `spec.dtype`
-        (float32, float16, uint8), C-contiguous or NCHW over channels-last memory; overwritten whole.
+        (float32, float16, uint8) or, with `quant`, codes, C-contiguous or NCHW over channels-last memory; overwritten whole.
     Returns where the picture lies in the input. Tables are cached by (layout, rule).
     The arithmetic (reference.py) gives the same bits on every CPU, within one level of x86
     `cv2.resize(INTER_LINEAR)`.
     Raises: UsageError for an array of another shape or dtype.
     """
     pixels = image if isinstance(image, Pixels) else _array(image, color)
-    return plan(spec, pixels.layout).run(pixels, out)
+    return plan(spec, pixels.layout, quant).run(pixels, out)
 
 
 def _array(image: np.ndarray, color: str) -> Pixels:

@@ -3,12 +3,18 @@
 // not hold them.
 #pragma once
 
-#include "letterbox/finish.h"
+#include "finish.h"
 
 #include <algorithm>
 
 namespace edgekit {
 namespace {
+
+// One axis as the tables have it: weight [n][most].
+struct FilterTaps {
+    std::vector<int32_t> start, weight;
+    int most, total;
+};
 
 // One axis: output pixel d sums `count[d]` source pixels from start[d] on, times weight[d * most + k].
 struct Filter {
@@ -16,10 +22,10 @@ struct Filter {
     int most;
     uint32_t total;
 
-    Filter(const py::array_t<int32_t, py::array::c_style>& starts, const py::array_t<int32_t, py::array::c_style>& weights,
-           int sum, int n, int source)
-        : start(copy(starts)), weight(copy(weights)), most(int(weights.shape(1))), total(uint32_t(sum)) {
-        check(int(start.size()) == n && weights.shape(0) == n && sum >= 1, "letterbox filter");
+    Filter(FilterTaps taps, int n, int source)
+        : start(std::move(taps.start)), weight(std::move(taps.weight)), most(taps.most), total(uint32_t(taps.total)) {
+        const int sum = taps.total;
+        check(int(start.size()) == n && weight.size() == size_t(n) * most && sum >= 1, "letterbox filter");
         for (int d = 0; d < n; d++) {
             int64_t seen = 0;
             int used = 0;

@@ -4,7 +4,7 @@
 // entry of that table it is used instead of looking up; the constructor tries it on all of them.
 #pragma once
 
-#include "common.h"
+#include "../isa.h"
 
 #include <cmath>
 #include <cstring>

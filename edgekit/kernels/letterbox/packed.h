@@ -1,7 +1,7 @@
 // Packed RGB and grey, bilinear: two taps horizontally into 16-bit rows, two rows blended into levels.
 #pragma once
 
-#include "letterbox/finish.h"
+#include "finish.h"
 
 #include <algorithm>
 

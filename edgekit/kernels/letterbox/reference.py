@@ -37,17 +37,18 @@ a YUV value is (256 S + T) // (2 T), converted as above. At half size this is th
 
 **Values**: a table of 256 per channel takes the level to the input's value, made in float32 with each
 operation rounded once: x = (level - mean) / std, then float16 to nearest even where the input is that,
-or, where it is quantized, clamp(round_half_even(x / scale) + zero_point).
+or, where it is quantized, clamp(round_half_even(x * (1 / scale)) + zero_point) (edgekit.input_codes).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgekit.input_codes import input_codes
 from edgekit.pixels import PLANAR, SEMI_PLANAR, YUV, PixelLayout, Pixels, as_pixels
 from edgekit.spec import QuantParams
 from edgekit.tasks.preprocess import ImagePreprocess, Placement
@@ -172,10 +173,7 @@ def value_table(
     with np.errstate(over="ignore"):  # a tiny std may leave the range of float16
         x = (levels - mean[:, None]) / std[:, None]
         if quant is not None:
-            scale, zero = (np.broadcast_to(v, 3)[:, None] for v in (quant.scale, quant.zero_point))
-            info = np.iinfo(dtype)
-            x = np.rint(x / scale.astype(np.float32)).astype(np.float64)  # whole numbers: exact from here on
-            x = np.clip(x + zero, info.min, info.max)
+            x = input_codes(x, replace(quant, axis=0 if len(quant.scale) > 1 else None))
         return np.ascontiguousarray(x.astype(dtype))
 
 

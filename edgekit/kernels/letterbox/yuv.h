@@ -2,7 +2,7 @@
 // and converted, in 16-bit arithmetic throughout (reference.py). m(a, b) is pmulhrsw and sqrdmulh.
 #pragma once
 
-#include "letterbox/finish.h"
+#include "finish.h"
 
 #include <algorithm>
 

@@ -1,7 +1,7 @@
 // The functions of yuv.h for AVX2 and NEON, and the choice between them. Rows have room for whole vectors.
 #pragma once
 
-#include "letterbox/yuv.h"
+#include "yuv.h"
 
 namespace edgekit {
 namespace {

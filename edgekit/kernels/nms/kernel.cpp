@@ -1,4 +1,5 @@
 // nms as a function of its own; detectors run it inside the decoder's call (decode/kernel.cpp).
+#include "common.h"
 #include "nms/nms.h"
 
 EDGEKIT_KERNEL(nms, m) {

@@ -2,7 +2,7 @@
 // box is compared with those of its own class only, 8 at a time, and no class offsets distort coordinates.
 #pragma once
 
-#include "vectors.h"
+#include "../vectors.h"
 
 #include <algorithm>
 #include <cmath>

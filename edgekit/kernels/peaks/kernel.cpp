@@ -1,5 +1,6 @@
 // Peaks of heat maps; reference.py states the rule. One pass over the logits, 16 at a time, in which only those that
 // reach the threshold are looked at.
+#include "common.h"
 #include "decode/lanes.h"
 
 #include <pybind11/stl.h>

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.quant import simulate
+from edgekit.quant.activations import rounded
 from edgekit.quant.annotate import quant, set_quant
 from edgekit.quant.ranges import activation_range, covered, params
 from edgekit.quant.repair import Feed, Progress, checked
@@ -163,11 +164,4 @@ def _shared(value: ir.Value) -> list[ir.Value]:
             if node is not None and node.op_type in COPIES:
                 sides = [*data_inputs(node), *node.outputs]
                 found += [v for v in sides if quant(v) == own and all(v is not f for f in found)]
-    return found
-
-
-def rounded(numbers: np.ndarray, given: QuantParams) -> np.ndarray:
-    """The real numbers behind the codes of a value with one scale, float32."""
-    scale, zero = np.float32(given.scale[0]), np.float32(given.zero_point[0])
-    found: np.ndarray = (np.clip(np.rint(numbers / scale) + zero, -128, 127) - zero) * scale
     return found
