@@ -54,13 +54,17 @@ def test_arm_wheels_are_those_of_the_workstation() -> None:
 
 def test_kernels_are_compiled_with_the_flags_of_setup_py() -> None:
     setup = (ROOT / "setup.py").read_text()
-    listed = re.search(r"extra_compile_args=\[(.*?)\]", setup)
+    listed = re.search(r"^FLAGS = \[(.*?)\]", setup, re.M)
     standard = re.search(r"cxx_std=(\d+)", setup)
     assert listed
     assert standard
     ours = re.search(r'^FLAGS="(.*)"', (ARM / "cross.sh").read_text(), re.M)
     assert ours
     assert set(ours[1].split()) == {f"-std=c++{standard[1]}", *re.findall(r'"(.*?)"', listed[1])}
+    linked = re.search(r"^LINKED = \[([^]]*)\]", setup, re.M)
+    theirs = re.search(r'^LINKED="(.*?)"', (ARM / "cross.sh").read_text(), re.M)
+    assert linked and theirs
+    assert theirs[1].split() == re.findall(r'"(.*?)"', linked[1])
 
 
 @pytest.mark.parametrize("script", sorted(ARM.glob("*.sh")), ids=lambda p: p.name)

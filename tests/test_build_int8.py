@@ -9,8 +9,9 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import onnx_ir as ir
 import pytest
 
 import edgekit
+from edgekit.backends.base import Payload
 from edgekit.bundle import Bundle
 from edgekit.cli.main import main
 from edgekit.errors import BundleError, EvidenceError, UsageError
@@ -26,14 +28,14 @@ from edgekit.quant import search
 from edgekit.synth.street import StreetWorld
 from edgekit.target import Target
 from edgekit.toolchain import build as main_path
-from edgekit.toolchain import quantize
+from edgekit.toolchain import quantize, timing
 from tests import classifiers
 from tests.bundle_samples import assert_same_but_for_times, files_of
 from tests.cli_runs import cli, refusal
 from tests.helpers import ROOT
 
 APP = ROOT / "apps" / "detect"
-CPUS = ("litert", "onnxruntime", "openvino")
+CPUS = ("native", "litert", "onnxruntime", "openvino")
 """Libraries in the order in which a bundle holds their payloads."""
 
 
@@ -49,7 +51,8 @@ def short() -> Iterator[None]:
             "REPAIRS": ("bias_correction",),
         },
         quantize: {"FIT": 2, "CHECK": 2, "RESTAT": 3, "LAYER_PICTURES": 1},
-        main_path: {"AGREEMENT_IMAGES": 2, "SAMPLE_IMAGES": 1, "TIMING_RUNS": 4, "COMPARE_ROUNDS": 3},
+        main_path: {"AGREEMENT_IMAGES": 2, "SAMPLE_IMAGES": 1},
+        timing: {"TIMING_RUNS": 4, "COMPARE_ROUNDS": 3},
     }
     read, known = main_path.read, dict[str, main_path.Source]()
 
@@ -136,7 +139,7 @@ def names(path: Path) -> list[str]:
 def test_every_library_of_a_board_has_its_payload_in_the_order_of_preference(built: dict[str, Path]) -> None:
     host = [b for b in CPUS if "int8" in Target.load("host").precisions.get(b, ())]
     assert names(built["host"]) == [f"{b}-int8" for b in host] and "litert-int8" in names(built["host"])
-    assert names(built["rpi5"]) == ["litert-int8", "onnxruntime-int8"]
+    assert names(built["rpi5"]) == ["native-int8", "litert-int8", "onnxruntime-int8"]
     assert names(built["jetson-orin"]) == ["tensorrt-int8"]
 
 
@@ -195,7 +198,7 @@ def test_the_evidence_says_how_it_was_quantized(built: dict[str, Path], target: 
     assert how["steps"][0] == "mse ranges"
     assert how["trials"][-1]["passed"] is True and 0 < how["output_error"] < 1
     assert how["not_lowered"] == how["left_out"] == {}
-    assert list(how["integer"]) == [name.removesuffix("-int8") for name in names(built[target])]
+    assert sorted(how["integer"]) == sorted(name.removesuffix("-int8") for name in names(built[target]))
     for integer in how["integer"].values():
         assert 0.9 < integer["mac_share"] <= 1
         assert all(row["reason"] for row in integer["float"])
@@ -224,12 +227,12 @@ def test_what_was_timed_is_the_variant_that_was_fastest(built: dict[str, Path]) 
 def test_calibration_is_gone_through_once_and_searches_are_shared_by_rules(
     built: dict[str, Path], calls: list[str]
 ) -> None:
-    """LiteRT wants the same for every board: host and rpi5 take one search, the Jetson its own."""
+    """The native engine wants the same for every board: host and rpi5 take one search, the Jetson its own."""
     assert calls == ["calibrated", "search", "search"]
     found = {target: evidence(path)["quantization"] for target, path in built.items()}
     assert {target: how["searched_for"] for target, how in found.items()} == {
-        "host": "LiteRT",
-        "rpi5": "LiteRT",
+        "host": "edgekit's engine",
+        "rpi5": "edgekit's engine",
         "jetson-orin": "TensorRT",
     }
     assert found["host"]["trials"] == found["rpi5"]["trials"] != found["jetson-orin"]["trials"]
@@ -311,13 +314,13 @@ def failing(backends: tuple[str, ...]) -> Callable[..., Any]:
 def test_a_variant_that_fails_its_budget_is_left_out_with_the_reason(
     app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main_path, "judge", failing(("litert",)))  # even the one preferred
+    monkeypatch.setattr(main_path, "judge", failing(("native", "litert")))  # even the one preferred
     options: dict[str, Any] = {"precision": "int8", "out": tmp_path, "limit": 2, "quantization": "mse"}
     (bundle,) = edgekit.build(app, "rpi5", **options)
     bundle.close()
     assert names(bundle.path) == ["onnxruntime-int8"]
     record = evidence(bundle.path)
-    assert record["quantization"]["left_out"] == {"litert": "AP dropped by 0.5"}
+    assert record["quantization"]["left_out"] == dict.fromkeys(("native", "litert"), "AP dropped by 0.5")
     assert list(record["payloads"]) == ["onnxruntime-int8"] and record["accept"]["passed"] is True
     monkeypatch.undo()
     monkeypatch.setattr(main_path, "judge", failing(CPUS))
@@ -366,3 +369,57 @@ def test_a_classifier_from_end_to_end(tmp_path: Path) -> None:
                 assert engine.refused == {}
                 for image, cls in zip(images, classes, strict=True):
                     assert engine.predict(np.ascontiguousarray(image[:, :, ::-1])).classes[0] == cls
+
+
+def test_libraries_that_miss_by_choices_of_another_are_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One payload of three was within the limits: the other two come from a search of their own, beside it."""
+
+    def made(backends: Sequence[str], rules: str, looks: int) -> quantize.Int8:
+        payloads = tuple(Payload(b, "int8", "x", rules.encode(), (), ()) for b in backends)
+        told = {"searched_for": rules, "steps": [rules], "trials": [], "output_error": 0.1}
+        record = {**told, "integer": dict.fromkeys(backends, rules), "not_lowered": {}, "metric_looks": looks}
+        return quantize.Int8(payloads, record, "", tuple(rules for _ in backends))  # type: ignore[misc]
+
+    asked: list[Sequence[str]] = []
+
+    def quantized(work: Any, target: Any, backends: Sequence[str], progress: Any) -> quantize.Int8:
+        asked.append(backends)
+        return made(backends, "own", 2)
+
+    monkeypatch.setattr(main_path, "quantized", quantized)
+
+    def judged(work: Any, target: Any, payloads: Sequence[Payload], report: Any) -> list[main_path.Judged]:
+        return [verdict(payload, True) for payload in payloads]
+
+    def verdict(payload: Payload, passed: bool) -> main_path.Judged:
+        subject: Any = SimpleNamespace(candidate=SimpleNamespace(payload=payload))
+        return main_path.Judged(subject, {}, {}, {}, {"passed": passed, "reason": "AP dropped"})
+
+    monkeypatch.setattr(main_path, "judged", judged)
+    first = made(["native", "litert", "onnxruntime"], "native", 3)
+    work: Any = SimpleNamespace(
+        options=SimpleNamespace(quantization="search"), source=SimpleNamespace(states=())
+    )
+    target: Any = SimpleNamespace(name="host")
+
+    def again(passed: int, quantization: str = "search") -> quantize.Int8 | None:
+        work.options.quantization = quantization
+        tried = [verdict(p, i < passed) for i, p in enumerate(first.payloads)]
+        found, kept = main_path.searched_again(work, target, first, tried, lambda *_: None)
+        if found is first:
+            assert kept is tried
+            return None
+        assert kept[0] is tried[0] and [j.payload for j in kept] == list(found.payloads)
+        return found
+
+    assert again(2) is again(0) is again(1, quantization="mse") is None and not asked
+    found = again(1)
+    assert found is not None and asked == [["litert", "onnxruntime"]]
+    assert [(p.backend, p.data) for p in found.payloads] == [
+        ("native", b"native"),
+        ("litert", b"own"),
+        ("onnxruntime", b"own"),
+    ]
+    assert found.models == ("native", "own", "own") and found.record["metric_looks"] == 5
+    assert found.record["integer"] == {"native": "native", "litert": "own", "onnxruntime": "own"}
+    assert found.record["searched_for"] == "native" and found.record["then"]["searched_for"] == "own"

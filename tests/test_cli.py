@@ -149,7 +149,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(work: Path, tmp_path: Path) 
     given = ["--precision", "int8", "--calibration", work / "pictures", "--json"]
     plan = json.loads(cli(*words, *given).out)["plan"]
     assert [(p["backends"], p["precision"]) for p in plan] == [
-        (["onnxruntime", "litert"], "int8"),
+        (["onnxruntime", "litert", "native"], "int8"),
         (["tensorrt"], "int8"),
     ]
     words[words.index("rpi5,jetson-orin")] = "host,jetson-orin"

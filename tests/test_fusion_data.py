@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from edgekit import tasks
+from edgekit.dataset import DataSet
 from edgekit.errors import UsageError
 from edgekit.kernels.sparse_conv import encoder
 from edgekit.models.bevfusion.segments import Segments
-from edgekit.project import DataSet
 from edgekit.rig import Truth
 from edgekit.synth.street_rig import RigWorld
 from edgekit.tasks.fusion.boxes import Boxes3D

@@ -18,16 +18,18 @@ from edgekit.cli import init
 from edgekit.dataset import DataSet, named_set, named_sets, picture_digest
 from edgekit.errors import CalibrationError, OutputError, UsageError
 from edgekit.project import (
-    COLUMNS,
     PreprocessHint,
     Thresholds,
     bare_project,
     load_project,
     open_project,
+    opening,
     read_classes,
     with_options,
 )
-from edgekit.project_train import TrainHint, TrainTable
+from edgekit.project.entry import COLUMNS
+from edgekit.project.reading import _ModelTable
+from edgekit.project.training import TrainHint, TrainTable
 from edgekit.tasks.detect.coco import COCO_ALIASES, COCO_CLASSES
 from edgekit.tasks.detect.spec import DetectHead, DetectSpec
 from edgekit.tasks.preprocess import ImagePreprocess
@@ -347,7 +349,7 @@ def test_classes_refused(tmp_path, data, part):
 
 
 def test_labels(folder):
-    model = bare_project(folder / "net.onnx", classes=folder / "classes.txt").model("net")
+    model = with_options(bare_project(folder / "net.onnx"), classes=folder / "classes.txt").model("net")
     assert model.labels(2) == (("car", "bus"), "")
     refuse(lambda: model.labels(3), "2 class names", "3 classes")
     bare = bare_project(folder / "net.onnx").model("net")
@@ -380,8 +382,8 @@ def test_coco_names():
 def test_bare(folder):
     odd = folder / "my net (v2).onnx"
     odd.write_bytes(b"x")
-    loaded = bare_project(
-        odd,
+    loaded = with_options(
+        bare_project(odd),
         head="yolox",
         classes=folder / "classes.txt",
         calibration=str(folder / "calibration"),
@@ -392,22 +394,26 @@ def test_bare(folder):
     assert loaded.path is None
     assert (model.head.family, model.source) == ("yolox", odd)
     assert model.evaluation == DataSet(images=folder / "images", data=folder / "instances.json")
-    rows = bare_project(odd, head="rows", columns=COLUMNS[:4]).models[0]
+    rows = with_options(bare_project(odd), head="rows", columns=COLUMNS[:4]).models[0]
     assert rows.head.columns == ("x1", "y1", "x2", "y2")
-    assert bare_project(odd, calibration="street").models[0].calibration.name == "street"
+    assert with_options(bare_project(odd), calibration="street").models[0].calibration.name == "street"
 
 
 def test_bare_refused(folder):
     net = folder / "net.onnx"
     refuse(lambda: bare_project(folder / "no.onnx"), "no.onnx", "no such file")
-    refuse(lambda: bare_project(net, head="yolo"), "--head", "'yolox'", "'yolo'")
-    refuse(lambda: bare_project(net, calibration="strret"), "strret", "Did you mean 'street'")
+    refuse(lambda: with_options(bare_project(net), head="yolo"), "--head", "'yolox'", "'yolo'")
+    refuse(lambda: with_options(bare_project(net), calibration="strret"), "strret", "Did you mean 'street'")
     refuse(
-        lambda: bare_project(net, data=folder / "instances.json"), "--data and --images", "both or neither"
+        lambda: with_options(bare_project(net), data=folder / "instances.json"),
+        "--data and --images",
+        "both or neither",
     )
     same = str(folder / "images")
     refuse(
-        lambda: bare_project(net, calibration=same, data=folder / "instances.json", images=folder / "images"),
+        lambda: with_options(
+            bare_project(net), calibration=same, data=folder / "instances.json", images=folder / "images"
+        ),
         "the same pictures",
     )
 
@@ -425,7 +431,7 @@ def test_open_project(folder, monkeypatch, tmp_path):
     write(shipped, HEAD.replace("demo", "shipped"))
     monkeypatch.setenv("EDGEKIT_PATH", str(tmp_path / "root"))
     assert open_project(None).name == "shipped"
-    monkeypatch.setattr(project.content, "find", lambda kind, name: None)
+    monkeypatch.setattr(opening.content, "find", lambda kind, name: None)
     refuse(lambda: open_project(None), "apps/detect", "EDGEKIT_PATH")
 
 
@@ -526,7 +532,7 @@ def test_docs_examples_load(folder):
 
 def test_docs_name_every_key():
     text = (ROOT / "docs" / "projects.md").read_text(encoding="utf-8")
-    tables = [project._ModelTable, project.HeadHint, PreprocessHint, Thresholds, project.Accept]
+    tables = [_ModelTable, project.HeadHint, PreprocessHint, Thresholds, project.Accept]
     tables += [project.TargetOverride, project.VideoHint, dataset.DataTable, dataset.NamedSet, TrainTable]
     for table in tables:
         for key in dataclasses.fields(table):

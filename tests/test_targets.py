@@ -188,7 +188,10 @@ GOOD = (ROOT / "targets/rpi5/target.toml").read_text()
         (GOOD.replace("dram_bytes = 8", "dram_byte = 8"), "Did you mean 'dram_bytes'"),
         (GOOD.replace("cores = 4", "cores = 4.5"), "expected an integer"),
         (GOOD.replace("17.1e9", "nan"), "finite"),
-        (GOOD.replace('backends = ["onnxruntime", "litert"]', "backends = []"), "at least one backend"),
+        (
+            GOOD.replace('backends = ["onnxruntime", "litert", "native"]', "backends = []"),
+            "at least one backend",
+        ),
         (
             GOOD.replace('onnxruntime = ["float32", "float16", "int8"]', "onnxruntime = []"),
             "no entry for backend",

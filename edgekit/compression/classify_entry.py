@@ -24,7 +24,7 @@ from edgekit.models.exporting import write_onnx
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.graph import shape
 from edgekit.project import ModelEntry, PreprocessHint
-from edgekit.project_train import TrainHint
+from edgekit.project.training import TrainHint
 from edgekit.schema import to_json
 from edgekit.tasks.classify.dataset import ClassSet, read_set
 from edgekit.tasks.classify.metric import judge

@@ -16,7 +16,7 @@ from edgekit.models.detect_data import Batching, Labelled, pictures, rendered
 from edgekit.models.yolo_lite import Head, YoloLite, load_onnx
 from edgekit.passes.graph import input_size
 from edgekit.project import ModelEntry
-from edgekit.project_train import TrainHint
+from edgekit.project.training import TrainHint
 from edgekit.tasks.detect.dataset import read_coco
 from edgekit.toolchain import cache
 

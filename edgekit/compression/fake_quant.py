@@ -13,7 +13,6 @@ one step that several values share stays one. `learned` puts what was found back
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,12 +32,12 @@ from edgekit.quant.rules import COPIES, Rules, data_inputs
 from edgekit.quant.weights import TINY, exact_in_float16
 from edgekit.spec import DType, QuantParams
 
-PACE, GAIN_PACE = 0.25, 0.05
+PACE, GAIN_PACE = 0.1, 0.02
 """Exponents move steps of activations, and of weights, by these shares per unit, while weights move by codes: one learning
 rate, of about a hundredth, serves all. A weight's step is a gain of its channel, which much depends on; an
 activation's is but a resolution."""
-INPUT_CODES = 30.0
-"""Codes that an input has for typical: what a bias moves by when each weight moves by one."""
+INPUT_CODES = 7.0
+"""What a bias moves by per unit, in products of an input's step and a weight's."""
 
 
 class _Round(torch.autograd.Function):
@@ -103,6 +102,9 @@ class FakeQuantized(nn.Module):
         self.limit = min(rules.weight_limit, 2 ** (weight_bits - 1) - 1)
         self.network: OnnxModule = from_onnx(self.model).requires_grad_(False)
         self.rounding = True
+        self.watched: tuple[str, ...] = ()
+        """Names of inner values that `seen` holds of the last run."""
+        self.seen: dict[str, Tensor] = {}
         params = _annotations(self.model)
         skipped = _unchanged(self.model)
         fixed = _fixed(self.model, rules)
@@ -201,7 +203,7 @@ class FakeQuantized(nn.Module):
         base: Tensor = getattr(self.network, child).weight
         plan = self._weights[child]
         start = self._along(plan, self.get_buffer(f"weight_step_{plan.step}"), base.dim())
-        found: Tensor = base / start + math.sqrt(plan.limit / 127) * self.weight_delta[plan.step]
+        found: Tensor = base / start + self.weight_delta[plan.step]
         return found
 
     def bias(self, child: str) -> Tensor | None:
@@ -289,12 +291,16 @@ class FakeQuantized(nn.Module):
             return self.network.run(given, layer=self._exported)
         steps = self.activation_steps()
 
+        watched, self.seen = set(self.watched), {}
+
         def tap(name: str, x: Tensor) -> Tensor:
-            if name not in self._taps:
-                return x
-            number = self._group[name]
-            scale = (x[:1].numel() * 127) ** -0.5
-            return fake(x, steps[number], self._zero[number], -128.0, 127.0, scale)
+            if name in self._taps:
+                number = self._group[name]
+                scale = (x[:1].numel() * 127) ** -0.5
+                x = fake(x, steps[number], self._zero[number], -128.0, 127.0, scale)
+            if name in watched:
+                self.seen[name] = x
+            return x
 
         def layer(name: str, child: nn.Module, x: Tensor) -> Tensor:
             if name not in self._weights:

@@ -20,8 +20,8 @@ from edgekit.compression.problems import Opened, finished, open_problem
 from edgekit.compression.recipe import Recipe, read_recipe
 from edgekit.errors import UsageError, did_you_mean, printable
 from edgekit.project import ModelEntry, Project, open_project, safe_name, with_options
-from edgekit.project_file import write_entry
-from edgekit.project_train import ModuleSource
+from edgekit.project.training import ModuleSource
+from edgekit.project.writing import write_entry
 from edgekit.target import Target
 from edgekit.tasks import TASKS
 

@@ -35,13 +35,16 @@ SAVE_EVERY = 50
 class Lesson:
     """steps: batches of `batch` pictures. lr: peak, in codes a step (fake_quant.PACE for steps). crop: side of the squares
     cut from pictures, 0 takes them whole: slower, but what repairs fitted to whole pictures is not undone.
-    weight_bits: see FakeQuantized."""
+    weight_bits: see FakeQuantized. inner: weight of what layers read, imitated as outputs are: every layer is told what
+    it should give, which short trainings need. views: whole pictures are also shown near, four at a time and mirrored."""
 
     steps: int = 300
     lr: float = 0.02
     batch: int = 4
     crop: int = 0
     weight_bits: int = 8
+    inner: float = 5.0
+    views: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class Lesson:
             raise ValueError(f"batch must be between 1 and 4096, got {self.batch}")
         if self.crop < 0 or self.crop % CUT:
             raise ValueError(f"crop must be 0 or a multiple of {CUT}, got {self.crop}")
+        if not self.inner >= 0:
+            raise ValueError(f"inner must not be negative, got {self.inner:g}")
         if not 2 <= self.weight_bits <= 8:
             raise ValueError(f"weight_bits must be between 2 and 8, got {self.weight_bits}")
 
@@ -73,9 +78,21 @@ def learn(
     """
     student = FakeQuantized(placed, rules, lesson.weight_bits)
     teacher = from_onnx(exact).requires_grad_(False)
-    batches = Batches(teacher, feeds, lesson)
+    student.watched = inner(teacher, student.network) if lesson.inner else ()
+    batches = Batches(teacher, feeds, lesson, student.watched)
+    last = loss or imitation
+
+    def whole(outputs: Any, targets: Any) -> Tensor:
+        wanted, values = targets
+        found: Tensor = last(outputs, wanted)
+        if not values:
+            return found
+        return found + lesson.inner * imitation(
+            tuple(student.seen[n] for n in values), tuple(values.values())
+        )
+
     problem = Problem(
-        "qat", student, batches(0)[0][0][:1], batches, loss or imitation, lambda _: {}, lambda *_: None, lr=lesson.lr,
+        "qat", student, batches(0)[0][0][:1], batches, whole, lambda _: {}, lambda *_: None, lr=lesson.lr,
         weight_decay=0.0,
     )  # fmt: skip
     work = Work(
@@ -97,6 +114,14 @@ def pruned(network: OnnxModule) -> dict[str, Tensor]:
         if origin.op != "BatchNormalization" and bool((weight == 0).any()):
             found[f"{child}.weight"] = (weight != 0).to(weight.dtype)
     return found
+
+
+def inner(teacher: OnnxModule, student: OnnxModule) -> tuple[str, ...]:
+    """Values that layers read and both networks compute: what is imitated beside the outputs."""
+    outer = {*student.input_names, *student.output_names, *student.buffer_of}
+    known = {name for step in teacher.steps for name in step.outputs}
+    read = [step.inputs[0] for step in student.steps if step.child]
+    return tuple(dict.fromkeys(n for n in read if n in known and n not in outer))
 
 
 def imitation(student: Any, teacher: Any) -> Tensor:
@@ -185,23 +210,27 @@ def imitate(spec: Any, names: Sequence[str]) -> Callable[[Any, Any], Tensor]:
 
 
 class Batches:
-    """step -> (inputs, what the teacher makes of them), by the step alone."""
+    """step -> (inputs, what the teacher makes of them: (outputs, watched values by name)), by the step alone."""
 
     def __init__(
-        self, teacher: OnnxModule, feeds: Iterable[Mapping[str, np.ndarray]], lesson: Lesson
-    ) -> None:
+        self, teacher: OnnxModule, feeds: Iterable[Mapping[str, np.ndarray]], lesson: Lesson,
+        watched: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.teacher, self.lesson = teacher, lesson
+        self._watched = set(watched)
         self._pool: list[np.ndarray] = [
             np.concatenate(values) for values in zip(*([_small(f[n]) for n in teacher.input_names] for f in feeds), strict=True)
         ]  # fmt: skip
         if not self._pool:
             raise ValueError("qat: no pictures, expected some to learn on")
+        sizes = self._pool[0].shape
+        self._pictures = len(self._pool) == 1 and len(sizes) == 4 and sizes[1] in (1, 3)
         self._crop = self._cut()
 
     def _cut(self) -> int:
         """Side of the squares that the graph takes, 0 where it takes its own size only."""
         sizes = self._pool[0].shape
-        if len(self._pool) > 1 or len(sizes) != 4 or sizes[1] not in (1, 3) or not self.lesson.crop:
+        if not self._pictures or not self.lesson.crop:
             return 0
         side = min(self.lesson.crop, *(int(n) // CUT * CUT for n in sizes[2:]))
         if side < CUT or side >= max(sizes[2:]):
@@ -213,21 +242,76 @@ class Batches:
             return 0
         return side
 
+    def _view(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Of the size that the network takes: a square cut, or all of it, near or with three others; half of them mirrored.
+
+        The teacher says what every view shows, so that a few pictures teach as many.
+        """
+        if self._crop:
+            found = _cut(picture, (self._crop, self._crop), rng)
+        elif not self.lesson.views:
+            return picture
+        elif (kind := rng.random()) < MOSAICS:
+            others = self._pool[0][rng.integers(0, len(self._pool[0]), 3)]
+            found = _mosaic((picture, *others), rng)
+        elif kind < MOSAICS + NEAR:
+            found = _part(picture, rng.uniform(0.5, 1.0), rng)
+        else:
+            found = picture
+        return found[:, :, ::-1] if rng.random() < 0.5 else found
+
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.lesson.seed, 11, step])
         count = len(self._pool[0])
         which = rng.choice(count, self.lesson.batch, replace=count < self.lesson.batch)
         inputs = [pool[which] for pool in self._pool]
-        if self._crop:
-            cut = []
-            for picture in inputs[0]:
-                top, left = (int(rng.integers(0, n - self._crop + 1)) for n in picture.shape[1:])
-                square = picture[:, top : top + self._crop, left : left + self._crop]
-                cut.append(square[:, :, ::-1] if rng.random() < 0.5 else square)
-            inputs = [np.stack(cut)]
+        if self._pictures:
+            inputs = [np.stack([self._view(picture, rng) for picture in inputs[0]])]
         tensors = tuple(torch.from_numpy(np.ascontiguousarray(v)).float() for v in inputs)
+        values: dict[str, Tensor] = {}
+
+        def tap(name: str, x: Tensor) -> Tensor:
+            if name in self._watched:
+                values[name] = x
+            return x
+
         with torch.no_grad():
-            return tensors, self.teacher(*tensors)  # type: ignore[return-value]
+            return tensors, (self.teacher.run(tensors, tap), values)  # type: ignore[return-value]
+
+
+MOSAICS, NEAR = 0.4, 0.3
+"""Shares of the views that are four pictures, and that are a part of one."""
+
+
+def _cut(picture: np.ndarray, sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """[C, H, W] -> [C, *sizes], somewhere in it."""
+    top, left = (int(rng.integers(0, n - size + 1)) for n, size in zip(picture.shape[1:], sizes, strict=True))
+    return picture[:, top : top + sizes[0], left : left + sizes[1]]
+
+
+def _part(picture: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A part of `share` of each side, somewhere, in the size of the whole."""
+    sizes = picture.shape[1:]
+    return _resized(_cut(picture, [max(1, round(n * share)) for n in sizes], rng), sizes)
+
+
+def _mosaic(pictures: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Four whole pictures around a point near the middle."""
+    rows, columns = pictures[0].shape[1:]
+    y, x = (int(n * rng.uniform(0.35, 0.65)) for n in (rows, columns))
+    found = np.empty_like(pictures[0])
+    corners = ((0, y, 0, x), (0, y, x, columns), (y, rows, 0, x), (y, rows, x, columns))
+    for picture, (top, bottom, left, right) in zip(pictures, corners, strict=True):
+        found[:, top:bottom, left:right] = _resized(picture, (bottom - top, right - left))
+    return found
+
+
+def _resized(picture: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """[C, H, W] -> [C, *sizes], averaged where it shrinks; type and range stay."""
+    x = torch.from_numpy(np.ascontiguousarray(picture)).float()[None]
+    y = nn.functional.interpolate(x, tuple(sizes), mode="bilinear", align_corners=False, antialias=True)
+    found = y[0].numpy()
+    return found.round().clip(0, 255).astype(np.uint8) if picture.dtype == np.uint8 else found
 
 
 def _small(array: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from edgekit.dataset import DataSet, check_files, picture_files
 from edgekit.errors import UsageError, printable
 from edgekit.frontends.torch_module import load_module
 from edgekit.project import ModelEntry
-from edgekit.project_train import TrainHint
+from edgekit.project.training import TrainHint
 from edgekit.tasks import TASKS
 
 

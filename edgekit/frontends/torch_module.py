@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.archive import write_atomic
 from edgekit.errors import EdgekitError, MissingExtraError, ModelError, OutputError, UsageError, printable
 from edgekit.project import ModelEntry, safe_name
-from edgekit.project_train import ModuleSource
+from edgekit.project.training import ModuleSource
 
 if TYPE_CHECKING:
     from torch import nn

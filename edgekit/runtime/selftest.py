@@ -63,7 +63,7 @@ def set_golden(bundle: Bundle, session: Session) -> None:
             state = read[tensor.tensor]
             states[state.name] = convert(value, state, held[state.name])
         else:
-            np.copyto(session.inputs[tensor.tensor], value)
+            session.write(tensor.tensor, value)
     session.restore(states)
 
 

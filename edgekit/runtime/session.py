@@ -12,11 +12,12 @@ import numpy as np
 from edgekit.backends.base import Executable
 from edgekit.errors import StreamError, UsageError, did_you_mean
 from edgekit.host import usable_cores
+from edgekit.input_codes import input_codes
 from edgekit.manifest import Manifest
 from edgekit.runtime.crew import Crew
 from edgekit.runtime.plan import Copies, Job, Layout, Part, beside, lay_out, units
 from edgekit.runtime.state import held_as, initial_value
-from edgekit.spec import StateSpec
+from edgekit.spec import QuantParams, StateSpec
 
 _ALL = slice(None)
 
@@ -61,6 +62,9 @@ class Session:
         self.inputs = {name: buffers[name] for name in manifest.inputs}
         self.outputs = {name: buffers[name] for name in manifest.outputs}
         self.buffers = MappingProxyType({name: a for name, a in buffers.items() if name not in away})
+        self.codes: Mapping[str, QuantParams] = input_quants(manifest, executables, self.inputs)
+        """Inputs that take codes, as the payload in use wants them, where the manifest has real numbers: by name their
+        parameters. `write` makes codes; pipelines write them straight from the camera's bytes."""
 
         self._returns: Copies = tuple(
             (buffers[s.input], buffers[s.output]) for s in manifest.states if s.input not in turned
@@ -109,6 +113,10 @@ class Session:
                 raise
         elif len(self._jobs) == len(first.parts) == 1 and first.when is None and not layout.copied:
             self.run = first.parts[0].runs[0]  # type: ignore[assignment,method-assign]  # no hop for the common case
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Real numbers into an input, whatever the payload in use takes: where that is codes, they are made here (`codes`)."""
+        fill(self.inputs[name], values, self.codes.get(name))
 
     @property
     def step_ns(self) -> Mapping[str, tuple[int, int]]:
@@ -254,6 +262,25 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def input_quants(
+    manifest: Manifest, executables: Mapping[str, Executable], inputs: Mapping[str, np.ndarray]
+) -> dict[str, QuantParams]:
+    """Of the plan's inputs, those that a step takes as codes where the manifest says real numbers."""
+    return {
+        spec.name: spec.quant
+        for executable in executables.values()
+        for spec in executable.inputs
+        if spec.quant is not None
+        and spec.name in inputs
+        and inputs[spec.name].dtype != manifest.tensor(spec.name).dtype.value
+    }
+
+
+def fill(array: np.ndarray, values: np.ndarray, quant: QuantParams | None) -> None:
+    """Real numbers into an input; `quant`: into one that takes codes."""
+    np.copyto(array, values if quant is None else input_codes(np.asarray(values), quant))
 
 
 def check_snapshot(snapshot: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray]) -> None:

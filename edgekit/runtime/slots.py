@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.runtime.session import Session, check_snapshot
+from edgekit.runtime.session import Session, check_snapshot, fill
 from edgekit.spec import StateSpec
 
 Arrays = Mapping[str, np.ndarray]
@@ -25,7 +25,7 @@ class Streams:
 
     A stream begins with its first step (or `restore`, or `stream`) and ends with `drop`; what it
     computes does not depend on the others. `inputs` and `outputs` are those of one stream, in the
-    session's memory: the next step, of whichever stream, overwrites them.
+    session's memory: the next step, of whichever stream, overwrites them. codes: as of the session.
 
     lanes: streams that one run takes: the leading size that every input, output and state has in common, else 1.
     A stream's state stays in its lane, and nothing is copied, while it is stepped again and again beside
@@ -43,6 +43,7 @@ class Streams:
         self._outputs: Sequence[Arrays] = [_part(session.outputs, rows) for rows in self._rows]
         self.inputs: Arrays = self._inputs[0]
         self.outputs: Arrays = self._outputs[0]
+        self.codes = session.codes
         self._initial = {
             name: np.array(array, order="C") for name, array in _part(states, self._rows[0]).items()
         }
@@ -68,8 +69,7 @@ class Streams:
             self._check("step", inputs)
         self._place({key: 0})
         if inputs is not None:
-            for name, array in inputs.items():
-                np.copyto(self.inputs[name], array)
+            self._fill(0, inputs)
         self._session.run()
         return self.outputs
 
@@ -93,8 +93,7 @@ class Streams:
             lanes = self._free_lanes(members)
             self._place(lanes)
             for key, lane in lanes.items():
-                for name, array in (inputs[key] or {}).items():
-                    np.copyto(self._inputs[lane][name], array)
+                self._fill(lane, inputs[key] or {})
             self._session.run()
             last = start + self.lanes >= len(order)
             for key, lane in lanes.items():
@@ -120,10 +119,16 @@ class Streams:
             raise UsageError(f"{what}: expected inputs {sorted(self.inputs)}, got {sorted(map(str, inputs))}")
         for name, array in inputs.items():
             want, got = self.inputs[name], np.asarray(array)
-            if (want.dtype, want.shape) != (got.dtype, got.shape):
+            real = name in self.codes and got.dtype == np.float32  # made codes of
+            if (want.dtype, want.shape) != (want.dtype if real else got.dtype, got.shape):
                 raise UsageError(
                     f"{what}: input {name}: expected {want.dtype} {want.shape}, got {got.dtype} {got.shape}"
                 )
+
+    def _fill(self, lane: int, inputs: Arrays) -> None:
+        for name, array in inputs.items():
+            place, given = self._inputs[lane][name], np.asarray(array)
+            fill(place, given, None if given.dtype == place.dtype else self.codes.get(name))
 
     def stream(self, key: Hashable) -> StreamSlot:
         """The stream `key` as something with `inputs`, `outputs` and `run()`, as pipelines want it."""
@@ -231,6 +236,7 @@ class StreamSlot:
         self.key = key
         self.inputs = streams.inputs
         self.outputs = streams.outputs
+        self.codes = streams.codes
         self.state_specs = streams.state_specs
 
     def run(self) -> None:

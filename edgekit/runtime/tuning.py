@@ -51,6 +51,7 @@ _DISTRIBUTIONS = {
     # backend: the packages that may bring its library, the usual one first
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "litert": ("ai-edge-litert", "tflite-runtime"),
+    "native": ("edgekit",),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
 }
 

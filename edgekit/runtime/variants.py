@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgekit import packed
-from edgekit.backends.base import Binding, Executable, LoadOptions, half
+from edgekit.backends.base import Binding, Executable, LoadOptions, Ports, half
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, EdgekitError, OutputError, SelfTestError, UsageError, did_you_mean
 from edgekit.host import backend_problem, usable_cores
@@ -24,7 +24,7 @@ from edgekit.manifest import KernelStep, Manifest, Segment, Variant
 from edgekit.runtime import tuning
 from edgekit.runtime.plan import beside
 from edgekit.runtime.selftest import golden_values, self_test, set_golden
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, fill
 from edgekit.runtime.state import convert, held_as, initial_value, private_states, same_codes, state_dtypes
 from edgekit.spec import QuantParams
 
@@ -308,6 +308,7 @@ def _load(bundle: Bundle, segment: Segment, variant: Variant, options: LoadOptio
 def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable: Executable) -> None:
     private = private_states(manifest, segment)
     free = {name: state_dtypes(state) for state in private for name in (state.input, state.output)}
+    free |= {name: (params.dtype,) for name, params in _input_codes(manifest, segment, variant, executable)}
     for kind, names, specs in (
         ("input", segment.inputs, executable.inputs),
         ("output", segment.outputs, executable.outputs),
@@ -341,6 +342,23 @@ def _check_io(manifest: Manifest, segment: Segment, variant: Variant, executable
                     f"payload {variant.name}: state {state.name}: {tensor.name} has {_shown(tensor.quant)}, "
                     f"expected {_shown(state.quant)}. Build the bundle again"
                 )
+
+
+def _input_codes(
+    manifest: Manifest, segment: Segment, variant: Variant, executable: Executable
+) -> Iterator[tuple[str, QuantParams]]:
+    """Inputs of the plan that a payload takes as codes, as its variant's options say: those that nothing else reads."""
+    found = {spec.name: spec.quant for spec in executable.inputs}
+    for name, params in Ports.of(variant).codes.items():
+        readers = [step for step in manifest.plan if name in (*step.inputs, step.when)]
+        quant = found.get(name)
+        if (
+            name in manifest.inputs
+            and readers == [segment]
+            and quant is not None
+            and same_codes(quant, params)
+        ):
+            yield name, params
 
 
 def _shown(quant: QuantParams) -> str:
@@ -521,7 +539,7 @@ def _race(
                         value = values[tensor]
                         if value.shape != array.shape:
                             value = value[: len(array)]  # of a repeated step
-                        _fill(bundle.manifest, tensor, array, value)
+                        _fill(bundle.manifest, candidate, tensor, array, value)
                 named = zip(candidates, bindings, strict=True)
                 samples = tuning.race({c.name: b.run for c, b in named}, share)
             finally:
@@ -550,12 +568,17 @@ def _flow(
         return {name: array.copy() for name, array in session.buffers.items()} | given
 
 
-def _fill(manifest: Manifest, tensor: str, array: np.ndarray, value: np.ndarray) -> None:
-    """`value`, as the manifest types it, into a payload's array; a state may be held as codes there."""
-    if array.dtype != value.dtype:
-        state = next(s for s in manifest.states if s.input == tensor)
-        value = convert(value, state, held_as(state, array))
-    np.copyto(array, value)
+def _fill(
+    manifest: Manifest, candidate: Candidate, tensor: str, array: np.ndarray, value: np.ndarray
+) -> None:
+    """`value`, as the manifest types it, into a payload's array; a state or an input may be held as codes there."""
+    state = next((s for s in manifest.states if s.input == tensor), None)
+    if state is None:
+        fill(array, value, Ports.of(candidate.variant).codes.get(tensor))
+    else:
+        np.copyto(
+            array, convert(value, state, held_as(state, array)) if array.dtype != value.dtype else value
+        )
 
 
 def _worst(failures: list[EdgekitError]) -> EdgekitError:

@@ -33,7 +33,7 @@ class Runnable(Protocol):
     """The part of a session (or of one backend's binding) that a pipeline uses.
 
     State that a network carries from run to run is in neither of the two; one that has some has a method
-    `reset()`, which begins anew.
+    `reset()`, which begins anew. One of which some inputs take codes has `codes`: their parameters by name.
     """
 
     inputs: Mapping[str, np.ndarray]

@@ -11,6 +11,7 @@ from edgekit.kernels.letterbox import LetterboxPlan, letterbox, plan
 
 if TYPE_CHECKING:
     from edgekit.pixels import PixelLayout, Pixels
+    from edgekit.spec import QuantParams
     from edgekit.tasks import Runnable
     from edgekit.tasks.preprocess import ImagePreprocess, Placement
 
@@ -21,6 +22,7 @@ class PictureInput:
     array: what the kernel writes to, [1, 3, h, w] or [1, h, w, 3] as the rule says: a session's whole input, or
         picture i of an input for several, `images[i : i + 1]`. It is this object's own: nobody else writes there, or
         calls `forget` after it, so the padding of a picture of the same size is still there for the next one.
+    quant: the array takes codes of this scale and zero point.
     plan: the kernel's tables for the last picture's layout; not there before the first.
 
     Raises: BundleError where the rule does not fit the array: one pixel is placed, so that it is found now.
@@ -28,13 +30,14 @@ class PictureInput:
 
     plan: LetterboxPlan
 
-    def __init__(self, rule: ImagePreprocess, array: np.ndarray) -> None:
+    def __init__(self, rule: ImagePreprocess, array: np.ndarray, quant: QuantParams | None = None) -> None:
         self.rule = rule
         self.array = array
+        self.quant = quant
         self._padded: PixelLayout | None = None
         """Of the pictures whose padding the array holds."""
         try:
-            letterbox(np.zeros((1, 1, 3), np.uint8), rule, array)
+            letterbox(np.zeros((1, 1, 3), np.uint8), rule, array, quant=quant)
         except UsageError as error:
             raise unfit(error) from None
 
@@ -46,7 +49,7 @@ class PictureInput:
         layout = pixels.layout
         padded = layout == self._padded
         if not padded:
-            self._padded, self.plan = None, plan(self.rule, layout)
+            self._padded, self.plan = None, plan(self.rule, layout, self.quant)
         placement = self.plan.run(pixels, self.array, padded)
         self._padded = layout  # not after an error: its padding may not be there
         return placement
@@ -56,12 +59,13 @@ class PictureInput:
         self._padded = None
 
 
-def only_input(session: Runnable, owner: str) -> np.ndarray:
-    """The one input of a session, beside states. owner: who has one, for the message. Raises: BundleError."""
+def only_input(session: Runnable, owner: str) -> tuple[np.ndarray, QuantParams | None]:
+    """The one input of a session, beside states, and of what scale it takes codes, None for real numbers.
+    owner: who has one, for the message. Raises: BundleError."""
     if len(session.inputs) != 1:
         raise BundleError(f"bundle: {owner}, got {len(session.inputs)}")
-    (array,) = session.inputs.values()
-    return array
+    ((name, array),) = session.inputs.items()
+    return array, getattr(session, "codes", {}).get(name)
 
 
 def unfit(problem: object) -> BundleError:

@@ -204,7 +204,10 @@ def _guest(folder: Path, profile: str, bundle: Path, variant: str, timeout_s: fl
 def emulated(profile: str, counts: Path) -> dict[str, str]:
     """Environment of `armpython` as the board `profile`, one thread, its counts written to `counts`."""
     host = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LD_"))}
-    return {**host, "ARM_DEVICE": profile, "ARM_COUNT": str(counts), "OMP_NUM_THREADS": "1"}
+    guest = {**host, "ARM_DEVICE": profile, "ARM_COUNT": str(counts), "OMP_NUM_THREADS": "1"}
+    # tools/arm/cross.sh compiles the native engine; the one beside us is this machine's
+    engine = arm_dir() / "libedgekit.so"
+    return guest | ({"EDGEKIT_NATIVE_LIBRARY": str(engine)} if engine.exists() else {})
 
 
 def last_run(text: str) -> dict[str, int]:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.backends.base import Payload, half
+from edgekit.backends.base import Payload
 from edgekit.errors import LoweringError
 from edgekit.manifest import Golden
 from edgekit.passes.lanes import TOLERANCE, lanes
 from edgekit.runtime.slots import Streams, StreamSlot
 from edgekit.spec import StateSpec
 from edgekit.target import Target
+from edgekit.toolchain.lowering import of_pictures
 from edgekit.toolchain.running import Running, run_here
 
 STEPS = 3
@@ -59,9 +60,7 @@ def batched(
     """
     found, differences = [], []
     for payload, model in proven:
-        made: Payload = half(payload.backend, "lower").lower(lanes(model, count), target, payload.precision)[
-            0
-        ]
+        made = of_pictures(lanes(model, count), payload.backend, target, payload.precision)
         worst = difference(payload, made, states, count)
         if not worst <= TOLERANCE:
             raise LoweringError(

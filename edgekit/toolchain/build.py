@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
 from edgekit import __version__, frontends
-from edgekit.backends.base import Payload, half
+from edgekit.backends.base import Payload
 from edgekit.bundle import Bundle, make_variant, write_bundle
-from edgekit.compression.codecs import scheme
 from edgekit.errors import ModelError, UsageError, printable
 from edgekit.frontends import torch_module
-from edgekit.host import board
 from edgekit.manifest import SCHEMA_VERSION, Golden, Manifest, Segment
 from edgekit.passes import Prepared, prepare
 from edgekit.passes.graph_facts import facts
 from edgekit.passes.states import states as graph_states
-from edgekit.project import ModelEntry
+from edgekit.project import SEARCHES, ModelEntry
 from edgekit.quant.search import Look, Quantized
 from edgekit.schema import to_json
 from edgekit.signing import check_private_key
@@ -33,14 +29,15 @@ from edgekit.tasks import Spec
 from edgekit.toolchain import arm_count, batch, cache, evidence, packing, quantize, recurrent, tasks
 from edgekit.toolchain.accuracy import lost_by_conversion, metric
 from edgekit.toolchain.data import Pictures, calibration_set, pictures
-from edgekit.toolchain.running import Footage, Running, Still, Subject, frames, restart, results, run_here
+from edgekit.toolchain.lowering import of_pictures
+from edgekit.toolchain.running import Footage, Running, Subject, frames, results, run_here
+from edgekit.toolchain.timing import compare_here, fastest, is_here, time_here
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, of)"""
 
 AGREEMENT_IMAGES = 16
 SAMPLE_IMAGES = 3
-TIMING_WARMUP, TIMING_RUNS = 10, 100
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,8 @@ class Proof:
     golden: Golden
     files: dict[str, bytes]
     lanes: int = 1
+    made: quantize.Int8 | None = None
+    """What the INT8 payloads were made of; with those of a second search, where there was one."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
         return build_plan(entry, targets, options, progress)
     plans = [plan(entry, target, options.precision) for target in targets]  # refuse before working
     if options.weights_codec:
-        check_codec(entry, options, [precision for _, precision in plans])
+        packing.check_codec(options.weights_codec, [precision for _, precision in plans], entry.batch)
     entry = torch_module.exported(entry)
     source = read(entry, options, progress)
     coded = packing.coded(source.prepared.model, options.weights_codec) if options.weights_codec else None
@@ -144,14 +143,13 @@ def build(entry: ModelEntry, targets: Sequence[Target], options: Options, progre
     built = []
     for target, (backends, _) in zip(targets, plans, strict=True):
         if target.name in lowered:
-            made = None
             proof = prove(work, target, (lowered[target.name],), progress)
         else:
             made = quantized(work, target, backends, progress)
             proof = prove(work, target, made.payloads, progress, made)
         count_instructions(work, target, proof, progress)
         if entry.batch > 1:
-            proof = in_lanes(work, target, proof, made, progress)
+            proof = in_lanes(work, target, proof, progress)
         if coded is not None:
             (payload,) = proof.payloads
             small, proof.record["weights"] = packing.stored(payload, coded)
@@ -209,6 +207,7 @@ def quantized(work: Work, target: Target, backends: Sequence[str], progress: Pro
         report,
         qat_steps=work.options.qat_steps,
         spec=work.source.spec,
+        make=of_pictures,
     )
 
 
@@ -290,21 +289,6 @@ def converted(source: Source, reference: Running, data: Pictures, progress: Prog
     return lost_by_conversion(source.ahead, made, reference, source.spec, data.labelled, progress)
 
 
-def check_codec(entry: ModelEntry, options: Options, precisions: Sequence[str]) -> None:
-    """Raises: UsageError for a weights codec that there is not, or that does not go with what is to be built."""
-    scheme(options.weights_codec)
-    others = sorted(set(precisions) - {"float32"})
-    if others:
-        raise UsageError(
-            f"weights codec {options.weights_codec}: for float32 payloads, got {', '.join(others)}. "
-            "Add --precision float32"
-        )
-    if entry.batch > 1:
-        raise UsageError(
-            f"weights codec {options.weights_codec}: not for {entry.batch} lanes. Build without it"
-        )
-
-
 def with_model(source: Source, coded: packing.Coded) -> Source:
     """The source with other weights in its prepared network."""
     return replace(source, prepared=replace(source.prepared, model=coded.model))
@@ -312,9 +296,61 @@ def with_model(source: Source, coded: packing.Coded) -> Source:
 
 def lower(source: Source, backend: str, target: Target, precision: str) -> Payload:
     """The prepared network as `backend` wants it."""
-    payloads: tuple[Payload, ...] = half(backend, "lower").lower(source.prepared.model, target, precision)
-    (payload,) = payloads
-    return payload
+    return of_pictures(source.prepared.model, backend, target, precision)
+
+
+class Judged(NamedTuple):
+    """A payload that ran beside the float network: errors of its outputs, and what `judge` found."""
+
+    subject: Subject
+    errors: dict[str, Any]
+    metric: dict[str, Any]
+    agreement: dict[str, Any]
+    verdict: dict[str, Any]
+
+    @property
+    def payload(self) -> Payload:
+        return self.subject.candidate.payload
+
+
+def judged(work: Work, target: Target, payloads: Sequence[Payload], report: Progress) -> list[Judged]:
+    found = []
+    for payload in payloads:
+        subject = Subject(work.spec(target), work.reference, run_here(payload, work.source.states))
+        errors = evidence.carried_errors(subject, work.images, report)
+        found.append(Judged(subject, errors, *judge(work, subject, report)))
+    return found
+
+
+def within_limits(work: Work, found: Sequence[Judged]) -> list[Judged]:
+    """Those within the limits whose states fit those before them; the first one, if none is."""
+    kept: list[Judged] = []
+    for j in [j for j in found if j.verdict["passed"] is not False] or found[:1]:
+        why = recurrent.misfit(work.source.states, [k.payload for k in kept], j.payload)
+        if why:
+            j.verdict["reason"] = why
+        else:
+            kept.append(j)
+    return kept
+
+
+def searched_again(
+    work: Work, target: Target, made: quantize.Int8, found: list[Judged], progress: Progress
+) -> tuple[quantize.Int8, list[Judged]]:
+    """Where one of several libraries is within the limits, and the others missed them by the choices that were made for it: its
+    payload, and theirs by a search of their own, so that a device without that library can run the bundle. Else as given."""
+    kept = within_limits(work, found)
+    missed = [j.payload.backend for j in found if j is not kept[0]]
+    searches = work.options.quantization in SEARCHES
+    if len(kept) > 1 or not missed or not searches or kept[0].verdict["passed"] is not True:
+        return made, found
+
+    def report(what: str, done: int, of: int) -> None:
+        progress(f"{target.name}: {what}", done, of)
+
+    more = quantized(work, target, missed, progress)
+    joined = quantize.joined(made, kept[0].payload.backend, more)
+    return joined, [kept[0], *judged(work, target, more.payloads, report)]
 
 
 def prove(
@@ -337,35 +373,23 @@ def prove(
 
     source, options, data = work.source, work.options, work.data
     entry, spec = source.entry, work.spec(target)
-    judged = []
+    found = judged(work, target, payloads, report)
+    if made is not None:
+        made, found = searched_again(work, target, made, found, progress)
+    kept = within_limits(work, found)
     left_out = dict(made.record["not_lowered"]) if made is not None else {}
-    for payload in payloads:
-        subject = Subject(spec, work.reference, run_here(payload, source.states))
-        errors = evidence.carried_errors(subject, work.images, report)
-        judged.append((subject, errors, *judge(work, subject, report)))
-    passing: list[Any] = []
-    for j in [j for j in judged if j[4]["passed"] is not False] or judged[:1]:
-        others = [known[0].candidate.payload for known in passing]
-        why = recurrent.misfit(source.states, others, j[0].candidate.payload)
-        if why:
-            j[4]["reason"] = why
-        else:
-            passing.append(j)
-    for subject, _, _, _, verdict in judged:
-        if all(subject is not j[0] for j in passing):
-            left_out[subject.candidate.payload.backend] = verdict["reason"]
-    timed = is_here(target) and not passing[0][0].simulated
-    speed = compare_here([j[0] for j in passing], work.images[0], report) if timed else {}
-    subject, _, found, agreement, verdict = passing[0]
+    left_out |= {j.payload.backend: j.verdict["reason"] for j in found if all(j is not k for k in kept)}
+    subjects = [j.subject for j in kept]
+    subject, _, metric_, agreement, verdict = kept[0]
+    timed = is_here(target) and not subject.simulated
+    speed = compare_here(subjects, work.images[0], report) if timed else {}
     blame = f" ({made.blame})" if made is not None and verdict["passed"] is False else ""
     verdict = evidence.require(verdict, entry.name, target.name, options.allow_drop, blame)
     report("golden values and samples", 0, 1)
-    states = recurrent.agreed(source.states, [j[0].candidate.payload for j in passing])
-    golden, files = evidence.golden(
-        [j[0] for j in passing], work.images[0], states, own=bool(work.options.weights_codec)
-    )
+    states = recurrent.agreed(source.states, [j.payload for j in kept])
+    golden, files = evidence.golden(subjects, work.images[0], states, own=bool(work.options.weights_codec))
     samples, pictures_ = evidence.samples(subject, work.images[:SAMPLE_IMAGES])
-    timing = time_here(fastest([j[0] for j in passing], speed), work.images[0], report) if timed else None
+    timing = time_here(fastest(subjects, speed), work.images[0], report) if timed else None
     record: dict[str, Any] = {
         "model": source.facts,
         "graph": {
@@ -379,32 +403,32 @@ def prove(
             "notes": list(source.prepared.notes[:-1]),  # the last is the input rule
         },
         "payloads": {
-            variant_name(s.candidate.payload): {
-                **evidence.payload_facts(s.candidate.payload),
-                **errors,
+            j.payload.variant: {
+                **evidence.payload_facts(j.payload),
+                **j.errors,
                 "images": sum(1 for _ in frames(work.images)),
                 "pictures": data.what,
-                "run_by": s.run_by,
-                "simulated": s.simulated,
-                **evidence.variant_facts(s, metric_, made, speed),
+                "run_by": j.subject.run_by,
+                "simulated": j.subject.simulated,
+                **evidence.variant_facts(j.subject, j.metric, made, speed),
             }
-            for s, errors, metric_, _, _ in passing
+            for j in kept
         },
         **({"states": state_facts(work, states)} if states else {}),
         "agreement": agreement,
-        "metric": found,
+        "metric": metric_,
         "timing": timing or {"not_measured": f"the bundle was not built on that board ({target.title})"},
         "accept": verdict,
         "limits": [
             *evidence.conversion_limits(work.conversion),
-            *evidence.limits(target, subject, found, verdict, timing is not None),
+            *evidence.limits(target, subject, metric_, verdict, timing is not None),
         ],
         "samples": samples,
     }
     if made is not None:
         record["quantization"] = {**made.record, "left_out": left_out}
         record["graph"]["notes"] += made.record["warnings"]
-    return Proof(tuple(j[0].candidate.payload for j in passing), record, golden, {**files, **pictures_})
+    return Proof(tuple(j.payload for j in kept), record, golden, {**files, **pictures_}, made=made)
 
 
 def count_instructions(work: Work, target: Target, proof: Proof, progress: Progress) -> None:
@@ -415,25 +439,24 @@ def count_instructions(work: Work, target: Target, proof: Proof, progress: Progr
         options = replace(work.options, out=folder, sign_key=None)
         return write(work, target, proof, options, lambda *_: None).path
 
-    precisions = {variant_name(p): p.precision for p in proof.payloads}
+    precisions = {p.variant: p.precision for p in proof.payloads}
     found = arm_count.record(target, work.source.facts["macs"], precisions, unsigned)
     for name, row in found.items():
         proof.record["payloads"][name]["instructions"] = row
 
 
-def in_lanes(
-    work: Work, target: Target, proof: Proof, made: quantize.Int8 | None, progress: Progress
-) -> Proof:
+def in_lanes(work: Work, target: Target, proof: Proof, progress: Progress) -> Proof:
     """The proven payloads for `entry.batch` streams a run. Times are of a run, whatever the streams in it.
 
     Raises: ModelError for a network that cannot take lanes; LoweringError when a lane computes something else.
     """
     source, count = work.source, work.source.entry.batch
     progress(f"{target.name}: {count} lanes", 0, 1)
+    made = proof.made
     graphs = {} if made is None else {id(p): m for p, m in zip(made.payloads, made.models, strict=True)}
     pairs = [(payload, graphs.get(id(payload), source.prepared.model)) for payload in proof.payloads]
     found = batch.batched(pairs, source.states, proof.golden, proof.files, count, target)
-    names = [variant_name(payload) for payload in found.payloads]
+    names = [payload.variant for payload in found.payloads]
     record = {**proof.record, "batch": batch.record(count, dict(zip(names, found.differences, strict=True)))}
     record["payloads"] = {
         name: {**proof.record["payloads"][name], **evidence.payload_facts(payload)}
@@ -447,7 +470,7 @@ def in_lanes(
             Subject(work.spec(target), work.reference, running), work.images[0], progress
         )
         running.binding.close()
-    return Proof(found.payloads, record, proof.golden, found.files, count)
+    return Proof(found.payloads, record, proof.golden, found.files, count, made)
 
 
 def write(work: Work, target: Target, proof: Proof, options: Options, progress: Progress) -> Built:
@@ -509,87 +532,10 @@ def state_facts(work: Work, states: Sequence[StateSpec]) -> dict[str, Any]:
     return found
 
 
-def variant_name(payload: Payload) -> str:
-    return f"{payload.backend}-{payload.precision}"
-
-
 def pack(payloads: Sequence[Payload], name: str) -> tuple[Segment, dict[str, bytes]]:
     """The one segment of a bundle, and its payload files."""
-    variants = tuple(make_variant(name, variant_name(payload), payload) for payload in payloads)
+    variants = tuple(make_variant(name, payload.variant, payload) for payload in payloads)
     first = payloads[0]
     inputs, outputs = (tuple(t.name for t in tensors) for tensors in (first.inputs, first.outputs))
     files = {v.path: payload.data for v, payload in zip(variants, payloads, strict=True)}
     return Segment(name, inputs, outputs, variants), files
-
-
-def is_here(target: Target) -> bool:
-    """This machine is the target: what is timed here is true of it."""
-    here = board()
-    return target.name == "host" or (here is not None and here.name == target.name)
-
-
-def time_here(subject: Subject, first: Still, progress: Progress) -> dict[str, Any]:
-    """Stage times of the payload on this machine (only used when this machine is the target)."""
-    from edgekit.runtime.bench import machine, run_once, summarize
-
-    _, pipeline = subject.pipelines()
-    image, _ = next(frames([first]))
-    restart(pipeline)
-    progress("time", 0, 1)  # not once a run: drawing it would be timed too
-    samples = [run_once(pipeline, image) for _ in range(TIMING_WARMUP + TIMING_RUNS)]
-    return {
-        "machine": machine(0),
-        "payload": variant_name(subject.candidate.payload),
-        "stages": summarize(np.array(samples[TIMING_WARMUP:])),
-        "image": list(image.shape[1::-1]),
-    }
-
-
-COMPARE_ROUNDS, COMPARE_RUNS = 30, 2
-
-
-def compare_here(subjects: Sequence[Subject], first: Still, progress: Progress) -> dict[str, Any]:
-    """Milliseconds of each payload and of the float network, network alone with its conversions, interleaved.
-
-    Median and spread (quartiles) over rounds; one thread each, so that libraries' thread pools do not meet.
-    States go round in every one of them, from the first frame of a clip on: moving them is part of the time.
-    """
-    states = subjects[0].reference.states
-    runs = {"float": open_timed(subjects[0].reference.payload, states)}
-    runs |= {variant_name(s.candidate.payload): open_timed(s.candidate.payload, states) for s in subjects}
-    image, _ = next(frames([first]))
-    evidence.feed(subjects[0], image)
-    (array,) = subjects[0].reference.binding.inputs.values()
-    for running in runs.values():
-        (target,) = running.binding.inputs.values()
-        target[...] = array
-    order = np.random.default_rng(0)
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    progress("time the variants", 0, 1)
-    for turn in range(COMPARE_ROUNDS + 3):
-        for name in order.permutation(list(runs)):
-            start = time.perf_counter()
-            for _ in range(COMPARE_RUNS):
-                runs[name].binding.run()
-            if turn >= 3:
-                taken[name].append(1e3 * (time.perf_counter() - start) / COMPARE_RUNS)
-    quarters = {name: np.percentile(times, [25, 50, 75]) for name, times in taken.items()}
-    for running in runs.values():
-        running.binding.close()
-    return {
-        name: {
-            "ms": round(float(q[1]), 4),
-            "quartiles": [round(float(q[0]), 4), round(float(q[2]), 4)],
-            "ratio": round(float(quarters["float"][1] / q[1]), 3),
-        }
-        for name, q in quarters.items()
-    }
-
-
-def fastest(subjects: Sequence[Subject], speed: Mapping[str, Any]) -> Subject:
-    """The one that the device would choose: the least median of `compare_here`."""
-    return min(subjects, key=lambda s: float(speed[variant_name(s.candidate.payload)]["ms"]))
-
-
-def open_timed(payload: Payload, states: Sequence[StateSpec] = ()) -> Running:
-    return run_here(payload, states, threads=1)

@@ -24,8 +24,16 @@ from edgekit.toolchain.layers import WEIGHTED, conversions, layers
 PRECISIONS = ("float32", "float16", "int8", "dynamic")
 FLOAT = "float"
 """In a mapping: the float that the backend prefers on that board."""
-RUNTIMES = {"tensorrt": "tensorrt", "onnxruntime": "onnxruntime", "litert": "xnnpack", "openvino": "openvino"}
+RUNTIMES = {
+    "tensorrt": "tensorrt",
+    "onnxruntime": "onnxruntime",
+    "litert": "xnnpack",
+    "openvino": "openvino",
+    "native": "xnnpack",  # whose kernels are the nearest; nothing was published of it
+}
 """Backend -> the library whose coefficients are used."""
+WHOLE = ("tensorrt", "native")
+"""Backends that take any activation and a residual addition into the convolution in front of them."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ class Estimator:
                 f"model: the size of '{printable(unknown[0] or '')}' is not known, expected static shapes. "
                 "Give --shape for open inputs, or export it with fixed sizes"
             )
-        self.layers = layers(model, gpu=self.machine.unit == "gpu")
+        self.layers = layers(model, whole=self.backend in WHOLE)
         self.inputs = {v.name or "": int(np.prod(shape(v) or ())) for v in model.graph.inputs}
         self.nodes = {node_id(node) for node in model.graph if node.outputs}
         self.coefficients: Mapping[str, float] = cost.fitted()[self.machine.unit]

@@ -23,6 +23,7 @@ from edgekit.project import Accept
 from edgekit.runtime.state import carry_over, convert
 from edgekit.spec import StateSpec
 from edgekit.target import Target
+from edgekit.tasks.picture_input import only_input
 from edgekit.toolchain.running import Footage, Running, Still, Subject, frames, restart
 
 Progress = Callable[[str, int, int], None]
@@ -49,6 +50,10 @@ def payload_facts(payload: Payload) -> dict[str, Any]:
         from edgekit.backends.litert.writer import facts
 
         return {**known, **facts(payload.data)}
+    if payload.format == "ekn":
+        from edgekit.backends.native.lower import facts as facts_of
+
+        return {**known, **facts_of(payload.data)}
     import onnx
 
     graph = ir.from_proto(onnx.load_from_string(payload.data)).graph
@@ -154,8 +159,8 @@ def feed(subject: Subject, image: np.ndarray) -> None:
 
 
 def _feed(running: Running, subject: Subject, image: np.ndarray) -> None:
-    (array,) = running.binding.inputs.values()
-    letterbox(image, subject.spec.preprocess, array)
+    array, quant = only_input(running.binding, "a network that is proven has one input")
+    letterbox(image, subject.spec.preprocess, array, quant=quant)
     running.binding.run()
 
 
@@ -330,7 +335,7 @@ def variant_facts(
     facts: dict[str, Any] = {}
     if "name" in found:
         facts["metric"] = {found["name"]: found["payload"][found["name"]], "drop": found["drop"]}
-    timed = speed.get(f"{payload.backend}-{payload.precision}")
+    timed = speed.get(payload.variant)
     if timed is not None:
         facts["speed"] = {**timed, "float_ms": speed["float"]["ms"], "threads": 1}
     if made is not None:

@@ -1,6 +1,6 @@
 """The layers that an inference library runs, read off a prepared graph.
 
-A library fuses: a convolution takes its activation (and, on a GPU, the residual addition) with it, reshapes
+A library fuses: a convolution takes its activation (and, in TensorRT and edgekit's own engine, the residual addition) with it, reshapes
 cost nothing. One `Layer` here is one launch there. Nothing is computed and no weight is read.
 """
 
@@ -66,10 +66,11 @@ class Layer:
     """It can run in integers: products, pooling, copies, additions, ReLU."""
 
 
-def layers(model: ir.Model, gpu: bool) -> tuple[Layer, ...]:
+def layers(model: ir.Model, whole: bool) -> tuple[Layer, ...]:
     """The layers of `model` (shapes inferred, static) in graph order.
 
-    gpu: fuse as TensorRT does (residual addition, any activation), else as CPU libraries do (ReLU, Clip).
+    whole: fuse as TensorRT and edgekit's own engine do (residual addition, any activation), else as other CPU libraries do
+    (ReLU, Clip).
     """
     fused: set[ir.Node] = set()
     found: list[Layer] = []
@@ -81,12 +82,12 @@ def layers(model: ir.Model, gpu: bool) -> tuple[Layer, ...]:
         sources = _activations(node)
         if node.op_type == "Constant" or not sources:
             continue
-        if _is_view(node, gpu):
+        if _is_view(node, whole):
             for output in node.outputs:
                 alias[output] = alias.get(sources[0], sources[0])
                 done.add(output)
             continue
-        group = _fuse(node, gpu, done)
+        group = _fuse(node, whole, done)
         fused.update(group)
         for member in group:
             done.update(member.outputs)
@@ -104,13 +105,13 @@ def _fixed(value: ir.Value) -> bool:
     return value.const_value is not None and not value.is_graph_input()
 
 
-def _is_view(node: ir.Node, gpu: bool) -> bool:
+def _is_view(node: ir.Node, whole: bool) -> bool:
     if node.op_type in _VIEWS:
         return True
-    return node.op_type == "Split" and gpu  # channel slices of TensorRT's tensors are read in place
+    return node.op_type == "Split" and whole  # channel slices are read in place
 
 
-def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
+def _fuse(first: ir.Node, whole: bool, done: set[ir.Value]) -> list[ir.Node]:
     """`first` and the nodes after it that the library runs in the same launch."""
     group = [first]
     arithmetic = first.op_type in _ARITHMETIC | _SMOOTH | _CHEAP
@@ -131,7 +132,7 @@ def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
             joined = gate is not None and last is not None and {value, gate.outputs[0]} == set(last.inputs)
             if not joined or gate is None or last is None or len(gate.outputs[0].uses()) != 1:
                 return group
-            if not gpu and first.op_type in WEIGHTED:
+            if not whole and first.op_type in WEIGHTED:
                 return group  # a pass of its own on a CPU
             group += [gate, last]
             continue
@@ -139,10 +140,11 @@ def _fuse(first: ir.Node, gpu: bool, done: set[ir.Value]) -> list[ir.Node]:
             return group
         user = users[0]
         others = [v for v in user.inputs if v is not None and v is not value and not _fixed(v)]
-        joins = _CHEAP | _ARITHMETIC | (_SMOOTH if gpu or arithmetic else set())  # arithmetic: bias or scale
+        # arithmetic: bias or scale
+        joins = _CHEAP | _ARITHMETIC | (_SMOOTH if whole or arithmetic else set())
         if user.op_type in joins and not others:
             group.append(user)
-        elif gpu and user.op_type in ("Add", "Mul") and not added and all(v in done for v in others):
+        elif whole and user.op_type in ("Add", "Mul") and not added and all(v in done for v in others):
             if first.op_type in WEIGHTED and user.op_type == "Mul":
                 return group
             added = True

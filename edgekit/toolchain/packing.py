@@ -33,6 +33,18 @@ LAYOUTS: dict[int, tuple[tuple[int, ...], ...]] = {
 """Orders of axes in which libraries' files hold a weight (channels last, depthwise)."""
 
 
+def check_codec(name: str, precisions: Sequence[str], lanes: int) -> None:
+    """Raises: UsageError for a weights codec that there is not, or that does not go with what is to be built."""
+    scheme(name)
+    others = sorted(set(precisions) - {"float32"})
+    if others:
+        raise UsageError(
+            f"weights codec {name}: for float32 payloads, got {', '.join(others)}. Add --precision float32"
+        )
+    if lanes > 1:
+        raise UsageError(f"weights codec {name}: not for {lanes} lanes. Build without it")
+
+
 @dataclass(frozen=True)
 class Coded:
     """A network whose weights lie on a codec's set. tensors: (weight, axis of its output channels)."""

@@ -23,7 +23,8 @@ from edgekit.quant.annotate import node_id, quant
 from edgekit.quant.calibrate import calibrate
 from edgekit.quant.likeness import COMPARED, warnings
 from edgekit.quant.lint import NodeReport, integer_share, lint
-from edgekit.quant.rules import WEIGHTED, Rules, rules_for
+from edgekit.quant.placement import place
+from edgekit.quant.rules import PREFERENCE, WEIGHTED, Rules, rules_for
 from edgekit.quant.search import Look, Problem, Quantized
 from edgekit.quant.stats import Stats
 from edgekit.spec import StateSpec
@@ -32,16 +33,17 @@ from edgekit.tasks import Spec
 from edgekit.toolchain.clips import StateFeeds, calibration_clips, evaluation_clips
 from edgekit.toolchain.data import Feeds, calibration_feeds, evaluation_feeds
 from edgekit.toolchain.estimate import annotated, estimate
+from edgekit.toolchain.lowering import lowered
 from edgekit.toolchain.tasks import half as half_of_task
 
 Progress = Callable[[str, int, int], None]
 Gate = Callable[[Payload], Look]
+Lower = Callable[[ir.Model, str, Target, str], Payload]
+"""(network, backend, target, precision) -> its payload: toolchain.lowering."""
 
 FIT, CHECK, RESTAT = 12, 6, 33
 """Pictures that repairs learn from, that trials are measured on, and that changed values are calibrated on anew."""
 LAYER_PICTURES = 2
-PREFERENCE = ("tensorrt", "litert", "onnxruntime", "openvino")
-"""Whose rules the search of a target uses: the library expected to be fastest in INT8 there."""
 
 
 class FeedSet(Protocol):
@@ -134,23 +136,26 @@ def quantize(
     tighten: bool = False,
     qat_steps: int = 300,
     spec: Spec | None = None,
+    make: Lower = lowered,
 ) -> Int8:
     """Search by the rules of the preferred backend, and lower for all of them.
 
     shared: results of this build so far, by the rules' repr; added to. scheme: one of project.QUANTIZATIONS.
     tighten: go on from the result that is there, by this `gate` (search.tighten). qat_steps: batches of a training; spec: of
-    the task, which says what a training shall imitate.
+    the task, which says what a training shall imitate. make: how payloads are made (toolchain.lowering).
     Raises: LoweringError when no backend can take the network; MissingExtraError for training without torch.
     """
     order = sorted(backends, key=PREFERENCE.index)
+    problems: dict[str, str] = {}
+    while len(order) > 1 and (why := _refused(known, target, order[0])):
+        problems[order.pop(0)] = why
     first = order[0]
     rules = rules_for(first, target)
     looks: list[int] = []
 
     def judged(model: ir.Model) -> Look:
         looks.append(1)
-        (payload,) = half(first, "lower").lower(model, target, "int8")
-        return gate(payload)
+        return gate(make(model, first, target, "int8"))
 
     def seconds(model: ir.Model) -> float | None:
         try:
@@ -181,12 +186,12 @@ def quantize(
         else:
             found = search.search(problem, progress) if scheme in SEARCHES else search.plain(problem, scheme)
         shared[repr(rules)] = found
-    payloads, models, reports, problems = [], [], {}, {}
+    payloads, models, reports = [], [], {}
     for backend in order:
         own = rules_for(backend, target)
         model = found.model if own == rules else search.carry(found, own)
         try:
-            payloads += half(backend, "lower").lower(model, target, "int8")
+            payloads.append(make(model, backend, target, "int8"))
         except LoweringError as error:
             if backend == first:
                 raise
@@ -216,6 +221,34 @@ def quantize(
         "not_lowered": problems,
     }
     return Int8(tuple(payloads), record, search.blame(found), tuple(models))
+
+
+def joined(made: Int8, backend: str, more: Int8) -> Int8:
+    """The payload that `made` has for a library, and those of `more`, which was searched for by rules of others."""
+    pairs = [p for p in zip(made.payloads, made.models, strict=True) if p[0].backend == backend]
+    pairs += zip(more.payloads, more.models, strict=True)
+    found, second = made.record, more.record
+    told = ("searched_for", "steps", "trials", "output_error")
+    record = {
+        **found,
+        "integer": {backend: found["integer"][backend], **second["integer"]},
+        "not_lowered": {**found["not_lowered"], **second["not_lowered"]},
+        "metric_looks": found["metric_looks"] + second["metric_looks"],
+        "then": {name: second[name] for name in told},
+    }
+    return Int8(tuple(p for p, _ in pairs), record, made.blame, tuple(m for _, m in pairs))
+
+
+def _refused(known: Calibrated, target: Target, backend: str) -> str:
+    """Why a library cannot take the network in integers at all, "" if it can: before a search for it begins."""
+    rules = rules_for(backend, target)
+    if not rules.whole:
+        return ""
+    try:
+        half(backend, "lower").lower(place(known.model, known.stats, rules), target, "int8")
+    except LoweringError as error:
+        return str(error)
+    return ""
 
 
 def _integer(rows: Sequence[NodeReport]) -> dict[str, Any]:

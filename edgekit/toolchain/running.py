@@ -43,7 +43,7 @@ class Running:
             self.binding.reset()
 
 
-OWN = ("onnxruntime", "litert", "openvino")
+OWN = ("onnxruntime", "litert", "openvino", "native")
 """Libraries that run on any machine: their payloads are proven on them."""
 
 

@@ -22,7 +22,7 @@ from edgekit.compression.problem import Problem
 from edgekit.compression.work import Hook, Work, frozen
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.frontends.torch_module import load_module
-from edgekit.project_train import ModuleSource, is_factory
+from edgekit.project.training import ModuleSource, is_factory
 
 Loss = Literal["auto", "kd", "dkd", "imitate", "smooth", "none"]
 

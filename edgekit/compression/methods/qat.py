@@ -30,10 +30,9 @@ from edgekit.errors import UsageError
 from edgekit.passes import AFTER_SPLIT, run_passes
 from edgekit.quant import search
 from edgekit.quant.calibrate import calibrate
-from edgekit.quant.rules import rules_for
+from edgekit.quant.rules import PREFERENCE, rules_for
 from edgekit.target import Target
 
-PREFERENCE = ("tensorrt", "litert", "onnxruntime", "openvino")
 CHECKED = 0.25
 """Share of the calibration inputs that repairs are measured on."""
 

@@ -95,7 +95,7 @@ class BevConfig:
     layers, widths, strides: of the decoder's stages (SECOND).  up: channels that each gives to the result.
     """
 
-    pool: BevGrid = BevGrid()  # noqa: RUF009 - a frozen value
+    pool: BevGrid = BevGrid()
     shrink: Literal[1, 2] = 2
     fuser: Literal["concat", "mean"] = "concat"
     channels: int = 256

@@ -28,9 +28,9 @@ class ClassifyPipeline:
     """
 
     def __init__(self, spec: ClassifySpec, session: Runnable) -> None:
-        array = only_input(session, "a classifier has one input")
+        array, quant = only_input(session, "a classifier has one input")
         check_output(session, spec.output, len(spec.labels))
-        self._input = PictureInput(spec.preprocess, array)
+        self._input = PictureInput(spec.preprocess, array, quant)
         self.spec = spec
         self.session = session
         self.stage_ns = (0, 0, 0)

@@ -32,7 +32,7 @@ class DetectPipeline:
     def __init__(self, spec: DetectSpec, session: Runnable) -> None:
         self.spec = spec
         self.session = session
-        self._input = PictureInput(spec.preprocess, only_input(session, "a detector has one input"))
+        self._input = PictureInput(spec.preprocess, *only_input(session, "a detector has one input"))
         try:
             self._postprocess = Postprocess(spec)
             # one pixel through this end too: what does not fit is found now, and buffers get their size

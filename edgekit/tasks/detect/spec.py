@@ -32,6 +32,10 @@ class HeadLevel:
     objectness: Channels | None = None
     anchors: tuple[tuple[float, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= 16384:
+            raise ValueError(f"stride must be between 1 and 16384, got {self.stride}")
+
 
 @dataclass(frozen=True)
 class DetectHead:

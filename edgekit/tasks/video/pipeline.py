@@ -43,9 +43,9 @@ class VideoPipeline:
     """
 
     def __init__(self, spec: VideoSpec, session: Runnable) -> None:
-        array = only_input(session, "a video network has one input beside its states")
+        array, quant = only_input(session, "a video network has one input beside its states")
         check_output(session, spec.output, len(spec.labels))
-        self._input = PictureInput(spec.preprocess, array)
+        self._input = PictureInput(spec.preprocess, array, quant)
         self.spec = spec
         self.session = session
         self.stage_ns = (0, 0, 0)

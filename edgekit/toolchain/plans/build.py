@@ -20,13 +20,14 @@ from edgekit.quant.search import Look
 from edgekit.schema import to_json
 from edgekit.target import Target
 from edgekit.toolchain import cache, evidence, tasks
-from edgekit.toolchain.build import Built, Options, is_here, plan
+from edgekit.toolchain.build import Built, Options, plan
 from edgekit.toolchain.plans import encoder, prove, quantize
 from edgekit.toolchain.plans.moments import calibration_moments, evaluation_moments, moments
 from edgekit.toolchain.plans.prove import Ground, Judged
 from edgekit.toolchain.plans.quantize import Bench, Quantization
-from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop, manifest, variant_name
+from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop, manifest
 from edgekit.toolchain.plans.source import PlanSource, read
+from edgekit.toolchain.timing import is_here
 
 Progress = Callable[[str, int, int], None]
 
@@ -315,7 +316,7 @@ def _step(work: Work, name: str, columns: Sequence[Judged], made: Quantization |
         "parameters": network.facts["parameters"],
         "precision": first.precision,
         "bytes": len(first.data),
-        "variants": list(dict.fromkeys(variant_name(c.payloads[name]) for c in columns)),
+        "variants": list(dict.fromkeys(c.payloads[name].variant for c in columns)),
         **more,
     }
 
@@ -365,5 +366,5 @@ def _distinct(columns: Sequence[Payloads], name: str) -> tuple[Payload, ...]:
     """The payloads of a network, one per library and precision, in the columns' order."""
     found: dict[str, Payload] = {}
     for payloads in columns:
-        found.setdefault(variant_name(payloads[name]), payloads[name])
+        found.setdefault(payloads[name].variant, payloads[name])
     return tuple(found.values())

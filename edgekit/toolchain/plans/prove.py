@@ -20,7 +20,7 @@ from edgekit.target import Target
 from edgekit.tasks.fusion.draw import draw
 from edgekit.toolchain import accuracy, evidence
 from edgekit.toolchain.plans.moments import LOSSES, Moments, without
-from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop, variant_name
+from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop
 
 Progress = Callable[[str, int, int], None]
 
@@ -257,7 +257,7 @@ def timing(shop: Workshop, ground: Ground, payloads: Payloads, progress: Progres
     alone, beside = step_times(runs[False]), step_times(runs[side_by_side])
     return {
         "machine": machine(shop.threads),
-        "payload": "/".join(dict.fromkeys(variant_name(p) for p in payloads.values())),
+        "payload": "/".join(dict.fromkeys(p.variant for p in payloads.values())),
         "stages": summarize(np.array(taken)),
         "steps": {
             name: {"alone_ms": ms, "overlapped_ms": beside["median_ms"][name]}

@@ -17,6 +17,7 @@ from edgekit.backends.base import Payload, half
 from edgekit.errors import LoweringError
 from edgekit.quant.calibrate import calibrate
 from edgekit.quant.likeness import warnings
+from edgekit.quant.rules import PREFERENCE, rules_for
 from edgekit.quant.search import Look, Quantized
 from edgekit.quant.sensitivity import output_error
 from edgekit.target import Target
@@ -24,7 +25,7 @@ from edgekit.toolchain import cache, quantize
 from edgekit.toolchain.plans.moments import LOSSES, LOST, Moments, without
 from edgekit.toolchain.plans.running import Payloads, PlanRunning, Workshop
 from edgekit.toolchain.plans.source import Network, PlanSource, key
-from edgekit.toolchain.quantize import PREFERENCE, Calibrated, Gate, Int8
+from edgekit.toolchain.quantize import Calibrated, Gate, Int8
 
 Progress = Callable[[str, int, int], None]
 
@@ -206,7 +207,8 @@ def search(bench: Bench, target: Target, backends: Sequence[str], progress: Prog
 
     Raises: LoweringError when a network cannot be lowered for the preferred backend in float either.
     """
-    order = sorted(backends, key=PREFERENCE.index)
+    # what takes whole networks only seldom takes those of a plan, which are more than networks of one picture
+    order = sorted((b for b in backends if not rules_for(b, target).whole), key=PREFERENCE.index)
     made = Quantization({backend: {} for backend in order}, {}, {})
     for name in bench.shop.source.networks:
 

@@ -32,10 +32,6 @@ Payloads = Mapping[str, Payload]
 """One payload for each network of a plan, by its name."""
 
 
-def variant_name(payload: Payload) -> str:
-    return f"{payload.backend}-{payload.precision}"
-
-
 def manifest(
     source: PlanSource, variants: Mapping[str, Sequence[Payload]], target: str, spec: Any | None = None
 ) -> tuple[Manifest, dict[str, bytes]]:
@@ -53,7 +49,7 @@ def manifest(
         found = []
         for payload in variants[step.name]:
             _check(source, step.name, step.repeat, payload)
-            found.append(make_variant(step.name, variant_name(payload), payload))
+            found.append(make_variant(step.name, payload.variant, payload))
             files[found[-1].path] = payload.data
         plan.append(
             Segment(step.name, step.inputs, step.outputs, tuple(found), repeat=step.repeat, when=step.when)
@@ -82,7 +78,7 @@ def _check(source: PlanSource, name: str, repeat: int, payload: Payload) -> None
         shape = (1, *known.shape[1:]) if repeat > 1 else known.shape
         if (tensor.dtype, tensor.shape) != (DType.float32, shape):
             raise LoweringError(
-                f"network {name}, {variant_name(payload)}: tensor {tensor.name} is {tensor.dtype.value} "
+                f"network {name}, {payload.variant}: tensor {tensor.name} is {tensor.dtype.value} "
                 f"{list(tensor.shape)}, expected float32 {list(shape)}. Report it with the model"
             )
 

@@ -12,7 +12,7 @@ from typing import Any
 from edgekit.archive import write_atomic
 from edgekit.dataset import DataSet
 from edgekit.project import FILE_NAME, ModelEntry
-from edgekit.project_train import TrainHint
+from edgekit.project.training import TrainHint
 from edgekit.schema import to_json
 
 
