@@ -1,7 +1,7 @@
 # Each target calls `setup`, which makes .venv with everything the others use.
 PYTHON ?= python3
 VENV ?= .venv
-# processes that run tests; each file stays in one
+# processes that run tests; each file stays in one, in the order of their names: those of few long tests are not left for last
 JOBS ?= 2
 BIN := $(VENV)/bin
 # our own tree first: a virtual environment may be shared between checkouts
@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 setup: $(VENV)/.stamp
 
-$(VENV)/.stamp: constraints.txt pyproject.toml setup.py $(shell find edgekit/kernels -name '*.cpp' -o -name '*.h')
+$(VENV)/.stamp: constraints.txt pyproject.toml setup.py $(shell find edgekit/kernels edgekit/backends/native -name '*.cpp' -o -name '*.h')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel pybind11 torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[build,openvino,sign,torch,mcap,dev]'
@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup $(VENV)/.stamp-tracking
-	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile -m "not clock"
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not clock"
 	$(BIN)/python -m pytest tests -m clock
 
 test-arm: setup
@@ -46,6 +46,7 @@ soak: setup
 
 fuzz: setup
 	$(BIN)/python tools/fuzz.py
+	$(BIN)/python tools/fuzz_native.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,3 +26,17 @@ def peers() -> Path:
     from edgekit.toolchain import cache
 
     return Path(os.environ.get("EDGEKIT_PEERS") or cache.cache_dir() / "peers")
+
+
+def say(text: str) -> None:
+    """Progress, beside the results."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def warn_if_busy() -> None:
+    """Before anything is timed: others at work here change what is measured."""
+    if os.getloadavg()[0] > 0.5:
+        print(
+            f"warning: load is {os.getloadavg()[0]:.1f}; ratios hold better than milliseconds",
+            file=sys.stderr,
+        )

@@ -174,7 +174,7 @@ class BundleNetwork:
         self.states = manifest.states
         ((self._name, image),) = self._streams.inputs.items()
         (self._logits,) = self._streams.outputs.values()
-        if image.dtype != np.float32:
+        if image.dtype != np.float32 and self._name not in self._streams.codes:
             raise UsageError(f"bundle {path}: input {self._name} is {image.dtype}, expected float32")
         self._rule = None
         if manifest.task in tasks.TASKS:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import commit  # noqa: E402
 from edgekit.backends.base import half  # noqa: E402
+from edgekit.compression.fake_quant import FakeQuantized  # noqa: E402
 from edgekit.compression.learn_steps import Lesson, imitate, learn  # noqa: E402
 from edgekit.dataset import DataSet  # noqa: E402
 from edgekit.project import open_project  # noqa: E402
@@ -40,7 +41,7 @@ from edgekit.toolchain.accuracy import metric  # noqa: E402
 from edgekit.toolchain.data import pictures  # noqa: E402
 from edgekit.toolchain.running import Subject, run_here  # noqa: E402
 
-CASES = ("8:minmax", "8:search", "4:search")
+CASES = ("8:minmax", "8:search", "4:plan8", "4:search")
 
 
 def main() -> int:
@@ -84,19 +85,31 @@ def main() -> int:
 
     for case in args.cases.split(","):
         bits, _, start = case.partition(":")
-        lesson = Lesson(args.steps, args.lr, args.batch, args.crop, int(bits), args.seed)
-        rules = rules_for("onnxruntime", target)
-        rules = dataclasses.replace(rules, weight_limit=min(rules.weight_limit, 2 ** (int(bits) - 1) - 1))
+        lesson = Lesson(args.steps, args.lr, args.batch, args.crop, int(bits), seed=args.seed)
+        eight = rules_for("onnxruntime", target)
+        rules = dataclasses.replace(eight, weight_limit=min(eight.weight_limit, 2 ** (int(bits) - 1) - 1))
         problem = search.Problem(
-            known.model, known.stats, rules, *known.split(), known.restat, lambda _: Look(None)
+            known.model,
+            known.stats,
+            eight if start == "plan8" else rules,
+            *known.split(),
+            known.restat,
+            lambda _: Look(None),
         )
         begun = time.perf_counter()
-        ptq = search.plain(problem, start) if start != "search" else search.integers(problem, progress)
+        if start in ("search", "plan8"):
+            ptq = search.integers(problem, progress)
+        else:
+            ptq = search.plain(problem, start)
+        begin = ptq.model
+        if start == "plan8":  # training goes on from the weights that were not rounded so far
+            coarse = FakeQuantized(ptq.model, rules, int(bits)).learned()
+            ptq = dataclasses.replace(ptq, model=coarse, error=search.error_of(problem, coarse))
         searched = time.perf_counter() - begun
         full, before = judged(ptq.model)
         begun = time.perf_counter()
         loss = imitate(source.spec, [str(v.name) for v in known.model.graph.outputs])
-        model = learn(ptq.model, ptq.exact, rules, known.feeds, lesson, loss=loss, progress=progress)
+        model = learn(begin, ptq.exact, rules, known.feeds, lesson, loss=loss, progress=progress)
         learned = time.perf_counter() - begun
         _, after = judged(model)
         line = {

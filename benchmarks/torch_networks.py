@@ -208,6 +208,83 @@ def resnet18(classes: int = 1000) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
 
 
+# --- a detector of NanoDet-m's shape: ShuffleNetV2 1.0 (Ma et al. 2018, table 5) with LeakyReLU, a light PAN, 5x5 heads ---
+
+
+def leaky(cin: int, cout: int, k: int = 1, s: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, k, s, k // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(cout),
+        nn.LeakyReLU(0.1),
+    )
+
+
+def depthwise(c: int, k: int = 3, s: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c, c, k, s, k // 2, groups=c, bias=False), nn.BatchNorm2d(c))
+
+
+class ShuffleUnit(nn.Module):
+    """Two branches, concatenated, channels of the two in turn."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        half = cout // 2
+        self.split = stride == 1
+        self.left: nn.Module = nn.Identity()
+        if not self.split:
+            self.left = nn.Sequential(depthwise(cin, 3, stride), leaky(cin, half))
+        self.right = nn.Sequential(
+            leaky(half if self.split else cin, half), depthwise(half, 3, stride), leaky(half, half)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1) if self.split else (x, x)
+        y = torch.cat((self.left(left), self.right(right)), 1)
+        n, c, h, w = y.shape
+        shuffled: Tensor = y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return shuffled
+
+
+class ShuffleDet(nn.Module):
+    def __init__(self, classes: int = 80, width: int = 96) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(leaky(3, 24, 3, 2), nn.MaxPool2d(3, 2, 1))
+        stages, before = [], 24
+        for channels, count in ((116, 4), (232, 8), (464, 4)):
+            units = [
+                ShuffleUnit(before if i == 0 else channels, channels, 2 if i == 0 else 1)
+                for i in range(count)
+            ]
+            stages.append(nn.Sequential(*units))
+            before = channels
+        self.stages = nn.ModuleList(stages)
+        self.into = nn.ModuleList([leaky(c, width) for c in (116, 232, 464)])
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.heads = nn.ModuleList(
+            [
+                nn.Sequential(
+                    *(
+                        nn.Sequential(depthwise(width, 5), nn.LeakyReLU(0.1), leaky(width, width))
+                        for _ in range(2)
+                    ),
+                    nn.Conv2d(width, classes + 32, 1),
+                )
+                for _ in range(3)
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        levels = []
+        for stage, into in zip(self.stages, self.into, strict=True):
+            x = stage(x)
+            levels.append(into(x))
+        levels[1] = levels[1] + self.up(levels[2])
+        levels[0] = levels[0] + self.up(levels[1])
+        outs = [head(level).flatten(2) for head, level in zip(self.heads, levels, strict=True)]
+        return torch.cat(outs, 2).permute(0, 2, 1)
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -227,7 +304,9 @@ NETWORKS = {
     "yolov8n": Definition(YoloV8n, 640),
     "mobilenetv2": Definition(mobilenet_v2, 224, IMAGENET_MEAN, IMAGENET_STD),
     "resnet18": Definition(resnet18, 224, IMAGENET_MEAN, IMAGENET_STD),
+    "shuffledet": Definition(ShuffleDet, 320, IMAGENET_MEAN, IMAGENET_STD),
 }
+DETECTORS = ("yolov8n", "shuffledet")
 
 
 def network_input(definition: Definition, image: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def load(name: str) -> Case:
         raise FileNotFoundError(
             f"network {name}: {source} is not there. Put the reference data beside the checkout"
         )
-    detector = trained or name == "yolov8n"
+    detector = trained or name in networks.DETECTORS
     prepared = prepare(frontends.load(source), task="detect" if detector else "classify")
     (payload,) = lower(prepared.model, host.detect(), "float32")
     graph, layers = name_layers(payload.data)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from benchmarks.peers.cases import Layer, layers_in
+from edgekit.backends.native.format import OpType, decode
 
 INTEGER_OPS = {
     "QLinearConv",
@@ -88,6 +89,19 @@ def litert(data: bytes) -> tuple[float, float]:
                 (static + macs, dynamic) if x.type == schema.TensorType.INT8 else (static, dynamic + macs)
             )
     return static / total, dynamic / total
+
+
+def native(data: bytes) -> float:
+    """Of a payload of edgekit's engine: products of its convolutions on codes, of all its convolutions."""
+    program = decode(data)
+    products = {OpType.conv: 0, OpType.conv_f32: 0}
+    for op in program.ops:
+        if op.type in products:
+            weights, out = op.constants[0], program.tensors[op.output].shape
+            assert weights is not None
+            products[op.type] += int(np.prod(out[:3])) * weights.size  # each once a pixel
+    total = sum(products.values())
+    return products[OpType.conv] / total if total else 0.0
 
 
 def q_dq(data: bytes) -> float:

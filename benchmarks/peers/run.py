@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import torch_networks  # noqa: E402
-from benchmarks.common import peers, reference_data  # noqa: E402
+from benchmarks.common import peers, reference_data, say, warn_if_busy  # noqa: E402
 from benchmarks.peers import cases, integers, runners  # noqa: E402
 from benchmarks.peers.timing import Times, interleave  # noqa: E402
 from edgekit.bundle import Bundle  # noqa: E402
@@ -241,7 +241,12 @@ def bundle_entries(path: Path, case: cases.Case, seconds: float | None, note: st
         row.bytes, row.build_seconds, row.chosen = variant.bytes, seconds, variant.name in chosen
         row.note = note
         data = bytes(bundle.read(variant.path))
-        row.integer_macs = integers.q_dq(data) if variant.format == "onnx" else integers.litert(data)[0]
+        if variant.format == "onnx":
+            row.integer_macs = integers.q_dq(data)
+        elif variant.format == "tflite":
+            row.integer_macs = integers.litert(data)[0]
+        elif variant.backend == "native":
+            row.integer_macs = integers.native(data)
         if set(segment.outputs) != set(wanted):
             raise Unavailable(f"bundle outputs {sorted(segment.outputs)}, expected {sorted(wanted)}")
         payload = runners.Bundled(bundle, variant)
@@ -264,16 +269,20 @@ def bundle_entries(path: Path, case: cases.Case, seconds: float | None, note: st
 
 
 def built_bundle(
-    case: cases.Case, calibration: Path | None, target: str = "host", count: int = 100
+    case: cases.Case,
+    calibration: Path | None,
+    target: str = "host",
+    count: int = 100,
+    words: Sequence[str] = (),
 ) -> tuple[Path, float, str]:
     """Build the network with `edgekit build --precision int8` on the peers' calibration pictures, from the
-    cache when nothing changed.
+    cache when nothing changed. words: more of its command line.
 
     Returns: the bundle, the seconds it took, and those of CPU in words: what a quiet machine would have taken.
     Raises: Unavailable with the build's own words.
     """
     pictures = cases.calibration_folder(calibration, count, peers() / "pictures")
-    words = build_words(case, pictures, target)
+    words = [*build_words(case, pictures, target), *words]
     key = cache.digest(case.source.read_bytes(), pictures.name, words, cache.sources("."), cache.tools())
     out = peers() / "bundles" / f"{case.name}-{target}-{key[:16]}"
     record = out / "built.json"
@@ -468,15 +477,7 @@ def main() -> None:
                 parser.error(f"{kind} {name!r}: unknown, expected one of {', '.join(known)}")
     if args.bundle and len(networks) != 1:
         parser.error("--bundle: is of one network, name it with --network")
-    if os.getloadavg()[0] > 0.5:
-        print(
-            f"warning: load is {os.getloadavg()[0]:.1f}; ratios hold better than milliseconds",
-            file=sys.stderr,
-        )
-
-    def say(text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
-
+    warn_if_busy()
     for name in networks:
         try:
             compare(name, wanted, args, say)

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgekit.backends.base import LoadOptions, half
 from edgekit.manifest import Variant
+from edgekit.runtime.session import fill
 from edgekit.spec import DType
 
 
@@ -145,7 +146,7 @@ class Bundled:
         elif spec.dtype is not DType.float32:
             raise ValueError(f"input {self._input}: {spec.dtype.value} without scale, expected float32")
         else:
-            target[...] = x
+            fill(target, x, getattr(self.binding, "codes", {}).get(self._input))
 
     def read(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """The outputs as float32 arrays of `shapes` (NCHW), copied."""

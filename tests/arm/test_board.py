@@ -34,7 +34,7 @@ def test_the_board_is_seen_as_its_target(device: str) -> None:
     assert here.arch == "aarch64"
     assert set(target.cpus[0].isa) <= set(here.cpus[0].isa)
     assert ("dotprod" in here.cpus[0].isa) == ("dotprod" in target.cpus[0].isa)
-    assert set(here.backends) == {"onnxruntime", "litert"}
+    assert set(here.backends) == {"onnxruntime", "litert", "native"}
     assert host.matches(target, ["onnxruntime"])[0]
 
 

@@ -15,7 +15,7 @@ from tests.arm.test_board import TARGETS
 
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE_PX = 0.05
-"""Floats are summed in another order on another CPU. LiteRT's integers are the same to the bit."""
+"""Floats are summed in another order on another CPU. LiteRT's integers and the native engine's are the same to the bit."""
 
 DOT_BOARDS = ("pi5", "orin", "v9")
 
@@ -54,7 +54,7 @@ def unmatched(
 def differences(record: dict[str, Any], here: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> list[str]:
     """Outputs of an int8 payload that are not what the workstation's were. Keys end with the output's name."""
     assert here.keys() == got.keys() and here
-    if record["backend"] == "litert":
+    if record["backend"] in ("litert", "native"):
         return [f"{n}: not bitwise equal" for n in here if here[n].tobytes() != got[n].tobytes()]
     shares = {n: float(np.abs(got[n] - here[n]).max() / np.abs(here[n]).max()) for n in here}
     return [f"{n}: differs by {share:.3f}" for n, share in shares.items() if not share <= STEPS_OUTPUT]

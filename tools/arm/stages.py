@@ -15,6 +15,7 @@ import numpy as np
 
 import edgekit
 from edgekit.kernels.letterbox import letterbox
+from edgekit.tasks.picture_input import only_input
 
 CLASSES = ("all", "simd", "load_store", "dot", "mmla", "sve")
 STAGES = ("preprocess", "engine", "decode")
@@ -32,9 +33,9 @@ def main(bundle: str, frames: str) -> None:
     with edgekit.load(bundle, threads=1, self_test=False) as engine:
         pipeline = engine.pipeline()
         pipeline(picture)  # tables and caches are made at the first call
-        (tensor,) = pipeline.session.inputs.values()
+        tensor, quant = only_input(pipeline.session, "a detector has one input")
         mark(0)
-        placement = letterbox(picture, pipeline.spec.preprocess, tensor)
+        placement = letterbox(picture, pipeline.spec.preprocess, tensor, quant=quant)
         mark(1)
         pipeline.session.run()
         mark(2)

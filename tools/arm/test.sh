@@ -37,6 +37,7 @@ say "building bundles for rpi4 and rpi5, and in int8 for rpi5"
 int8=$(ls "$work"/int8/*.edge)
 "$PYTHON" "$HERE/expect.py" "$work/expected" "$work"/bundles/*.edge "int8.edge=$int8"
 "$PYTHON" "$HERE/expect_video.py" "$work/expected/video"
+"$PYTHON" "$HERE/expect_native.py" "$work/expected"
 
 say "instruction counts by edgekit tune"
 (cd "$ROOT" && EDGEKIT_ARM_COUNT=1 "$PYTHON" -m pytest -m arm -p no:cacheprovider tests/test_tune_arm.py)
