@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.backends.native.factors import sums, with_same_steps
 from edgekit.backends.native.format import Act, Op, OpType
 from tests.native_nets import Picture, blank, one_op
 
@@ -37,8 +38,8 @@ CONVS: tuple[dict[str, Any], ...] = (
 ENDS = (
     "codes",
     "table",
-    "flat low",
-    "flat high",
+    "free codes",
+    "free table",
     "curve",
     "residual",
     "plain residual",
@@ -55,6 +56,8 @@ def cases() -> Iterator[Case]:
         for end in ENDS:
             for wild in (False, True):
                 yield _conv(rng, f"conv {number} {end}{' wild' * wild}", end, wild, **shape)
+    for kernel in (1, 3):
+        yield _near_ties(rng, kernel)
     for kind in (
         OpType.add,
         OpType.mul,
@@ -108,7 +111,7 @@ def _conv(
     group: int = 1,
     more: int = 0,
 ) -> Case:
-    """wild: weights of -128 and 127 only, and results far outside of the codes."""
+    """wild: weights of -128 and 127 only, and results far outside of the codes. free: multipliers that no factor stands for."""
     out_size = [(s + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for s in size]
     each = kernel * kernel * c[0] // group + more
     weights = rng.choice([-128, 127], (c[1], each)) if wild else rng.integers(-127, 128, (c[1], each))
@@ -126,16 +129,15 @@ def _conv(
         np.float32 if end in ("floats", "silu") else np.uint8,
         zero=int(rng.integers(0, 256)),
     )
+    bias = rng.integers(-3000, 3000, c[1]).astype(np.int32)
     constants: list[np.ndarray | None] = [
         weights.astype(np.int8),
-        rng.integers(-3000, 3000, c[1]).astype(np.int32),
+        bias,
         scales.astype(np.float32),
     ]
     ints = [int(rng.integers(0, 256)), int(rng.integers(0, 256)), int(more > 0)]
-    if end in ("table", "residual", "flat low", "flat high"):
+    if end in ("table", "residual", "free table"):
         act, last = Act.table, _table(rng)
-        if end.startswith("flat"):  # the same codes at one end, as activations have them
-            last[slice(30) if end == "flat low" else slice(200, None)] = 77
     if end.startswith("curve"):
         ints[0] = int(rng.integers(-9000, 9000))
         low, high = (-32768, 32768) if wild else (-9000, 16000)
@@ -144,6 +146,9 @@ def _conv(
         act = Act.silu
     if end.endswith("residual"):
         inputs[1] = _codes(rng, 1, *out_size, c[1])
+    if end in ("codes", "table", "residual", "plain residual"):
+        zero = ints[0] if act == Act.table else ints[1] if inputs[1] else out.zero
+        constants[2] = with_same_steps(scales.astype(np.float32), zero, *sums(weights, bias, x.zero))
     constants.append(last)
     op = Op(
         OpType.conv, (), 0, act=act, kernel=(kernel, kernel), stride=(stride, stride), dilation=(dilation, dilation),
@@ -152,6 +157,29 @@ def _conv(
     while inputs[-1] is None:
         inputs.pop()
     return name, one_op(op, inputs, out), inputs, out
+
+
+def _near_ties(rng: np.random.Generator, kernel: int) -> Case:
+    """A picture without content, biases that sqrdmulh by the multiplier * 2^31 would round to another code."""
+    c, every = 40, np.arange(-100_000, 100_000)
+    bias, scales = np.zeros(c, np.int32), np.zeros(c, np.float32)
+    for i in range(c):
+        differ = every[:0]
+        while not len(differ):
+            scales[i] = rng.uniform(0.0005, 0.001)
+            factor = int(np.rint(np.float64(scales[i]) * 2**31))
+            differ = every[np.rint(every.astype(np.float32) * scales[i]) != (every * factor + 2**30) >> 31]
+        bias[i] = rng.choice(differ)
+    x = _codes(rng, 1, 7, 8, c)
+    x.values[...] = x.zero
+    group = c if kernel == 3 else 1
+    weights = rng.integers(-127, 128, (c, kernel * kernel * c // group)).astype(np.int8)
+    op = Op(
+        OpType.conv, (), 0, kernel=(kernel, kernel), pad=(kernel // 2,) * 4, group=group, ints=(0, 0, 0),
+        constants=(weights, bias, scales),
+    )  # fmt: skip
+    out = blank((1, 7, 8, c), zero=128)
+    return f"near ties {kernel}", one_op(op, [x], out), [x], out
 
 
 def _other(rng: np.random.Generator, kind: OpType, c: int) -> Case:

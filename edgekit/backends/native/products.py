@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgekit.backends.lowering import Unsupported
 from edgekit.backends.native import pointwise
 from edgekit.backends.native.emitter import Emitter, full_shape, picture_of
+from edgekit.backends.native.factors import sums, with_same_steps
 from edgekit.backends.native.format import Act, OpType
 from edgekit.backends.native.plan import Unit, act_name
 from edgekit.passes.graph import constant, integer, ints, number, text
@@ -142,13 +143,14 @@ def _integer(e: Emitter, unit: Unit, p: Product) -> None:
     scale_in, zero_in = pointwise.scale_zero(before)
     offsets = bias_codes(p.bias, np.broadcast_to(bias_scale(before, weights), p.scales.shape))
     laid = p.laid_out()
-    flat = np.abs(laid.reshape(laid.shape[0], -1).astype(np.int64)).sum(axis=1)
-    largest = flat * max(int(zero_in), 255 - int(zero_in)) + np.abs(offsets.astype(np.int64))
+    least, most = sums(laid, offsets.astype(np.int64), int(zero_in))
+    largest = np.maximum(np.abs(least), np.abs(most))
     if largest.max() >= 2**31:
         raise Unsupported("sums beyond 32 bits")
     real = p.scales.astype(np.float64) * float(scale_in)
     source, *more = e.pieces(p.source)
     step, ints_, act, third = 1.0, 0, Act.none, None
+    rounded_to: int | None = None  # zero point of the codes that sums become first
     skip: int | None = None
     zero, after = 0, None
     scalars: tuple[float, ...] = ()
@@ -178,11 +180,14 @@ def _integer(e: Emitter, unit: Unit, p: Product) -> None:
             summed, third = pointwise.coded(unit.pre, unit.stages, theirs)
             scale, first = pointwise.scale_zero(summed)
             step = float(scale)
+            rounded_to = zero if third is None and skip is not None else first
             if third is not None:
                 act, ints_ = Act.table, first
             elif skip is None:
                 target = e.written_as(target, summed)
     factors = (real / step).astype(np.float32)
+    if rounded_to is not None:
+        factors = with_same_steps(factors, rounded_to, least, most)
     if not (largest * factors.astype(np.float64) < REACH).all():
         raise Unsupported("sums far beyond their codes")
     inputs = [source, skip, *more] if more else [source] if skip is None else [source, skip]

@@ -196,24 +196,17 @@ struct Products {
 
     template <Mode kMode>
     static void depthwise(const Step& step, const Conv& conv, const int8_t* in, int number, int rows, int valid, int16_t* raw,
-                          uint8_t* codes) {
+                          uint8_t* codes, ptrdiff_t pitch) {
         constexpr int kPixels = 3;
         const View& out = step.out[0];
         const int8_t* w = conv.weights + number * conv.block_bytes;
         const int32_t* bias = conv.bias + 16 * number;
-        const float* m = conv.multipliers + 16 * number;
+        const Multipliers<kMode, 4> by(conv.multipliers + 16 * number, conv.factors + 16 * number, conv.zero);
         const int taps = step.kernel[0] * step.kernel[1], right = step.stride[1] * conv.slice;
-        const int16x8_t zero = vdupq_n_s16(static_cast<int16_t>(out.zero));
         const auto put = [&](const int32x4_t(&acc)[4]) __attribute__((always_inline)) {
-            const int16x8_t a = narrow(rounded(acc[0], vld1q_f32(m)), rounded(acc[1], vld1q_f32(m + 4)));
-            const int16x8_t b = narrow(rounded(acc[2], vld1q_f32(m + 8)), rounded(acc[3], vld1q_f32(m + 12)));
-            if constexpr (kMode == Mode::kRaw) {
-                vst1q_s16(raw, a), vst1q_s16(raw + 8, b);
-                raw += 16;
-            } else {
-                store_pixels<16>(codes, 0, codes_of(a, b, zero), valid, 1);
-                codes += out.pitch;
-            }
+            const int16x8_t low = by(acc[0], acc[1], 0, 1), high = by(acc[2], acc[3], 2, 3);
+            if constexpr (kMode == Mode::kRaw) vst1q_s16(raw, low), vst1q_s16(raw + 8, high), raw += 16;
+            else store_pixels<16>(codes, 0, pack_codes(low, high), valid, 1), codes += pitch;
         };
         for (int y = 0; y < rows; y++) {
             const int8_t* p = in + static_cast<ptrdiff_t>(y) * step.stride[0] * conv.row_bytes;

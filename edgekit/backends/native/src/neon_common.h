@@ -164,7 +164,8 @@ template <Round kRound> struct Rounded {
     }
 
   private:
-    EK_INLINE int16x8_t half(float32x4_t a, float32x4_t b) const {  // as bounded() in neon_conv.h
+    // 1.5 * 2^23 + an even number rounds as rne() does, and leaves the integer in the low bits
+    EK_INLINE int16x8_t half(float32x4_t a, float32x4_t b) const {
         return vuzp1q_s16(vreinterpretq_s16_f32(vaddq_f32(a, magic)), vreinterpretq_s16_f32(vaddq_f32(b, magic)));
     }
 };

@@ -14,7 +14,7 @@
 namespace edgekit {
 namespace {
 
-// How sums leave a tile. kRaw: as int16, for finish().
+// How sums leave a tile. kCodes, kTable: by Conv::factors; kRaw: as int16, for finish().
 enum class Mode { kCodes, kTable, kCurve, kRaw, kFloats };
 
 constexpr int kLanes = 16;             // output channels of a full block
@@ -45,13 +45,11 @@ struct Conv {
     const int8_t* weights = nullptr;
     const int32_t* bias = nullptr;       // per output channel, padded to blocks; with what the zero point adds
     const float* multipliers = nullptr;  // alike
+    const int32_t* factors = nullptr;    // alike, times 2^31: kCodes and kTable
     const uint8_t* tables = nullptr;     // 256 bytes, or the curve as four planes of 64
     int zero = 0;                        // of the codes that come from sums, and are looked up in `tables`
-    bool odd = false;
-    float magic = 0;                     // for bounded()
     size_t raw_at = 0;                   // in scratch
     size_t codes_at = 0;                 // alike: codes that a residual is added to, 16 bytes a pixel
-    bool bounded = true;                 // no result before the zero point is added can leave int16
     bool sums_fit = true;                // no weight is -128 where that matters (Core)
 };
 
@@ -59,12 +57,30 @@ inline Conv& conv_of(Store& store) { return *new (store.bytes(sizeof(Conv))) Con
 
 EK_INLINE int32x4_t rounded(int32x4_t sum, float32x4_t m) { return vcvtnq_s32_f32(vmulq_f32(vcvtq_f32_s32(sum), m)); }
 
-// Codes of results that fit into int16 (Conv::bounded). Adding 1.5 * 2^23 + an even number rounds as rne() does, and leaves the
-// integer in the low bits; where the zero point is odd, Conv::odd, 1 is missing.
-EK_INLINE int16x8_t bounded(int32x4_t a, int32x4_t b, float32x4_t ma, float32x4_t mb, float32x4_t magic) {
-    const float32x4_t x = vaddq_f32(vmulq_f32(vcvtq_f32_s32(a), ma), magic), y = vaddq_f32(vmulq_f32(vcvtq_f32_s32(b), mb), magic);
-    return vuzp1q_s16(vreinterpretq_s16_f32(x), vreinterpretq_s16_f32(y));
+// The same for results that fit into int16, by factors that same_steps() (neon_prepare.h) has seen to give the same codes.
+EK_INLINE int16x8_t rounded(int32x4_t a, int32x4_t b, int32x4_t fa, int32x4_t fb, int16x8_t zero) {
+    return vaddq_s16(vuzp1q_s16(vreinterpretq_s16_s32(vqrdmulhq_s32(a, fa)), vreinterpretq_s16_s32(vqrdmulhq_s32(b, fb))), zero);
 }
+
+// How kQuads times four sums leave: as codes that only lack their bounds, or as int16 without the zero point.
+template <Mode kMode, int kQuads> struct Multipliers {
+    float32x4_t reals[kQuads];
+    int32x4_t factors[kQuads];
+    int16x8_t zero;
+    EK_INLINE Multipliers(const float* m, const int32_t* f, int z) : zero(vdupq_n_s16(static_cast<int16_t>(z))) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kQuads; i++)
+            if constexpr (kWhole) factors[i] = vld1q_s32(f + 4 * i);
+            else reals[i] = vld1q_f32(m + 4 * i);
+    }
+    EK_INLINE int16x8_t operator()(int32x4_t a, int32x4_t b, int i, int j) const {  // sums of quads i and j
+        if constexpr (kWhole) return rounded(a, b, factors[i], factors[j], zero);
+        else return narrow(rounded(a, reals[i]), rounded(b, reals[j]));
+    }
+
+  private:
+    static constexpr bool kWhole = kMode == Mode::kCodes || kMode == Mode::kTable;
+};
 
 EK_INLINE uint8x16_t codes_of(int16x8_t a, int16x8_t b, int16x8_t zero) {
     return pack_codes(vqaddq_s16(a, zero), vqaddq_s16(b, zero));

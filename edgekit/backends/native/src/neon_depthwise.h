@@ -27,7 +27,8 @@ struct Three {
     const int8_t* weights;
     const int32_t* bias;
     const float* multipliers;
-    float magic;
+    const int32_t* factors;
+    int zero;
     int pad, left, width_in, width;  // code of the pad, columns of it before a line; pixels of a line
     ptrdiff_t pitch;                 // of codes
     const Row* rows;                 // of the first line's window, and on
@@ -35,8 +36,6 @@ struct Three {
 };
 
 EK_INLINE int8x16_t flipped(uint8x16_t v) { return vreinterpretq_s8_u8(kFlip ? veorq_u8(v, vdupq_n_u8(kFlip)) : v); }
-
-EK_INLINE void put_half(uint8_t*& to, ptrdiff_t pitch, uint8x8_t v) { asm volatile("st1 {%1.8b}, [%0], %2" : "+r"(to) : "w"(v), "r"(pitch) : "memory"); }
 
 EK_INLINE void load_pair(const int32_t* from, int32x4_t& low, int32x4_t& high) {  // the compiler would copy registers
     asm volatile("ldp %q0, %q1, [%2]" : "=w"(low), "=w"(high) : "r"(from) : "memory");
@@ -53,81 +52,111 @@ struct Column {
     int8x16_t low, high;
 };
 
-// Stride 1, two lines at a time. The upper one is written after the lower one: it may be the same.
-template <Mode kMode, bool kOdd> __attribute__((noinline)) void line_pairs(const Three& t, Line to) {
-    EK_TWELVE(t.weights);
-    const float32x4_t m_low = vld1q_f32(t.multipliers), m_high = vld1q_f32(t.multipliers + 4), magic = vdupq_n_f32(t.magic);
-    const int32_t* bias = t.bias;
-    const ptrdiff_t pitch = t.pitch;
-    const ptrdiff_t channel = t.channel;
-    const Row* row = t.rows;
-    Line upper, lower;
-    const auto finish = [&](int32x4_t low, int32x4_t high, Line& to) __attribute__((always_inline)) {
-        if constexpr (kMode == Mode::kRaw) {
-            vst1q_s16(to.raw, narrow(rounded(low, m_low), rounded(high, m_high)));
-            to.raw += 16;
-        } else {
-            int16x8_t r = bounded(low, high, m_low, m_high, magic);
-            if (kOdd) r = vaddq_s16(r, vdupq_n_s16(1));
-            put_half(to.codes, pitch, vqmovun_s16(r));
-        }
-    };
-    const auto put = [&](const Column& a, const Column& b, const Column& c) __attribute__((always_inline)) {
-        int32x4_t low, high;
-        load_pair(bias, low, high);
-        low = dot(low, a.low, w6), low = dot(low, b.low, w8), low = dot(low, c.low, w10);
-        high = dot(high, a.high, w7), high = dot(high, b.high, w9), high = dot(high, c.high, w11);
-        finish(low, high, lower);
-        load_pair(bias, low, high);
-        low = dot(low, a.low, w0), low = dot(low, b.low, w2), low = dot(low, c.low, w4);
-        high = dot(high, a.high, w1), high = dot(high, b.high, w3), high = dot(high, c.high, w5);
-        finish(low, high, upper);
-    };
+#define EK_COLUMN(l, h)                                                                                                        \
+    "ld1 {v24.8b}, [%[p0]], %[s0]\n ld1 {v25.8b}, [%[p1]], %[s1]\n ld1 {v26.8b}, [%[p2]], %[s2]\n ld1 {v27.8b}, [%[p3]], %[s3]\n"   \
+    "zip1 v24.16b, v24.16b, v25.16b\n zip1 v26.16b, v26.16b, v27.16b\n"                                                         \
+    EK_FLIPS("eor v24.16b, v24.16b, v23.16b\n eor v26.16b, v26.16b, v23.16b\n")                                                 \
+    "zip1 v" #l ".8h, v24.8h, v26.8h\n zip2 v" #h ".8h, v24.8h, v26.8h\n"
+#define EK_TAP(sum, codes, weights) EK_DOTS " v" #sum ".4s, v" #codes ".16b, v" #weights ".16b\n"
+#define EK_LOWER(al, ah, bl, bh, cl, ch) \
+    "ldp q6, q7, [%[bias]]\n" EK_TAP(6, al, 14) EK_TAP(7, ah, 15) EK_TAP(6, bl, 16) EK_TAP(7, bh, 17) EK_TAP(6, cl, 18) EK_TAP(7, ch, 19)
+#define EK_UPPER(al, ah, bl, bh, cl, ch) \
+    "ldp q6, q7, [%[bias]]\n" EK_TAP(6, al, 8) EK_TAP(7, ah, 9) EK_TAP(6, bl, 10) EK_TAP(7, bh, 11) EK_TAP(6, cl, 12) EK_TAP(7, ch, 13)
+#define EK_AS_CODES(to)                                                                                                        \
+    "sqrdmulh v6.4s, v6.4s, v20.4s\n sqrdmulh v7.4s, v7.4s, v21.4s\n uzp1 v6.8h, v6.8h, v7.8h\n"                                \
+    "add v6.8h, v6.8h, v22.8h\n sqxtun v6.8b, v6.8h\n st1 {v6.8b}, [%[" #to "]], %[pitch]\n"
+#define EK_AS_RAW(to)                                                                                                          \
+    "scvtf v6.4s, v6.4s\n scvtf v7.4s, v7.4s\n fmul v6.4s, v6.4s, v20.4s\n fmul v7.4s, v7.4s, v21.4s\n fcvtns v6.4s, v6.4s\n"    \
+    "fcvtns v7.4s, v7.4s\n sqxtn v6.4h, v6.4s\n sqxtn2 v6.8h, v7.4s\n st1 {v6.8h}, [%[" #to "]], %[pitch]\n"
+#define EK_NEXT(end, al, ah, bl, bh, cl, ch) EK_COLUMN(cl, ch) EK_LOWER(al, ah, bl, bh, cl, ch) end(lower) EK_UPPER(al, ah, bl, bh, cl, ch) end(upper)
+#define EK_COLUMNS(end)                                                                                                        \
+    "ld1 {v8.16b-v11.16b}, [%[w]], #64\n ld1 {v12.16b-v15.16b}, [%[w]], #64\n ld1 {v16.16b-v19.16b}, [%[w]]\n"                  \
+    "ldp q20, q21, [%[m]]\n dup v22.8h, %w[zero]\n movi v23.16b, %[flip]\n ld1 {v0.16b-v3.16b}, [%[last]]\n"                  \
+    "1:\n" EK_NEXT(end, 0, 1, 2, 3, 4, 5) EK_NEXT(end, 2, 3, 4, 5, 0, 1) EK_NEXT(end, 4, 5, 0, 1, 2, 3)                        \
+    "subs %w[count], %w[count], #1\n b.ne 1b\n st1 {v0.16b-v3.16b}, [%[last]]\n"
+
+// Four rows at once, and the two lines that they make.
+struct Walk {
     const uint8_t *p0, *p1, *p2, *p3;
     ptrdiff_t s0, s1, s2, s3;
+    uint8_t *upper, *lower;
+};
+
+// Three times `count` columns behind the last two. In one piece: the compiler would keep in memory what
+// these registers hold.
+template <Mode kMode> EK_INLINE void columns(const Three& t, Walk& walk, Column (&last)[2], int count, ptrdiff_t pitch) {
+    const int8_t* w = t.weights;
+    const void* m = kMode == Mode::kRaw ? static_cast<const void*>(t.multipliers) : t.factors;
+#define EK_WALKING                                                                                                              \
+    : [p0] "+r"(walk.p0), [p1] "+r"(walk.p1), [p2] "+r"(walk.p2), [p3] "+r"(walk.p3), [upper] "+r"(walk.upper),                     \
+      [lower] "+r"(walk.lower), [w] "+r"(w), [count] "+r"(count)                                                                \
+    : [last] "r"(last), [s0] "r"(walk.s0), [s1] "r"(walk.s1), [s2] "r"(walk.s2), [s3] "r"(walk.s3), [bias] "r"(t.bias), [m] "r"(m),  \
+      [pitch] "r"(pitch), [zero] "r"(t.zero), [flip] "i"(kFlip)                                                                \
+    : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", \
+      "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "cc", "memory"
+    if constexpr (kMode == Mode::kRaw) asm volatile(EK_COLUMNS(EK_AS_RAW) EK_WALKING);
+    else asm volatile(EK_COLUMNS(EK_AS_CODES) EK_WALKING);
+}
+
+// Stride 1, two lines at a time. The upper one is written after the lower one: it may be the same.
+template <Mode kMode> __attribute__((noinline)) void line_pairs(const Three& t, Line to) {
+    const Multipliers<kMode, 2> m(t.multipliers, t.factors, t.zero);
+    const ptrdiff_t pitch = kMode == Mode::kRaw ? 32 : t.pitch;
+    const ptrdiff_t channel = t.channel;
+    uint8_t* first = kMode == Mode::kRaw ? reinterpret_cast<uint8_t*>(to.raw) : to.codes;
+    const Row* row = t.rows;
+    Walk walk;
     const auto take = [](const uint8_t*& p, ptrdiff_t step) __attribute__((always_inline)) {
-        uint8x16_t v;
-        asm volatile("ld1 {%0.8b}, [%1], %2" : "=w"(v), "+r"(p) : "r"(step) : "memory");
+        const uint8x16_t v = vcombine_u8(vld1_u8(p), vdup_n_u8(0));
+        p += step;
         return v;
-    };
-    const auto inside = [&]() __attribute__((always_inline)) {
-        const uint8x16_t v0 = take(p0, s0), v1 = take(p1, s1), v2 = take(p2, s2), v3 = take(p3, s3);
-        const int16x8_t ab = vreinterpretq_s16_s8(flipped(vzip1q_u8(v0, v1))), cd = vreinterpretq_s16_s8(flipped(vzip1q_u8(v2, v3)));
-        return Column{vreinterpretq_s8_s16(vzip1q_s16(ab, cd)), vreinterpretq_s8_s16(vzip2q_s16(ab, cd))};
     };
     int at;  // the next column
     const int end = t.width_in;
-    const auto any = [&]() __attribute__((always_inline)) {
-        const int8x16_t pad = vdupq_n_s8(static_cast<int8_t>(t.pad));
-        const bool in = at >= 0 && at < end;
-        at++;
-        return in ? inside() : Column{pad, pad};
+    const auto next = [&]() __attribute__((always_inline)) {
+        if (at++ < 0 || at > end) {
+            const int8x16_t pad = vdupq_n_s8(static_cast<int8_t>(t.pad));
+            return Column{pad, pad};
+        }
+        const uint8x16_t v0 = take(walk.p0, walk.s0), v1 = take(walk.p1, walk.s1), v2 = take(walk.p2, walk.s2), v3 = take(walk.p3, walk.s3);
+        const int16x8_t ab = vreinterpretq_s16_s8(flipped(vzip1q_u8(v0, v1))), cd = vreinterpretq_s16_s8(flipped(vzip1q_u8(v2, v3)));
+        return Column{vreinterpretq_s8_s16(vzip1q_s16(ab, cd)), vreinterpretq_s8_s16(vzip2q_s16(ab, cd))};
+    };
+    const auto put = [&](const Column& a, const Column& b, const Column& c, const int8_t* w, uint8_t*& to) __attribute__((always_inline)) {
+        int32x4_t low = vld1q_s32(t.bias), high = vld1q_s32(t.bias + 4);
+        low = dot(low, a.low, vld1q_s8(w)), low = dot(low, b.low, vld1q_s8(w + 32)), low = dot(low, c.low, vld1q_s8(w + 64));
+        high = dot(high, a.high, vld1q_s8(w + 16)), high = dot(high, b.high, vld1q_s8(w + 48)), high = dot(high, c.high, vld1q_s8(w + 80));
+        const int16x8_t r = m(low, high, 0, 1);
+        if constexpr (kMode == Mode::kRaw) vst1q_s16(reinterpret_cast<int16_t*>(to), r);
+        else vst1_u8(to, vqmovun_s16(r));
+        to += pitch;
     };
     for (int left = t.lines; left > 0; left -= 2, row += 2) {
-        upper = lower = to;
-        if (left > 1) lower.raw += 16 * t.width, lower.codes += pitch * t.width;
-        to.raw += 32 * t.width, to.codes += 2 * pitch * t.width;
-        p0 = row[0].at + channel, p1 = row[1].at + channel, p2 = row[2].at + channel, p3 = row[3].at + channel;
-        s0 = row[0].step, s1 = row[1].step, s2 = row[2].step, s3 = row[3].step;
+        walk.upper = walk.lower = first;
+        if (left > 1) walk.lower += pitch * t.width;
+        first += 2 * pitch * t.width;
+        walk.p0 = row[0].at + channel, walk.p1 = row[1].at + channel, walk.p2 = row[2].at + channel, walk.p3 = row[3].at + channel;
+        walk.s0 = row[0].step, walk.s1 = row[1].step, walk.s2 = row[2].step, walk.s3 = row[3].step;
         at = -t.left;
-        Column a = any(), b = any(), c;
+        Column last[2] = {next(), next()};
         int x = t.width;
-        if (at >= 0)
-            for (; x >= 3 && at + 3 <= end; x -= 3, at += 3) {
-                c = inside(), put(a, b, c);
-                a = inside(), put(b, c, a);
-                b = inside(), put(c, a, b);
-            }
-        for (; x > 0; x--) c = any(), put(a, b, c), a = b, b = c;
+        if (const int thirds = at < 0 ? 0 : min(x, end - at) / 3; thirds > 0) {
+            columns<kMode>(t, walk, last, thirds, pitch);
+            x -= 3 * thirds, at += 3 * thirds;
+        }
+        for (; x > 0; x--) {
+            const Column c = next();
+            put(last[0], last[1], c, t.weights + 96, walk.lower);
+            put(last[0], last[1], c, t.weights, walk.upper);
+            last[0] = last[1], last[1] = c;
+        }
     }
 }
 
 // Stride 2, 16 channels.
-template <Mode kMode, bool kOdd> __attribute__((noinline)) void single_lines(const Three& t, Line to) {
+template <Mode kMode> __attribute__((noinline)) void single_lines(const Three& t, Line to) {
     EK_TWELVE(t.weights);
-    const float* m = t.multipliers;
-    const float32x4_t m0 = vld1q_f32(m), m1 = vld1q_f32(m + 4), m2 = vld1q_f32(m + 8), m3 = vld1q_f32(m + 12);
-    const float32x4_t magic = vdupq_n_f32(t.magic);
+    const Multipliers<kMode, 4> m(t.multipliers, t.factors, t.zero);
     const int32_t* bias = t.bias;
     const ptrdiff_t pitch = t.pitch;
     const uint8_t *p0, *p1, *p2;
@@ -163,13 +192,11 @@ template <Mode kMode, bool kOdd> __attribute__((noinline)) void single_lines(con
         s0 = dot(s0, a.v[0], w4), s1 = dot(s1, a.v[1], w5), s2 = dot(s2, a.v[2], w6), s3 = dot(s3, a.v[3], w7);
         a = next();
         s0 = dot(s0, a.v[0], w8), s1 = dot(s1, a.v[1], w9), s2 = dot(s2, a.v[2], w10), s3 = dot(s3, a.v[3], w11);
+        const int16x8_t low = m(s0, s1, 0, 1), high = m(s2, s3, 2, 3);
         if constexpr (kMode == Mode::kRaw) {
-            vst1q_s16(to.raw, narrow(rounded(s0, m0), rounded(s1, m1)));
-            vst1q_s16(to.raw + 8, narrow(rounded(s2, m2), rounded(s3, m3)));
+            vst1q_s16(to.raw, low), vst1q_s16(to.raw + 8, high);
             to.raw += 16;
         } else {
-            int16x8_t low = bounded(s0, s1, m0, m1, magic), high = bounded(s2, s3, m2, m3, magic);
-            if (kOdd) low = vaddq_s16(low, vdupq_n_s16(1)), high = vaddq_s16(high, vdupq_n_s16(1));
             asm volatile("st1 {%1.16b}, [%0], %2" : "+r"(to.codes) : "w"(pack_codes(low, high)), "r"(pitch) : "memory");
         }
     };
@@ -232,14 +259,13 @@ inline void find_rows(const Step& step, const Conv& conv, const uint8_t* picture
 // `lines` lines of the 16 channels from `channel` on.
 template <Mode kMode> void three_block(const Step& step, const Conv& conv, const Row* rows, int lines, int channel, Line to, ptrdiff_t pitch) {
     const View &in = step.in[0], &out = step.out[0];
-    const bool odd = kMode == Mode::kCodes && conv.odd;
     const int wide = step.stride[0] == 1 ? 8 : 16;
     for (int half = 0; half < 16 && channel + half < out.c; half += wide, to.raw += wide, to.codes += wide) {
         const int first = channel + half;
-        const Three t{conv.weights + channel / 16 * conv.block_bytes + half / 8 * 192, conv.bias + first, conv.multipliers + first, conv.magic,
-                      in.zero ^ kFlip, step.pad[1], in.w, out.w, pitch, rows, first, lines};
-        if (wide == 8) (odd ? line_pairs<kMode, true> : line_pairs<kMode, false>)(t, to);
-        else (odd ? single_lines<kMode, true> : single_lines<kMode, false>)(t, to);
+        const Three t{conv.weights + channel / 16 * conv.block_bytes + half / 8 * 192, conv.bias + first, conv.multipliers + first, conv.factors + first,
+                      conv.zero, in.zero ^ kFlip, step.pad[1], in.w, out.w, pitch, rows, first, lines};
+        if (wide == 8) line_pairs<kMode>(t, to);
+        else single_lines<kMode>(t, to);
     }
 }
 
@@ -269,8 +295,8 @@ template <Mode kMode> void run_three(const Step& step, const Frame& frame, int b
                 finish_depthwise(step, conv, frame, there.raw, at, count, channel, valid);
                 continue;
             }
-            if (kMode == Mode::kTable) look_up_all(conv.tables, found, count, valid == 16 ? codes : found, valid == 16 ? out.pitch : 16);
-            if (valid < 16) copy_lines(codes, out.pitch, found, 16, valid, count);
+            if (kMode == Mode::kTable) look_up_block(conv, found, count, valid, codes, out.pitch);
+            else copy_lines(codes, out.pitch, found, 16, valid, count);
         }
     }
 }

@@ -24,6 +24,7 @@ inline __attribute__((always_inline)) int32x4_t dot(int32x4_t acc, int8x16_t cod
 
 #define EK_RDM
 #define EK_DOT "sdot"
+#define EK_DOTS "sdot"
 #define EK_FLIPS(each) each
 #include "neon_dots.h"
 

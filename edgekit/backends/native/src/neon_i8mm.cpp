@@ -24,6 +24,7 @@ inline __attribute__((always_inline)) int32x4_t dot(int32x4_t acc, int8x16_t cod
 
 #define EK_RDM
 #define EK_DOT "sudot"
+#define EK_DOTS "usdot"
 #define EK_FLIPS(each)
 #include "neon_dots.h"
 

@@ -19,19 +19,8 @@ template <typename Core> int32_t full_bias(const Step& step, int o, const int8_t
 inline bool prepare_tables(const Step& step, Conv& conv, Store& store) {
     conv.zero = step.act == Act::kTable ? step.ints[0] : step.in[1].c ? step.ints[1] : step.out[0].zero;
     if (step.act == Act::kTable) {
-        const uint8_t* table = step.constants[3];
-        conv.tables = table;
-        // most tables begin with the same codes: there, one may be dropped at the other end for a zero point that is even
-        const int by = table[0] == table[1] ? 1 : table[254] == table[255] ? -1 : 0;
-        if (conv.zero % 2 && by) {
-            uint8_t* moved = store.bytes(256);
-            for (int i = 0; i < 256; i++) moved[i] = table[max(0, min(255, i + by))];
-            conv.tables = moved;
-            conv.zero -= by;
-        }
+        conv.tables = step.constants[3];
     }
-    conv.odd = conv.zero % 2;
-    conv.magic = 12582912.0f + static_cast<float>(conv.zero - conv.odd);
     if (step.act != Act::kCurve) return true;
     const int16_t* curve = reinterpret_cast<const int16_t*>(step.constants[3]);
     uint8_t* planes = store.bytes(256);
@@ -45,9 +34,37 @@ inline bool prepare_tables(const Step& step, Conv& conv, Store& store) {
     return true;
 }
 
+// Whether sqrdmulh by `factor` makes the same codes of sums as rounded() by m. Both only step up, so they need to from the same
+// sum on to each code, or beyond `least` and `most`.
+inline bool same_steps(float m, int32_t factor, int zero, int32_t least, int32_t most) {
+    const int32x4_t f = vdupq_n_s32(factor), one = vdupq_n_s32(1);
+    const float32x4_t by = vdupq_n_f32(m), inverse = vdupq_n_f32(1.0f / m);
+    // relative to a sum: how far roundings, here and in either product, can move a step
+    const float32x4_t doubt = vdupq_n_f32(0x1p-21f + 1.0f / static_cast<float>(factor));
+    const auto above = [&](int32x4_t sum, int32x4_t code) {
+        return vandq_u32(vcgtq_s32(rounded(sum, by), code), vcgtq_s32(vqrdmulhq_s32(sum, f), code));
+    };
+    const auto below = [&](int32x4_t sum, int32x4_t code) {
+        return vandq_u32(vcleq_s32(rounded(sum, by), code), vcleq_s32(vqrdmulhq_s32(sum, f), code));
+    };
+    static const float kTies[] = {0.5f, 1.5f, 2.5f, 3.5f};
+    float32x4_t tie = vsubq_f32(vld1q_f32(kTies), vdupq_n_f32(static_cast<float>(zero)));
+    for (int i = 0; i < 256; i += 4, tie = vaddq_f32(tie, vdupq_n_f32(4.0f))) {
+        const float32x4_t at = vmulq_f32(tie, inverse), nearest = vrndnq_f32(at);
+        if (vminvq_u32(vcagtq_f32(vsubq_f32(at, nearest), vmulq_f32(at, doubt)))) continue;  // no sum is that near
+        const int32x4_t code = vcvtmq_s32_f32(tie);
+        int32x4_t sum = vcvtq_s32_f32(nearest);
+        sum = vaddq_s32(sum, vreinterpretq_s32_u32(vandq_u32(vcleq_s32(rounded(sum, by), code), vreinterpretq_u32_s32(one))));
+        const uint32x4_t here = vandq_u32(above(sum, code), below(vsubq_s32(sum, one), code));
+        const uint32x4_t never = vorrq_u32(above(vdupq_n_s32(least), code), below(vdupq_n_s32(most), code));
+        if (vminvq_u32(vorrq_u32(here, never)) == 0) return false;
+    }
+    return true;
+}
+
 template <typename Core, Mode kMode> void choose_run(Step& step, const Conv& conv) {
     if (conv.three) step.run = Core::template three<kMode == Mode::kCodes || kMode == Mode::kTable ? kMode : Mode::kRaw>();
-    else if (conv.depthwise) step.run = run_depthwise<Core, kMode == Mode::kCodes ? Mode::kCodes : Mode::kRaw>;
+    else if (conv.depthwise) step.run = run_depthwise<Core, kMode == Mode::kCodes || kMode == Mode::kTable ? kMode : Mode::kRaw>;
     else step.run = !conv.pointwise ? run_dense<Core, kMode> : conv.sixes ? Core::template sixes<kMode>() : run_pointwise<Core, kMode>;
 }
 
@@ -104,6 +121,20 @@ template <typename Core> bool prepare_packed(Step& step, Conv& conv, Store& stor
     return true;
 }
 
+// false: codes of output channel o are not those of a factor, or results may leave int16.
+inline bool find_factor(const Step& step, int o, const int8_t* weights, int count, float m, int zero, int32_t& factor) {
+    int64_t least = reinterpret_cast<const int32_t*>(step.constants[1])[o], most = least;
+    const int low = -step.in[0].zero, high = 255 + low;  // what a weight is multiplied by
+    for (int i = 0; i < count; i++) {
+        const int w = weights[i];
+        least += w * (w < 0 ? high : low), most += w * (w < 0 ? low : high);
+    }
+    if (!(m >= 0 && m < 1) || least < INT32_MIN || most > INT32_MAX) return false;
+    if (!(static_cast<float>(least) * m > -32000.0f && static_cast<float>(most) * m < 32000.0f)) return false;
+    factor = static_cast<int32_t>(__builtin_rintf(m * 2147483648.0f));
+    return m == 0 || same_steps(m, factor, zero, static_cast<int32_t>(least), static_cast<int32_t>(most));
+}
+
 template <typename Core> bool prepare_conv(Step& step, Store& store) {
     const View &in = step.in[0], &out = step.out[0];
     if (in.dtype != Dtype::kU8) return false;
@@ -129,22 +160,20 @@ template <typename Core> bool prepare_conv(Step& step, Store& store) {
     const int8_t* weights = reinterpret_cast<const int8_t*>(step.constants[0]);
     int32_t* bias = reinterpret_cast<int32_t*>(store.bytes(sizeof(int32_t) * slots));
     float* multipliers = reinterpret_cast<float*>(store.bytes(sizeof(float) * slots));
+    int32_t* factors = reinterpret_cast<int32_t*>(store.bytes(sizeof(int32_t) * slots));
+    bool whole = conv.mode == Mode::kCodes || conv.mode == Mode::kTable;
     for (int o = 0; o < out.c; o++) {
         const int slot = conv.depthwise ? o : (o / per_group * conv.blocks) * kLanes + o % per_group;
         bias[slot] = full_bias<Core>(step, o, weights + static_cast<size_t>(o) * each, each);
         std::memcpy(&multipliers[slot], step.constants[2] + 4 * static_cast<size_t>(o), 4);
-        float most = bias[slot] < 0 ? -static_cast<float>(bias[slot]) : static_cast<float>(bias[slot]);
-        for (int i = 0; i < each; i++) {
-            const int w = weights[static_cast<size_t>(o) * each + i];
-            most += static_cast<float>((w < 0 ? -w : w) * (Core::kFlip ? 128 : 255));
-        }
-        conv.bounded &= most * multipliers[slot] < 32000.0f && multipliers[slot] >= 0;  // and NaN is not
+        whole = whole && find_factor(step, o, weights + static_cast<size_t>(o) * each, each, multipliers[slot], conv.zero, factors[slot]);
     }
     conv.bias = bias;
     conv.multipliers = multipliers;
+    conv.factors = factors;
     if (conv.depthwise && conv.residual) conv.mode = Mode::kRaw;
     conv.three = conv.depthwise && Core::three(step);
-    if ((!conv.bounded && conv.mode == Mode::kCodes) || ((!conv.bounded || conv.odd) && conv.mode == Mode::kTable)) conv.mode = Mode::kRaw;
+    if (!whole && (conv.mode == Mode::kCodes || conv.mode == Mode::kTable)) conv.mode = Mode::kRaw;
     step.work = static_cast<uint64_t>(out.pixels()) * out.c * each;
 
     step.prepared = &conv;

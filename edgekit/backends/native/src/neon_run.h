@@ -120,12 +120,16 @@ void run_depthwise(const Step& step, const Frame& frame, int begin, int end, uin
         const int span = (rows - 1) * step.stride[0] + (step.kernel[0] - 1) * step.dilation[0] + 1;
         pack_rows<Core>(step, conv, frame, i, y * step.stride[0] - step.pad[0], span, channel, c, conv.slice, packed);
         const ptrdiff_t at = (static_cast<ptrdiff_t>(i) * out.h + y) * out.w;
-        uint8_t* codes = frame.bytes(out) + at * out.pitch + channel;
-        for (int b = 0; b < c; b += 16) {
-            const int valid = min(16, c - b);
-            Core::template depthwise<kMode>(step, conv, packed + b, (channel + b) / 16, rows, valid, raw, codes + b);
-            if (kMode != Mode::kRaw) continue;
-            finish_depthwise(step, conv, frame, raw, at, rows * out.w, channel + b, valid);
+        uint8_t *codes = frame.bytes(out) + at * out.pitch + channel, *found = reinterpret_cast<uint8_t*>(raw);
+        for (int b = 0; b < c; b += 16, codes += 16) {
+            const int valid = min(16, c - b), number = (channel + b) / 16, count = rows * out.w;
+            if constexpr (kMode == Mode::kTable) {
+                Core::template depthwise<kMode>(step, conv, packed + b, number, rows, 16, raw, found, 16);
+                look_up_block(conv, found, count, valid, codes, out.pitch);
+            } else {
+                Core::template depthwise<kMode>(step, conv, packed + b, number, rows, valid, raw, codes, out.pitch);
+                if (kMode == Mode::kRaw) finish_depthwise(step, conv, frame, raw, at, count, channel + b, valid);
+            }
         }
     }
 }

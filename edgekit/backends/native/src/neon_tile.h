@@ -9,6 +9,7 @@ namespace {
 // Where a tile goes: 4 * kQuads channels of its pixels, `pitch` elements apart.
 struct Target {
     const float* multipliers;
+    const int32_t* factors;
     int valid;  // channels wanted
     int16_t* raw;
     uint8_t* codes;
@@ -39,23 +40,14 @@ template <Mode kMode, int kRows, int kQuads> EK_INLINE void emit(int32x4_t (&acc
     } else {
         constexpr int kWide = kQuads == 3 || kRows == 1 ? 16 : 4 * kQuads, kPixels = 16 / kWide, kVectors = kRows / kPixels;
         static_assert(kRows % kPixels == 0, "whole vectors");
-        float32x4_t scale[kQuads];
-#pragma GCC unroll 4
-        for (int q = 0; q < kQuads; q++) scale[q] = vld1q_f32(m + 4 * q);
-        constexpr bool kBounded = kMode == Mode::kCodes || kMode == Mode::kTable;
-        const float32x4_t magic = vdupq_n_f32(to.conv->magic);
+        const Multipliers<kMode, kQuads> by(m, to.factors, to.conv->zero);
         int16x8_t low[kVectors], high[kVectors];
 #pragma GCC unroll 12
         for (int i = 0; i < kVectors; i++) {
             const auto sum = [&](int k) __attribute__((always_inline)) { return acc[i * kPixels + k * 4 / kWide][min(k % (kWide / 4), kQuads - 1)]; };
-            const auto by = [&](int k) __attribute__((always_inline)) { return scale[min(k % (kWide / 4), kQuads - 1)]; };
-            if constexpr (kBounded) {
-                low[i] = bounded(sum(0), sum(1), by(0), by(1), magic);
-                high[i] = kWide == 16 && kQuads <= 2 ? low[i] : bounded(sum(2), sum(3), by(2), by(3), magic);
-            } else {
-                low[i] = narrow(rounded(sum(0), by(0)), rounded(sum(1), by(1)));
-                high[i] = kWide == 16 && kQuads <= 2 ? low[i] : narrow(rounded(sum(2), by(2)), rounded(sum(3), by(3)));
-            }
+            const auto of = [](int k) { return min(k % (kWide / 4), kQuads - 1); };
+            low[i] = by(sum(0), sum(1), of(0), of(1));
+            high[i] = kWide == 16 && kQuads <= 2 ? low[i] : by(sum(2), sum(3), of(2), of(3));
         }
         if constexpr (kMode == Mode::kRaw) {
 #pragma GCC unroll 12
@@ -74,11 +66,6 @@ template <Mode kMode, int kRows, int kQuads> EK_INLINE void emit(int32x4_t (&acc
                 for (int k = i; k < i + kAtOnce; k++) store_tile<kStored>(to.codes + k * kPixels * to.pitch, to.pitch, codes[k]);
             }
             return;
-        }
-        if (kMode == Mode::kCodes && to.conv->odd) {
-            const int16x8_t one = vdupq_n_s16(1);
-#pragma GCC unroll 12
-            for (int i = 0; i < kVectors; i++) low[i] = vaddq_s16(low[i], one), high[i] = vaddq_s16(high[i], one);
         }
 #pragma GCC unroll 12
         for (int i = 0; i < kVectors; i++) codes[i] = pack_codes(low[i], high[i]);
@@ -103,6 +90,12 @@ __attribute__((noinline)) void copy_lines(uint8_t* to, ptrdiff_t pitch, const ui
         for (; left > 16; left -= 16, source += 16, target += 16) vst1q_u8(target, vld1q_u8(source));
         copy_bytes(target, source, left);
     }
+}
+
+// `count` codes of 16 channels in a row, of which `valid` are there, through the table.
+inline void look_up_block(const Conv& conv, uint8_t* found, int count, int valid, uint8_t* to, ptrdiff_t pitch) {
+    look_up_all(conv.tables, found, count, valid == 16 ? to : found, valid == 16 ? pitch : 16);
+    if (valid < 16) copy_lines(to, pitch, found, 16, valid, count);
 }
 
 // kRows pixels of which `count` are wanted, somewhere else first.
@@ -179,6 +172,7 @@ Target target(const Step& step, const Conv& conv, const Frame& frame, int group,
     const int per_group = out.c / step.group, o = group * per_group + number * kLanes;
     Target to{};
     to.multipliers = conv.multipliers + (group * conv.blocks + number) * kLanes;
+    to.factors = conv.factors + (group * conv.blocks + number) * kLanes;
     to.valid = min(kLanes, per_group - number * kLanes);
     to.raw = reinterpret_cast<int16_t*>(scratch + conv.raw_at);
     if (kMode == Mode::kFloats) to.floats = frame.floats(out) + at * out.pitch + o;
