@@ -3,6 +3,7 @@
 
 #include "bundle.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -89,7 +90,13 @@ Bundle::Bundle(std::unique_ptr<Source> source, const char* variant, const ek_opt
     try {
         must(ek_engine_open(payload.data(), payload.size(), options, &engine_));
         ek_port p;
-        for (const std::string& name : manifest_.inputs) port(name, false, &p);
+        for (const std::string& name : manifest_.inputs) {
+            port(name, false, &p);
+            const auto named = [&](const Manifest::Codes& c) { return c.tensor == name && c.scale == p.scale && c.zero == p.zero; };
+            if (p.dtype == EK_U8 && manifest_.tensor(name).dtype != "uint8" && std::none_of(taken->codes.begin(), taken->codes.end(), named))
+                fail(EK_BAD_FILE, "input '%s': the payload has codes of scale %g and zero point %d, which its options do not say. Build the bundle again",
+                     printable(name).c_str(), double(p.scale), int(p.zero));
+        }
         for (const std::string& name : manifest_.outputs) port(name, true, &p);
         tell(*taken);
     } catch (Error& error) {

@@ -27,9 +27,15 @@ struct Manifest {
         std::string tensor, path;
         double atol = 0, rtol = 0, allow = 0;
     };
+    struct Codes {  // uint8, of a tensor that is real in the plan
+        std::string tensor;
+        float scale;
+        int zero;
+    };
     struct Variant {
         std::string name, backend, precision, path;
         bool packed = false;
+        std::vector<Codes> codes;
     };
 
     std::string model, task, target, payload_digest;

@@ -124,7 +124,15 @@ Manifest::Variant read_variant(const Value& table, const std::string& step, cons
     if (!file) fail(EK_BAD_FILE, "file '%s': is not in the file table", printable(v.path).c_str());
     if (uint64_t(table["bytes"].integer(1, kMostFile)) != file->bytes) table["bytes"].refuse("what the file table says");
     if (table["digest"].text() != "sha256:" + file->sha256) table["digest"].refuse("what the file table says");
-    if (table.has("options")) v.packed = table["options"].has("packed");
+    if (!table.has("options")) return v;
+    const Value options = table["options"];
+    v.packed = options.has("packed");
+    if (!options.has("codes")) return v;
+    for (const auto& [tensor, params] : options["codes"].members()) {
+        const std::vector<Value> found = params.items();
+        if (found.size() != 3) params.refuse("type, scale and zero point");
+        if (found[0].text() == "uint8") v.codes.push_back({tensor, float(found[1].number()), int(found[2].integer(0, 255))});
+    }
     return v;
 }
 

@@ -102,6 +102,9 @@ struct Dots {
         conv.group_bytes = quad * ((per_group + 3) / 4);
         int8_t* to = reinterpret_cast<int8_t*>(store.bytes(conv.group_bytes * step.group));
         conv.weights = to;
+        const int8_t* rows = reinterpret_cast<const int8_t*>(step.constants[0]);
+        const ptrdiff_t each = static_cast<ptrdiff_t>(conv.segments) * conv.segment_bytes;
+        const int fours = conv.second ? 0 : conv.segment_bytes / 4;  // that lie side by side
         for (int group = 0; group < step.group; group++)
             for (int b = 0; b < conv.blocks; b++) {
                 const int quads = (min(kLanes, per_group - b * kLanes) + 3) / 4;
@@ -109,7 +112,8 @@ struct Dots {
                 for (int s = 0; s < conv.segments; s++)
                     for (int g = 0; g < conv.groups; g++)
                         for (int o = b * kLanes; o < b * kLanes + 4 * quads; o++, to += 4)
-                            for (int k = 0; k < 4; k++)
+                            if (g < fours && o < per_group) std::memcpy(to, rows + (group * per_group + o) * each + s * conv.segment_bytes + 4 * g, 4);
+                            else for (int k = 0; k < 4; k++)
                                 to[k] = o < per_group ? weight_at(step, conv, group * per_group + o, s, 4 * g + k, first) : int8_t{0};
             }
         return true;

@@ -6,13 +6,18 @@
 namespace edgekit {
 namespace {
 
+// Sums over the weights of an output channel: as they are, and without their signs.
+struct Weighed {
+    int32_t sum = 0, magnitude = 0;
+    Weighed(const int8_t* weights, int count) {
+        for (int i = 0; i < count; i++) sum += weights[i], magnitude += weights[i] < 0 ? -weights[i] : weights[i];
+    }
+};
+
 // bias + what the zero point and the flip of the codes add: sum((q - zero) w) = sum((q - flip) w) + (flip - zero) sum(w)
-template <typename Core> int32_t full_bias(const Step& step, int o, const int8_t* weights, int count) {
-    const int32_t* bias = reinterpret_cast<const int32_t*>(step.constants[1]);
-    uint32_t sum = 0;
-    for (int i = 0; i < count; i++) sum += static_cast<uint32_t>(static_cast<int32_t>(weights[i]));
+template <typename Core> int32_t full_bias(const Step& step, int32_t bias, const Weighed& weights) {
     const int32_t shift = static_cast<int32_t>(Core::kFlip) - step.in[0].zero;
-    return static_cast<int32_t>(static_cast<uint32_t>(bias[o]) + static_cast<uint32_t>(shift) * sum);
+    return static_cast<int32_t>(static_cast<uint32_t>(bias) + static_cast<uint32_t>(shift) * static_cast<uint32_t>(weights.sum));
 }
 
 // false: a curve that these kernels do not take.
@@ -121,14 +126,11 @@ template <typename Core> bool prepare_packed(Step& step, Conv& conv, Store& stor
     return true;
 }
 
-// false: codes of output channel o are not those of a factor, or results may leave int16.
-inline bool find_factor(const Step& step, int o, const int8_t* weights, int count, float m, int zero, int32_t& factor) {
-    int64_t least = reinterpret_cast<const int32_t*>(step.constants[1])[o], most = least;
-    const int low = -step.in[0].zero, high = 255 + low;  // what a weight is multiplied by
-    for (int i = 0; i < count; i++) {
-        const int w = weights[i];
-        least += w * (w < 0 ? high : low), most += w * (w < 0 ? low : high);
-    }
+// false: codes are not those of a factor, or results may leave int16.
+inline bool find_factor(const Step& step, int32_t bias, const Weighed& weights, float m, int zero, int32_t& factor) {
+    const int64_t up = (static_cast<int64_t>(weights.magnitude) + weights.sum) / 2, down = weights.magnitude - up;
+    const int64_t low = step.in[0].zero, high = 255 - low;  // what a weight is multiplied by, at most
+    const int64_t least = bias - up * low - down * high, most = bias + up * high + down * low;
     if (!(m >= 0 && m < 1) || least < INT32_MIN || most > INT32_MAX) return false;
     if (!(static_cast<float>(least) * m > -32000.0f && static_cast<float>(most) * m < 32000.0f)) return false;
     factor = static_cast<int32_t>(__builtin_rintf(m * 2147483648.0f));
@@ -164,9 +166,11 @@ template <typename Core> bool prepare_conv(Step& step, Store& store) {
     bool whole = conv.mode == Mode::kCodes || conv.mode == Mode::kTable;
     for (int o = 0; o < out.c; o++) {
         const int slot = conv.depthwise ? o : (o / per_group * conv.blocks) * kLanes + o % per_group;
-        bias[slot] = full_bias<Core>(step, o, weights + static_cast<size_t>(o) * each, each);
+        const Weighed weighed(weights + static_cast<size_t>(o) * each, each);
+        const int32_t given = reinterpret_cast<const int32_t*>(step.constants[1])[o];
+        bias[slot] = full_bias<Core>(step, given, weighed);
         std::memcpy(&multipliers[slot], step.constants[2] + 4 * static_cast<size_t>(o), 4);
-        whole = whole && find_factor(step, o, weights + static_cast<size_t>(o) * each, each, multipliers[slot], conv.zero, factors[slot]);
+        whole = whole && find_factor(step, given, weighed, multipliers[slot], conv.zero, factors[slot]);
     }
     conv.bias = bias;
     conv.multipliers = multipliers;
