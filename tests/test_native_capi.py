@@ -146,7 +146,10 @@ def test_codes_at_the_port_are_those_that_the_manifest_says(tmp_path: Path) -> N
     )
     with pytest.raises(EdgekitError, match="images: expected float32"):
         edgekit.load(path, self_test=False)
-    with pytest.raises(Failed, match=r"input 'images': the payload has codes .* its options do not say"), opened(path):
+    with (
+        pytest.raises(Failed, match=r"input 'images': the payload has codes .* its options do not say"),
+        opened(path),
+    ):
         pass
 
 

@@ -28,6 +28,7 @@ from tests.test_quant_placement import ARM, ORT, ORT_ARM, TRT
 
 SHAPE = (1, 16, 8, 8)
 PADS = "<pads=[1,1,1,1]>"
+NATIVE = rules_for("native", Target.load("rpi5"))
 LOUD = 3
 """The channel whose range is a hundred times that of the others."""
 REPAIRABLE = (
@@ -156,6 +157,22 @@ def test_a_gate_that_passes_is_asked_once() -> None:
     assert (last.passed, last.metric, last.drop, last.kept) == (True, 0.5, 0.0, True)
     assert [t for t in found.trials if t.passed is not None] == [last]
     assert found.ranked and found.ranked == tuple(sorted(found.ranked, key=lambda r: -r[1]))
+
+
+def sums_are_rounded(model: ir.Model) -> bool:
+    return any(quant(v) is not None for v in (model.graph.node(i).outputs[0] for i in (0, 3)))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_curves_stay_only_where_tables_cost_too_much(allowed: bool) -> None:
+    """By rules that know both. A gate that does not allow it is asked once more, and the result is the one before."""
+    gate = Counted(lambda m: s.Look(allowed or not sums_are_rounded(m), 0.5, 0.0))
+    found = s.search(problem(network(REPAIRABLE, loud=1.0), gate, NATIVE), quiet)
+    curves, *_, tables = [t for t in found.trials if t.label in ("activations straight from sums", s.TABLES)]
+    assert curves.kept and tables.label == s.TABLES and tables.kept == tables.passed == allowed
+    assert len(gate.asked) == 2 and tables.error < s.NOISY
+    assert found.choices.curves != allowed and sums_are_rounded(found.model) == allowed
+    assert found.look.passed and found.ranked
 
 
 def test_without_a_verdict_nothing_goes_back_to_float() -> None:
