@@ -73,9 +73,10 @@ void Crew::work(const Step& step, const Frame& frame, uint8_t* scratch) {
     }
     while (part(job, 0, scratch)) {}
     const uint32_t units = static_cast<uint32_t>(step.units);
-    const auto start = Clock::now();
+    Clock::time_point start{};  // of the wait: the clock is not asked where there is none
     for (uint32_t done; (done = done_.load(std::memory_order_acquire)) != units;) {
         for (int i = 0; i < kLooks && done_.load(std::memory_order_relaxed) == done; ++i) relax();
+        if (start == Clock::time_point{}) start = Clock::now();
         if (Clock::now() - start < std::chrono::microseconds(spin_us_)) continue;
         waiting_.store(true);
         sleep(done_, done);  // returns at once where it has changed
@@ -115,23 +116,24 @@ void Crew::help(int number) {
     uint8_t* memory = scratch_[static_cast<size_t>(number) - 1].get();
     uint8_t* scratch = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
     uint32_t last = 0;
-    auto idle = Clock::now();
+    Clock::time_point idle{};  // since when, once it has looked for a while
     while (!closing_.load()) {
         const uint32_t bell = bell_.load(), job = job_.load();
         if (job != last) {
             while (part(job, number, scratch)) {}
             last = job;
-            idle = Clock::now();
+            idle = {};
             continue;
         }
         for (int i = 0; i < kLooks && job_.load(std::memory_order_relaxed) == last; ++i) relax();
         if (job_.load(std::memory_order_relaxed) != last) continue;
+        if (idle == Clock::time_point{}) idle = Clock::now();
         if (running_.load(std::memory_order_relaxed) && Clock::now() - idle < std::chrono::microseconds(spin_us_)) continue;
         asleep_.fetch_add(1);
         const bool missed = job_.load() != last;
         if (!missed && !closing_.load()) sleep(bell_, bell);
         asleep_.fetch_sub(1);
-        idle = Clock::now();
+        idle = {};
     }
 }
 
