@@ -39,17 +39,26 @@ int8=$(ls "$work"/int8/*.edge)
 "$PYTHON" "$HERE/expect_video.py" "$work/expected/video"
 "$PYTHON" "$HERE/expect_native.py" "$work/expected"
 
-say "instruction counts by edgekit tune"
-(cd "$ROOT" && EDGEKIT_ARM_COUNT=1 "$PYTHON" -m pytest -m arm -p no:cacheprovider tests/test_tune_arm.py)
-
-cd "$ARM_DIR/stage"
-export PYTHONPATH=$ARM_DIR/stage EDGEKIT_ARM_EXPECTED=$work/expected EDGEKIT_CACHE=$work/cache
-for device in pi4 pi5; do
-  say "tests on the emulated $device"
-  ARM_DEVICE=$device ARM_COUNT=$work/tests-$device.jsonl \
-    "$ARM_DIR/armpython" -m pytest -m arm -p no:cacheprovider tests/arm
-  bundle=$(ls "$work"/expected/*."r$device".edge)
-  ARM_DEVICE=$device ARM_COUNT=$work/counts-$device.jsonl \
-    "$ARM_DIR/armpython" "$HERE/stages.py" "$bundle" "$work/expected/frames.npz"
+# none of these looks at a clock: beside each other
+counts() {
+  cd "$ROOT" && EDGEKIT_ARM_COUNT=1 "$PYTHON" -m pytest -m arm -p no:cacheprovider tests/test_tune_arm.py
+}
+board() {
+  cd "$ARM_DIR/stage"
+  export PYTHONPATH=$ARM_DIR/stage EDGEKIT_ARM_EXPECTED=$work/expected EDGEKIT_CACHE=$work/cache-$1 ARM_DEVICE=$1
+  ARM_COUNT=$work/tests-$1.jsonl "$ARM_DIR/armpython" -m pytest -m arm -p no:cacheprovider tests/arm
+  ARM_COUNT=$work/counts-$1.jsonl "$ARM_DIR/armpython" "$HERE/stages.py" "$(ls "$work"/expected/*."r$1".edge)" "$work/expected/frames.npz"
+}
+names=("instruction counts by edgekit tune" "tests on the emulated pi4" "tests on the emulated pi5")
+say "${names[0]}, ${names[1]} and pi5"
+counts > "$work/0.log" 2>&1 & running=($!)
+board pi4 > "$work/1.log" 2>&1 & running+=($!)
+board pi5 > "$work/2.log" 2>&1 & running+=($!)
+trap 'kill "${running[@]}" 2> /dev/null || true' EXIT
+failed=0
+for i in 0 1 2; do
+  wait "${running[i]}" || failed=$?
+  say "${names[i]}"; cat "$work/$i.log"
 done
+[ "$failed" = 0 ] || exit "$failed"
 echo "ARM tests passed on pi4 and pi5 in $((SECONDS - started)) s"
