@@ -152,7 +152,7 @@ def search(problem: Problem, progress: Progress) -> Quantized:
     bench = _Bench(problem)
     best = _last_in_float(bench, _ranges(bench, progress))
     start = _equalized(bench, best, progress)
-    best = _repaired(bench, start, REPAIRS if start.error <= NOISY else NOISY_REPAIRS, progress)
+    best = _repaired(bench, start, _fitting(start), progress)
     if problem.learn is not None and problem.learn_first:
         best = _learned(bench, best, problem.learn)
     elif best.error > NOISY:
@@ -180,7 +180,7 @@ def integers(problem: Problem, progress: Progress) -> Quantized:
     """What `search` finds before it gives anything back to float: the start of a training (compression/fake_quant.py)."""
     bench = _Bench(problem)
     start = _equalized(bench, _ranges(bench, progress), progress)
-    best = _repaired(bench, start, REPAIRS if start.error <= NOISY else NOISY_REPAIRS, progress)
+    best = _repaired(bench, start, _fitting(start), progress)
     return replace(best, trials=tuple(bench.trials))
 
 
@@ -378,6 +378,11 @@ def _with_equalized(bench: _Bench, best: Quantized, chosen: Sequence[Candidate])
     return bench.place(exact, stats, choices, best.steps)
 
 
+def _fitting(start: Quantized) -> Sequence[str]:
+    """The repairs for as much noise as there is."""
+    return REPAIRS if start.error <= NOISY else NOISY_REPAIRS
+
+
 def _repaired(
     bench: _Bench, best: Quantized, names: Sequence[str], progress: Progress, prefix: str = ""
 ) -> Quantized:
@@ -493,9 +498,7 @@ def _tabled(bench: _Bench, best: Quantized, progress: Progress) -> Quantized:
     """
     choices = replace(best.choices, curves=False)
     found = bench.place(best.exact, best.stats, choices, (*best.steps, TABLES))
-    found = _repaired(
-        bench, found, REPAIRS if found.error <= NOISY else NOISY_REPAIRS, progress, "by tables, "
-    )
+    found = _repaired(bench, found, _fitting(found), progress, "by tables, ")
     if found.error > max(NOISY, best.error):
         bench.note(TABLES, found, False)
         return best

@@ -203,11 +203,7 @@ struct Products {
         const int32_t* bias = conv.bias + 16 * number;
         const Multipliers<kMode, 4> by(conv.multipliers + 16 * number, conv.factors + 16 * number, conv.zero);
         const int taps = step.kernel[0] * step.kernel[1], right = step.stride[1] * conv.slice;
-        const auto put = [&](const int32x4_t(&acc)[4]) __attribute__((always_inline)) {
-            const int16x8_t low = by(acc[0], acc[1], 0, 1), high = by(acc[2], acc[3], 2, 3);
-            if constexpr (kMode == Mode::kRaw) vst1q_s16(raw, low), vst1q_s16(raw + 8, high), raw += 16;
-            else store_pixels<16>(codes, 0, pack_codes(low, high), valid, 1), codes += pitch;
-        };
+        const auto put = [&](const int32x4_t(&acc)[4]) __attribute__((always_inline)) { put_pixel<kMode>(by, acc, valid, raw, codes, pitch); };
         for (int y = 0; y < rows; y++) {
             const int8_t* p = in + static_cast<ptrdiff_t>(y) * step.stride[0] * conv.row_bytes;
             int x = 0;

@@ -82,6 +82,14 @@ template <int kWide> EK_INLINE void store_pixels(uint8_t* p, ptrdiff_t pitch, ui
     store_part(p, pitch, v, kWide, valid, count);
 }
 
+// 16 channels of a pixel, as int16 or as codes of which `valid` are wanted; moves on to the next one.
+template <Mode kMode>
+EK_INLINE void put_pixel(const Multipliers<kMode, 4>& by, const int32x4_t (&acc)[4], int valid, int16_t*& raw, uint8_t*& codes, ptrdiff_t pitch) {
+    const int16x8_t low = by(acc[0], acc[1], 0, 1), high = by(acc[2], acc[3], 2, 3);
+    if constexpr (kMode == Mode::kRaw) vst1q_s16(raw, low), vst1q_s16(raw + 8, high), raw += 16;
+    else store_pixels<16>(codes, 0, pack_codes(low, high), valid, 1), codes += pitch;
+}
+
 template <Act kAct, int kWide> void finish(const Step& step, const Conv& conv, const Finish& f) {
     constexpr int kPixels = 16 / kWide, kAtOnce = kAct == Act::kTable ? 4 : 3;
     const int16x8_t zero = vdupq_n_s16(static_cast<int16_t>(conv.zero));
